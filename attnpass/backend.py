@@ -1,0 +1,157 @@
+"""The Dynamo backend: ``torch.compile(model, backend="attnpass")``.
+
+config -> pass -> report -> compiler. An entry point of the group ``torch_dynamo_backends`` names `attnpass`, so a
+program needs no import. User errors (a wrong name, a strict refusal) are raised; an error of our own never breaks a
+program: the untouched graph is compiled and the failure is said once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch._guards import CompileContext
+from torch.fx import GraphModule
+
+from attnpass import log, report as rendering, staleness, verify
+from attnpass.compiler import compile_graph
+from attnpass.config import Config, split_options, unknown_variables
+from attnpass.errors import ISSUES_HINT, AttnpassError, PassError
+from attnpass.kernels import packages, registry
+from attnpass.machine import Machine
+from attnpass.report.record import Report
+from attnpass.rewrite import Machines, Rewritten, node_devices, run_pass
+from attnpass.select import check_wishes, resolve_wishes
+from attnpass.verify import Verifier
+
+logger = logging.getLogger(__name__)
+REPORTS_KEPT = 1000
+
+_reports: deque[Report] = deque(maxlen=REPORTS_KEPT)
+_numbers = itertools.count()
+_said: set[str] = set()
+
+
+def attnpass(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> Callable[..., Any]:
+    """Compile one Dynamo graph: rewrite its attention, then hand it to Inductor (or ``ATTNPASS_COMPILER``).
+
+    Args:
+        gm: the graph, before autograd.
+        example_inputs: real tensors and SymInts, as Dynamo gives them.
+        mode: ``torch.compile``'s mode, for Inductor.
+        options: ``torch.compile``'s options; ``attnpass.*`` are ours, the others Inductor's.
+
+    Raises:
+        ConfigError: a setting is not legal.
+        UnknownKernelError: no kernel has the name.
+        KernelUnavailableError: the library of a named kernel is missing or too old.
+        StrictError: ``ATTNPASS_STRICT=1`` and a call was kept.
+    """
+    ours, theirs = split_options(options)
+    config = Config.load(ours)
+    log.configure("info" if config.verify and config.log == "warning" else config.log)
+    _say_unknown_variables()
+    resolve_wishes(config.kernel, registry())
+    machines = look_at(gm)
+    staleness.guard()
+    rewritten = _guarded_pass(gm, machines, config)
+    _publish(rewritten.report, config)
+    machine = next(iter(rewritten.report.machines.values()), None)
+    downstream = {**rewritten.compile_options, **theirs}
+    return compile_graph(rewritten.module, example_inputs, config.compiler, mode, downstream, machine)
+
+
+def reset() -> None:
+    """Called by ``torch._dynamo.reset()``: forget what verification learnt."""
+    verify.forget()
+
+
+attnpass.reset = reset  # type: ignore[attr-defined]
+
+
+def look_at(gm: GraphModule) -> Machines:
+    """The facts about every device that ``gm`` touches."""
+    wanted = packages()
+    return {device: Machine.look(device, wanted) for device in node_devices(gm)}
+
+
+def new_report(config: Config) -> Report:
+    """An empty report with the next running number."""
+    compile_id = CompileContext.current_compile_id()
+    return Report(graph=next(_numbers), compile_id=str(compile_id or ""), config=config)
+
+
+def reports() -> list[Report]:
+    """The reports of this process, oldest first (the last `REPORTS_KEPT`)."""
+    return list(_reports)
+
+
+def clear_reports() -> None:
+    """Forget the reports of this process."""
+    _reports.clear()
+
+
+def _guarded_pass(gm: GraphModule, machines: Machines, config: Config) -> Rewritten:
+    """Run the pass; on an error of our own, say it and give the untouched graph back."""
+    report = new_report(config)
+    kernels = registry()
+    for device in machines:
+        check_wishes(config.kernel, kernels, machines[device])
+    try:
+        return run_pass(gm, kernels, machines, config, report, _verifier(config))
+    except AttnpassError:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        message = (
+            f"attnpass: rewriting graph {report.graph} failed with {text}; "
+            f"{{consequence}}; {ISSUES_HINT}. ATTNPASS_KERNEL=native switches the rewriting off."
+        )
+        if config.strict:
+            raise PassError(message.format(consequence="ATTNPASS_STRICT=1, so nothing runs")) from error
+        _say_once(message.format(consequence="the program runs unrewritten"))
+        logger.debug("the failure in full", exc_info=True)
+        return Rewritten(gm, replace(report, error=text))
+
+
+def _verifier(config: Config) -> Verifier | None:
+    compile_id = CompileContext.current_compile_id()
+    if not config.verify or compile_id is None:
+        return None
+    tolerances = {name: kernel.limits.tolerance for name, kernel in registry().items()}
+    return Verifier(f"frame {compile_id.frame_id}", tolerances)
+
+
+def _publish(report: Report, config: Config) -> None:
+    _reports.append(report)
+    torch._dynamo.utils.counters["attnpass"]["calls"] += len(report.decisions)
+    torch._dynamo.utils.counters["attnpass"]["rewritten"] += report.rewritten
+    log.emit_report(report)
+    if config.report:
+        try:
+            rendering.write(report, config.report)
+        except OSError as error:
+            _say_once(f"attnpass: writing the report to {config.report} failed with {error}; choose another ATTNPASS_REPORT")
+
+
+def _say_unknown_variables() -> None:
+    for message in unknown_variables():
+        _say_once(f"attnpass: {message}")
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        logger.warning("%s", message)

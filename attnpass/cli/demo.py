@@ -1,0 +1,194 @@
+"""``attnpass demo``: a real model with real weights, in eager, with Inductor and with every kernel that runs here.
+
+The bound is not a magic number: it is a small multiple of the error that PyTorch's own eager run makes against fp64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+import attnpass
+from attnpass.cli.minilm import DIFFERENT, SENTENCES, SIMILAR, MiniLM, cosine, load
+from attnpass.cli.table import print_table
+from attnpass.config import Config
+from attnpass.kernels import registry
+from attnpass.report import Report, block
+from attnpass.select import AUTO, NATIVE, resolve_wishes
+from attnpass.tensor import DTYPE_NAMES, dtype_name
+
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point}
+EAGER, INDUCTOR = "eager", "inductor"
+RUNS = 20
+SLACK = 2.0  # on top of what the kernel's own tolerance allows: both sides of the comparison are rounded
+FLOOR = 8.0  # in units of the dtype's eps at 1: an eager run that happens to be exact is no bound
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One way to run the model.
+
+    Attributes:
+        name: eager, inductor, or the wish that was given to attnpass.
+        kernels: the kernels that compute, "" where PyTorch chooses.
+        calls: attention calls found.
+        rewritten: how many of them were rewritten.
+        difference: largest absolute difference of an embedding to eager.
+        allowed: how large it may be.
+        similar: cosine of two sentences that say the same.
+        different: cosine of two that do not.
+        ms: median time of one run.
+    """
+
+    name: str
+    kernels: str
+    calls: int
+    rewritten: int
+    difference: float
+    allowed: float
+    similar: float
+    different: float
+    ms: float
+
+    @property
+    def ok(self) -> bool:
+        return self.difference <= self.allowed
+
+
+def add_command(commands: Any) -> None:
+    """Declare the command and its arguments."""
+    command = commands.add_parser(
+        "demo",
+        help="a real model in eager, with Inductor, and with every kernel that runs here",
+        description=f"Embeds {len(SENTENCES)} sentences with MiniLM: eager, plain Inductor, attnpass with each kernel.",
+    )
+    command.add_argument("--kernel", metavar="NAMES", help="only these kernels, separated by commas (default: all)")
+    command.add_argument("--dtype", choices=DTYPES, help="default: fp32 on a CPU, fp16 elsewhere")
+    command.add_argument("--device", type=torch.device, help="default: the accelerator if there is one, else cpu")
+    command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare everything with eager; exit code 1 if something is wrong."""
+    device = args.device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    dtype = DTYPES[args.dtype or ("fp32" if device.type == "cpu" else "fp16")]
+    wishes = resolve_wishes(Config.load({"attnpass.kernel": args.kernel}).kernel, registry()) if args.kernel else ()
+    minilm = load(device, dtype)
+    exact = load(torch.device("cpu"), torch.float64).embed()
+    say = _silent if args.json else print
+    say(f"MiniLM (22.7 million real weights) embeds {len(SENTENCES)} sentences on {device} in {dtype_name(dtype)}.")
+    results = list(compare(minilm, exact, wishes, say))
+    if args.json:
+        rows = [{**asdict(result), "ok": result.ok} for result in results]
+        print(json.dumps({"device": str(device), "dtype": dtype_name(dtype), "results": rows}, indent=1))
+    else:
+        _summarise(results)
+    return 0 if all(result.ok for result in results) else 1
+
+
+def compare(minilm: MiniLM, exact: torch.Tensor, wishes: Sequence[str], say: Callable[[str], None]) -> Iterator[Result]:
+    """Run eager, Inductor, then attnpass with each wish (``auto`` and all that can run, if none is given)."""
+    eager = minilm.embed()
+    noise = max(_distance(eager, exact), FLOOR * torch.finfo(eager.dtype).eps * float(eager.abs().max()))
+    say(
+        f"  {cosine(eager, SIMILAR):.2f}  {SENTENCES[SIMILAR[0]]!r} and {SENTENCES[SIMILAR[1]]!r}\n"
+        f"  {cosine(eager, DIFFERENT):.2f}  {SENTENCES[DIFFERENT[0]]!r} and {SENTENCES[DIFFERENT[1]]!r}\n"
+        f"Eager is {noise:.1e} away from fp64; more than a small multiple of that would be wrong.\n"
+    )
+    yield _measure(minilm, EAGER, None, eager, noise, [])
+    yield _measure(minilm, INDUCTOR, _compile(minilm, INDUCTOR), eager, noise, [])
+    queue = list(wishes or (AUTO,))
+    while queue:
+        wish = queue.pop(0)
+        attnpass.clear_reports()
+        compiled = _compile(minilm, "attnpass", {"attnpass.kernel": wish})
+        minilm.embed(compiled)
+        reports = attnpass.reports()
+        say("\n".join(f"[{wish}] {block(report)}" for report in reports))
+        yield _measure(minilm, wish, compiled, eager, noise, reports)
+        if not wishes and wish == AUTO:
+            queue += _others(reports)
+
+
+def _compile(minilm: MiniLM, backend: str, options: dict[str, Any] | None = None) -> Callable[..., Any]:
+    torch._dynamo.reset()
+    compiled: Callable[..., Any] = torch.compile(minilm.model, backend=backend, options=options)
+    return compiled
+
+
+def _others(reports: Sequence[Report]) -> list[str]:
+    """The kernels that would take every call, without the one that ``auto`` took and ``native``, which keeps."""
+    decisions = [decision for report in reports for decision in report.decisions]
+    done = {NATIVE, *(decision.kernel for decision in decisions)}
+    refusing = {trial.kernel for decision in decisions for trial in decision.trials if not trial.accepted}
+    return [name for name in registry() if decisions and name not in done | refusing]
+
+
+def _measure(
+    minilm: MiniLM,
+    name: str,
+    compiled: Callable[..., Any] | None,
+    eager: torch.Tensor,
+    noise: float,
+    reports: Sequence[Report],
+) -> Result:
+    decisions = [decision for report in reports for decision in report.decisions]
+    names = dict.fromkeys(decision.kernel for decision in decisions if decision.rewritten)
+    tolerance = max((registry()[kernel].limits.tolerance for kernel in names), default=2.0)
+    embeddings = minilm.embed(compiled)
+    return Result(
+        name=name,
+        kernels=", ".join(names),
+        calls=len(decisions),
+        rewritten=sum(decision.rewritten for decision in decisions),
+        difference=_distance(embeddings, eager),
+        allowed=SLACK * (1 + tolerance) * noise,
+        similar=cosine(embeddings, SIMILAR),
+        different=cosine(embeddings, DIFFERENT),
+        ms=_median_ms(minilm, compiled),
+    )
+
+
+def _median_ms(minilm: MiniLM, compiled: Callable[..., Any] | None) -> float:
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        minilm.embed(compiled).cpu()
+        times.append((time.perf_counter() - start) * 1000)
+    return statistics.median(times)
+
+
+def _distance(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Largest absolute difference; NaN counts as infinitely far."""
+    distance = float((left.double().cpu() - right.double().cpu()).abs().max())
+    return distance if distance == distance else float("inf")
+
+
+def _silent(text: str) -> None:
+    """Say nothing: ``--json`` prints JSON and nothing else."""
+
+
+def _summarise(results: Sequence[Result]) -> None:
+    rows = [
+        {
+            "run": result.name,
+            "kernel": result.kernels or "PyTorch's choice",
+            "rewritten": f"{result.rewritten} of {result.calls}" if result.calls else "-",
+            "difference to eager": f"{result.difference:.1e}",
+            "allowed": f"{result.allowed:.1e}",
+            "similar": f"{result.similar:.3f}",
+            "different": f"{result.different:.3f}",
+            "ms": f"{result.ms:.2f}",
+            "result": "ok" if result.ok else "WRONG",
+        }
+        for result in results
+    ]
+    print()
+    print_table(rows)

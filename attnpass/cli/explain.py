@@ -1,0 +1,173 @@
+"""``attnpass explain``: which kernel takes a call, and why the others do not. Nothing is compiled or rewritten.
+
+Two questions: a shape (``--shape 2,24,4096,128``; no model and not even the machine is needed), or a Python file that
+makes a model and its inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import attnpass
+from attnpass.call import AttentionCall
+from attnpass.cli.info import machine_name
+from attnpass.cli.model_file import load_model
+from attnpass.cli.table import print_table
+from attnpass.config import Config
+from attnpass.errors import ConfigError
+from attnpass.kernel import Kernel
+from attnpass.kernels import registry
+from attnpass.known_machines import KNOWN_MACHINES
+from attnpass.machine import Machine
+from attnpass.masks import MaskSpec
+from attnpass.report import Report, block
+from attnpass.report.text import decision_lines, status, verdict, why
+from attnpass.select import resolve_wishes, select
+from attnpass.tensor import DTYPE_NAMES, TensorSpec
+
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point}
+DEVICE_TYPES = {"rocm": "cuda", "tpu": "xla", "npu": "privateuseone"}
+HERE = "here"
+KERNEL_VARIABLE = "ATTNPASS_KERNEL"
+EXAMPLE = "attnpass explain --shape 2,24,4096,128 --dtype bf16 --machine h100"
+
+
+def add_command(commands: Any) -> None:
+    """Declare the command and its arguments."""
+    command = commands.add_parser(
+        "explain",
+        help="which kernel takes a call, and why the others do not",
+        description="Answers for one shape, without a model, or for every attention call of a model in a Python file.",
+        epilog=f"examples: {EXAMPLE}; attnpass explain model.py:net",
+    )
+    command.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE.py[:name]",
+        help="a file with `model` (or the given name) and `inputs`: a tuple, a dict, or a function that returns one",
+    )
+    shape = command.add_argument_group("a call, instead of a file")
+    shape.add_argument("--shape", type=sizes, metavar="B,H,Sq,D", help="shape of q")
+    shape.add_argument("--kv-shape", type=sizes, metavar="B,Hkv,Sk,Dv", help="shape of v, if it is not that of q")
+    shape.add_argument("--dtype", choices=DTYPES, default="bf16", help="default: bf16")
+    shape.add_argument("--causal", action="store_true", help="is_causal=True")
+    shape.add_argument("--mask", choices=("bool", "float"), help="with a mask tensor of this kind, (B, 1, Sq, Sk)")
+    shape.add_argument("--training", action="store_true", help="gradients flow through the call")
+    shape.add_argument("--dropout", type=float, default=0.0, metavar="P", help="dropout_p")
+    shape.add_argument("--machine", choices=(HERE, *KNOWN_MACHINES), default=HERE, help="default: here")
+    command.add_argument("--kernel", metavar="WISH", help="wish list, as in ATTNPASS_KERNEL, which it overrides")
+    command.set_defaults(run=run)
+
+
+def sizes(text: str) -> tuple[int, int, int, int]:
+    """``"2,24,4096,128"`` as numbers."""
+    try:
+        B, H, S, D = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers such as 2,24,4096,128") from None
+    if min(B, H, S, D) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} has a negative size")
+    return B, H, S, D
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer for a file or for a shape."""
+    if (args.file is None) == (args.shape is None):
+        raise ConfigError(f"reading the command line: give either FILE.py or --shape; for example: {EXAMPLE}")
+    return _explain_shape(args) if args.file is None else _explain_file(args)
+
+
+def _explain_shape(args: argparse.Namespace) -> int:
+    kernels = registry()
+    machine = find_machine(args.machine, kernels)
+    config = Config.load({"attnpass.kernel": args.kernel} if args.kernel else None)
+    decision = select(make_call(args, machine), kernels, machine, config)
+    if args.json:
+        report = Report(graph=0, config=config, machines={decision.call.device: machine}, decisions=(decision,))
+        print(json.dumps(report.to_dict(), indent=1))
+        return 0
+    print(f"{decision.call.text()}, on {machine_name(machine.to_dict())}")
+    if args.machine != HERE:
+        print("(an invented machine, on which the library of every kernel is installed)")
+    print(f"{','.join(config.kernel)} -> {status(decision)}: {why(decision)}\n")
+    chosen = {decision.kernel: " (chosen)"}
+    print_table([{"kernel": t.kernel, "answer": verdict(t) + chosen.get(t.kernel, "")} for t in decision.trials])
+    return 0
+
+
+def _explain_file(args: argparse.Namespace) -> int:
+    with kernel_setting(args.kernel):
+        resolve_wishes(Config.load().kernel, registry())  # a bad name is an error before the model is loaded
+        reports = load_model(args.file).explained_by(attnpass.explain)
+    if args.json:
+        print(json.dumps([report.to_dict() for report in reports], indent=1))
+        return 0
+    for report in reports:
+        print(block(report))
+        for decision in report.decisions:
+            print("\n".join(decision_lines(decision)))
+    if not reports:
+        print(f"{args.file}: nothing was captured, so there is no graph to look at")
+    return 0
+
+
+@contextmanager
+def kernel_setting(wish: str | None) -> Iterator[None]:
+    """``--kernel`` in force, as if ATTNPASS_KERNEL were set to it."""
+    before = os.environ.get(KERNEL_VARIABLE)
+    if wish:
+        os.environ[KERNEL_VARIABLE] = wish
+    try:
+        yield
+    finally:
+        if wish:
+            os.environ.pop(KERNEL_VARIABLE)
+            os.environ.update({KERNEL_VARIABLE: before} if before is not None else {})
+
+
+def find_machine(name: str, kernels: Mapping[str, Kernel]) -> Machine:
+    """The machine that is asked about; an invented one has every library in the oldest version that will do."""
+    if name == HERE:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return Machine.look(accelerator or torch.device("cpu"), {k.limits.package for k in kernels.values()})
+    machine = KNOWN_MACHINES[name]
+    libraries = {kernel.limits.package: kernel.limits.min_version for kernel in kernels.values()}
+    return replace(machine, versions={**libraries, **machine.versions})
+
+
+def make_call(args: argparse.Namespace, machine: Machine) -> AttentionCall:
+    """The call that the arguments describe, with contiguous operands."""
+    B, H, Sq, D = args.shape
+    Bk, Hkv, Sk, Dv = args.kv_shape or args.shape
+    device = torch.device(DEVICE_TYPES.get(machine.kind, machine.kind))
+    dtype = DTYPES[args.dtype]
+
+    def spec(*shape: int, dtype: torch.dtype = dtype, grad: bool = args.training) -> TensorSpec:
+        stride = [1]
+        for size in reversed(shape[1:]):
+            stride.insert(0, stride[0] * max(size, 1))
+        return TensorSpec(shape, tuple(stride), dtype, device, requires_grad=grad)
+
+    mask = MaskSpec.causal() if args.causal else MaskSpec()
+    if args.mask:
+        tensor = spec(B, 1, Sq, Sk, dtype=torch.bool if args.mask == "bool" else dtype, grad=False)
+        mask = MaskSpec.from_tensor(tensor)
+    return AttentionCall(
+        q=spec(B, H, Sq, D),
+        k=spec(Bk, Hkv, Sk, D),
+        v=spec(Bk, Hkv, Sk, Dv),
+        out=spec(B, H, Sq, Dv),
+        mask=mask,
+        dropout_p=args.dropout,
+        enable_gqa=Hkv != H,
+        needs_grad=args.training,
+        mask_and_causal=bool(args.mask and args.causal),
+    )

@@ -1,0 +1,134 @@
+"""``attnpass info``: this machine, its versions, which kernels are usable here, and the settings in force.
+
+Every probe is guarded: a probe that fails becomes a value, and the rest is still printed. So the output is what to
+paste into a bug report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+import attnpass
+from attnpass.call import AttentionCall
+from attnpass.cli.table import print_table
+from attnpass.config import Config, unknown_variables
+from attnpass.errors import ConfigError
+from attnpass.kernel import Kernel
+from attnpass.kernels import registry
+from attnpass.limits import Code
+from attnpass.machine import Machine
+from attnpass.report.settings import settings_rows
+from attnpass.select import NATIVE, select
+from attnpass.tensor import TensorSpec
+
+MACHINE_CODES = {Code.LIBRARY, Code.DEVICE, Code.CAPABILITY, Code.DISABLED, Code.DETERMINISTIC}
+
+
+def add_command(commands: Any) -> None:
+    """Declare the command and its arguments."""
+    command = commands.add_parser(
+        "info",
+        help="this machine, which kernels are usable on it, the settings in force",
+        description="Versions, devices, which kernels are usable on this machine and why the others are not, settings.",
+    )
+    command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print everything that a bug report needs."""
+    facts = collect(registry())
+    if args.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        _print(facts)
+    return 0
+
+
+def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
+    """All facts, as JSON would have them."""
+    packages = sorted({kernel.limits.package for kernel in kernels.values()} | {"torch", "triton", "transformers"})
+    machines = {str(device): Machine.look(device, packages) for device in devices()}
+    problems = unknown_variables()
+    settings: list[tuple[str, str, str]] = []
+    try:
+        settings = settings_rows(Config.load())
+    except ConfigError as error:
+        problems.append(str(error))
+    return {
+        "attnpass": attnpass.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "libraries": {package: _version(package, machines) for package in packages},
+        "machines": {device: machine.to_dict() for device, machine in machines.items()},
+        "kernels": {device: usable(kernels, torch.device(device), machines[device]) for device in machines},
+        "settings": [{"name": name, "value": value, "from": origin} for name, value, origin in settings],
+        "problems": problems,
+    }
+
+
+def devices() -> list[torch.device]:
+    """Every device that this PyTorch can use, accelerators first."""
+    found: list[torch.device] = []
+    try:
+        current = torch.accelerator.current_accelerator(check_available=True)
+        if current is not None:
+            found = [torch.device(current.type, index) for index in range(torch.accelerator.device_count())]
+    except RuntimeError:
+        pass  # a driver that is there but does not answer
+    return [*found, torch.device("cpu")]
+
+
+def usable(kernels: Mapping[str, Kernel], device: torch.device, machine: Machine) -> dict[str, list[str]]:
+    """For each kernel what this machine itself has against it; nothing means that it is usable here."""
+    call = _easy_call(device)
+    decision = select(call, {NATIVE: kernels[NATIVE], **kernels}, machine, Config(kernel=(NATIVE,)))
+    return {
+        trial.kernel: [str(reason) for reason in trial.rejections if reason.code in MACHINE_CODES]
+        for trial in decision.trials
+    }
+
+
+def machine_name(machine: Mapping[str, Any]) -> str:
+    """``"NVIDIA H100, sm_90"``, ``"cpu, AVX512"``."""
+    kind = machine["kind"]
+    return (
+        ", ".join(text for text in (kind if kind == "cpu" else "", machine["name"], machine["capability"]) if text)
+        or kind
+    )
+
+
+def _easy_call(device: torch.device) -> AttentionCall:
+    """A call that is easy for every kernel, so that what is refused is refused because of the machine."""
+    spec = TensorSpec((1, 8, 512, 64), (8 * 512 * 64, 512 * 64, 64, 1), torch.float16, device)
+    return AttentionCall(q=spec, k=spec, v=spec, out=spec)
+
+
+def _version(package: str, machines: Mapping[str, Machine]) -> str:
+    versions = (machine.versions.get(package) for machine in machines.values())
+    return next((version for version in versions if version), "-")
+
+
+def _print(facts: Mapping[str, Any]) -> None:
+    keys = ("attnpass", "python", "platform", "cuda", "hip")
+    lines = {key: facts[key] or "-" for key in keys} | facts["libraries"]
+    width = max(map(len, lines))
+    print("\n".join(f"{key.ljust(width)}  {value}" for key, value in lines.items()))
+    for device, machine in facts["machines"].items():
+        print()
+        rows = [
+            {"kernel": kernel, "usable": "no" if reasons else "yes", "why not": "; ".join(reasons) or "-"}
+            for kernel, reasons in facts["kernels"][device].items()
+        ]
+        print_table(rows, title=f"Kernels on {device}: {machine_name(machine)}")
+    print()
+    print_table(facts["settings"], title="Settings")
+    for problem in facts["problems"]:
+        print(f"problem: {problem}")

@@ -1,0 +1,37 @@
+"""``attnpass kernels``: what each kernel can take, printed from its `Limits`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from attnpass.cli.table import print_table
+from attnpass.kernels import registry
+from attnpass.support import support_rows
+
+ABILITIES = ("GQA", "dropout", "backward", "deterministic", "exact")
+COLUMNS = ("name", "devices", "GPUs", "dtypes", "head dims", "masks", *ABILITIES)
+
+
+def add_command(commands: Any) -> None:
+    """Declare the command and its arguments."""
+    command = commands.add_parser(
+        "kernels",
+        help="what each kernel can take",
+        description="Every registered kernel with its limits. `attnpass info` says which are usable on this machine.",
+    )
+    command.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the support table, then what the names mean."""
+    rows = [row for kernel in registry().values() for row in support_rows(kernel)]
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    print_table([{column: row[column] for column in COLUMNS} for row in rows])
+    print()
+    names = {row["name"]: row for row in rows}.values()
+    print_table([{"name": row["name"], "what it is": row["title"], "also accepted": row["aliases"]} for row in names])
+    return 0

@@ -1,0 +1,48 @@
+"""Tables on a terminal (rich: colours, wrapped to the window) and in a pipe (plain, aligned, one line a row)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+STYLES = {
+    "yes": "green",
+    "no": "dim",
+    "usable": "green",
+    "takes it": "green",
+    "rewritten": "green",
+    "WRONG": "bold red",
+}
+
+
+def print_table(rows: Sequence[Mapping[str, str]], title: str = "") -> None:
+    """Print rows that all have the same keys, which are the column heads."""
+    if title:
+        print(title)
+    if not rows:
+        return
+    if sys.stdout.isatty():
+        _print_rich(rows)
+    else:
+        print("\n".join(plain(rows)))
+
+
+def plain(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The table as lines: columns two spaces apart, heads in the first line."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _print_rich(rows: Sequence[Mapping[str, str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for number, head in enumerate(rows[0]):
+        table.add_column(Text(head), style="cyan" if number == 0 else None, no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row.values()))
+    Console(highlight=False).print(table)

@@ -1,0 +1,67 @@
+"""Who compiles after the pass: Inductor as ``torch.compile`` itself would call it, or any other backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from attnpass.errors import ConfigError
+from attnpass.machine import Machine
+from attnpass.staleness import SALT_OPTION, salt
+
+AHEAD_OF_TIME = "aot:"
+
+
+def compile_graph(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    compiler: str,
+    mode: str | None,
+    options: Mapping[str, Any],
+    machine: Machine | None,
+) -> Callable[..., Any]:
+    """Compile ``gm`` with the downstream compiler that ``ATTNPASS_COMPILER`` names.
+
+    Args:
+        gm: the rewritten graph.
+        example_inputs: as Dynamo gave them.
+        compiler: ``inductor``, a backend that Dynamo knows, or ``aot:NAME``.
+        mode: ``torch.compile``'s mode, or None.
+        options: the downstream compiler's options, ours taken out, those that the emitted kernels need put in.
+        machine: the device of the calls in the graph, None if it has none.
+
+    Raises:
+        ConfigError: no such backend.
+    """
+    if compiler == "inductor":
+        salted = {**options, **salt(machine, options.get(SALT_OPTION))}
+        compiled: Callable[..., Any] = torch._TorchCompileInductorWrapper(mode, salted, None)(gm, example_inputs)
+        return compiled
+    name = compiler.removeprefix(AHEAD_OF_TIME)
+    backend = _lookup(name)
+    if compiler.startswith(AHEAD_OF_TIME):
+        from functorch.compile import make_boxed_func
+        from torch._dynamo.backends.common import aot_autograd
+
+        def boxed(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            return make_boxed_func(backend(graph, inputs))
+
+        return aot_autograd(fw_compiler=boxed)(gm, example_inputs)
+    kwargs = {key: value for key, value in (("mode", mode), ("options", dict(options))) if value}
+    return backend(gm, example_inputs, **kwargs)
+
+
+def _lookup(name: str) -> Callable[..., Any]:
+    from torch._dynamo.backends.registry import list_backends, lookup_backend
+
+    try:
+        return lookup_backend(name)
+    except Exception as error:
+        names = sorted({"inductor", *list_backends(exclude_tags=())} - {"attnpass"})
+        raise ConfigError(
+            f"choosing a compiler: ATTNPASS_COMPILER names {name!r}, which is not a registered backend ({error}); "
+            f"known: {', '.join(names)}; or {AHEAD_OF_TIME}NAME for one that wants ahead-of-time graphs"
+        ) from None

@@ -1,0 +1,173 @@
+"""Emit nodes: insert an ATen op, and at once compute the fake value that it has in the user's program.
+
+Every kernel builds its replacement through an `Emitter`. So each new node has a shape, dtype and strides that were
+computed, not assumed, and `restore_layout` can hold the output to what the replaced node had.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from attnpass.limits import Code, Rejection
+from attnpass.patterns.sdpa import value_of
+from attnpass.symbolic import Size, known_equal, shown
+from attnpass.tensor import TensorSpec
+
+aten = torch.ops.aten
+COPIED_META = ("stack_trace", "nn_module_stack", "source_fn_stack")
+
+
+class EmitRefusedError(Exception):
+    """A kernel turned out not to fit while it was being emitted; the call is kept and the reason reported."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(str(rejection))
+        self.rejection = rejection
+
+
+class Emitter:
+    """Inserts nodes before ``anchor`` in the graph of ``owner``.
+
+    Attributes:
+        owner: the module whose graph is being rewritten.
+        made: the nodes inserted so far, in order.
+        shared: values that later calls of the same graph may reuse, such as block masks, by key.
+    """
+
+    def __init__(self, owner: GraphModule, anchor: Node, shared: dict[Any, Any] | None = None) -> None:
+        self.owner = owner
+        self.made: list[Node] = []
+        self.shared: dict[Any, Any] = {} if shared is None else shared
+        self._anchor = anchor
+        self._value_key = "example_value" if "example_value" in anchor.meta else "val"
+        self._mode: FakeTensorMode = value_of(anchor).fake_mode
+
+    def __call__(self, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
+        """Insert ``op(*args, **kwargs)`` and compute its value."""
+        with self._mode, torch.no_grad():
+            read_args, read_kwargs = pytree.tree_map_only(Node, self.value, (args, kwargs))
+            value = op(*read_args, **read_kwargs)
+        return self._insert("call_function", op, args, kwargs, value)
+
+    def item(self, node: Node, index: int) -> Node:
+        """``node[index]`` of a node with several outputs."""
+        return self._insert("call_function", operator.getitem, (node, index), {}, self.value(node)[index])
+
+    def submodule(self, name: str, module: GraphModule) -> Node:
+        """Register ``module`` under a free name and insert the node that reads it."""
+        free = next(n for n in (f"{name}_{i}" for i in itertools.count()) if not hasattr(self.owner, n))
+        self.owner.add_submodule(free, module)
+        return self._insert("get_attr", free, (), {}, module)
+
+    def value(self, node: Node) -> Any:
+        """The fake value of a node."""
+        return value_of(node)
+
+    def spec(self, node: Node) -> TensorSpec:
+        return TensorSpec.of(self.value(node))
+
+    def size(self, node: Node, dim: int) -> int | Node:
+        """A size as an argument for an op: the number if it is one, else the node that reads it."""
+        size = self.value(node).shape[dim]
+        return size if isinstance(size, int) else self(aten.sym_size.int, node, dim % self.value(node).ndim)
+
+    def cast(self, node: Node, dtype: torch.dtype) -> Node:
+        """``node`` in ``dtype``; nothing is emitted if it is."""
+        return node if self.value(node).dtype == dtype else self(aten._to_copy.default, node, dtype=dtype)
+
+    def inline(self, function: Callable[..., Any], *inputs: Node) -> Any:
+        """Trace ``function`` on the values of ``inputs`` and insert its ATen ops. Returns its outputs as nodes."""
+        with self._mode, torch.no_grad():
+            body = make_fx(function)(*[self.value(node) for node in inputs])
+        env: dict[Node, Any] = dict(zip(body.graph.find_nodes(op="placeholder"), inputs, strict=True))
+        for node in body.graph.nodes:
+            if node.op == "output":
+                return pytree.tree_map_only(Node, env.__getitem__, node.args[0])
+            if node.op == "call_function":
+                args, kwargs = pytree.tree_map_only(Node, env.__getitem__, (node.args, node.kwargs))
+                env[node] = self._insert("call_function", node.target, args, kwargs, node.meta.get("val"))
+        raise AssertionError("a traced graph has an output")
+
+    @contextmanager
+    def without_autocast(self, device_type: str, active: bool) -> Iterator[None]:
+        """Switch autocast off around the nodes emitted inside, if it is ``active`` at this place."""
+        if not active:
+            yield
+            return
+        enter = self._insert("call_function", _enter_autocast, (device_type, None, False, None), {}, None)
+        yield
+        self._insert("call_function", _exit_autocast, (enter,), {}, None)
+
+    def undo(self) -> None:
+        """Take back everything that was inserted and is not shared."""
+        for node in reversed(self.made):
+            if not node.users:
+                self.owner.graph.erase_node(node)
+        self.made.clear()
+
+    def _insert(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> Node:
+        with self.owner.graph.inserting_before(self._anchor):
+            node = self.owner.graph.create_node(op, target, tuple(args), dict(kwargs))
+        if value is not None and op != "get_attr":
+            node.meta[self._value_key] = value
+        for key in COPIED_META:
+            if key in self._anchor.meta:
+                node.meta[key] = self._anchor.meta[key]
+        self.made.append(node)
+        return node
+
+
+def additive_mask(emitter: Emitter, mask: Node, dtype: torch.dtype) -> Node:
+    """A bool mask (True = take part) as 0 and -inf, or an additive one, in ``dtype``."""
+    value = emitter.value(mask)
+    if value.dtype != torch.bool:
+        return emitter.cast(mask, dtype)
+    zero = emitter(aten.full.default, [], 0.0, dtype=dtype, device=value.device)
+    hidden = emitter(aten.full.default, [], float("-inf"), dtype=dtype, device=value.device)
+    return emitter(aten.where.self, mask, zero, hidden)
+
+
+def restore_layout(emitter: Emitter, node: Node, wanted: TensorSpec) -> Node:
+    """Give ``node`` the strides that the replaced node had; a copy is emitted only if they differ.
+
+    Raises:
+        EmitRefusedError: the wanted strides are of no permuted contiguous tensor.
+    """
+    if same_strides(emitter.spec(node), wanted):
+        return node
+    for order in itertools.permutations(range(wanted.ndim)):
+        if not _is_contiguous([wanted.shape[i] for i in order], [wanted.stride[i] for i in order]):
+            continue
+        permuted = emitter(aten.permute.default, node, list(order))
+        copied = emitter(aten.clone.default, permuted, memory_format=torch.contiguous_format)
+        return emitter(aten.permute.default, copied, [order.index(i) for i in range(wanted.ndim)])
+    strides = ", ".join(str(shown(s)) for s in wanted.stride)
+    raise EmitRefusedError(Rejection(Code.OUTPUT_LAYOUT, "output strides", f"({strides})", "those of a dense tensor"))
+
+
+def same_strides(left: TensorSpec, right: TensorSpec) -> bool:
+    """Do both have the same strides, dimensions of size 1 apart?"""
+    return all(
+        known_equal(a, b) or known_equal(size, 1)
+        for a, b, size in zip(left.stride, right.stride, right.shape, strict=True)
+    )
+
+
+def _is_contiguous(shape: list[Size], stride: list[Size]) -> bool:
+    expected: Size = 1
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
+        if not (known_equal(step, expected) or known_equal(size, 1)):
+            return False
+        expected = expected * size
+    return True

@@ -1,0 +1,32 @@
+"""Every error that a user of attnpass can meet.
+
+One grammar for all: *what we were doing - what we met (the value) - what is needed - what to do*.
+"""
+
+from __future__ import annotations
+
+ISSUES_HINT = "this is a bug in attnpass, please report it with this message and ATTNPASS_LOG=debug output"
+
+
+class AttnpassError(Exception):
+    """Base of all errors that attnpass raises on purpose."""
+
+
+class ConfigError(AttnpassError, ValueError):
+    """A setting has a value that is not legal; the message lists the legal ones."""
+
+
+class UnknownKernelError(ConfigError):
+    """A kernel was named that nobody registered; the message lists the names and the closest one."""
+
+
+class KernelUnavailableError(AttnpassError):
+    """A kernel was named whose library is missing, too old or broken here; the message has the install line."""
+
+
+class StrictError(AttnpassError):
+    """``ATTNPASS_STRICT=1`` and a call was kept: the message has the call and every reason."""
+
+
+class PassError(AttnpassError):
+    """Something inside the pass went wrong. Under ``ATTNPASS_STRICT=1`` it is raised, else the graph runs unrewritten."""

@@ -1,0 +1,78 @@
+"""Rewriting outside ``torch.compile``: a dry run of a model, and graphs from torch.export or torch.fx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from attnpass.backend import look_at, new_report
+from attnpass.config import Config
+from attnpass.kernels import registry
+from attnpass.patterns.sdpa import value_of
+from attnpass.report.record import Report
+from attnpass.rewrite import run_pass
+from attnpass.select import check_wishes
+
+
+def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report]:
+    """What ``torch.compile(model, backend="attnpass")`` would do, one report per graph. Nothing is rewritten.
+
+    The model runs once, uncompiled.
+
+    >>> import torch, attnpass
+    >>> reports = attnpass.explain(torch.nn.TransformerEncoderLayer(32, 4), torch.randn(5, 2, 32))
+    >>> len(reports[0].decisions)
+    1
+    """
+    found: list[Report] = []
+
+    def dry(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        config = Config.load()
+        found.append(run_pass(gm, registry(), look_at(gm), config, new_report(config), dry_run=True).report)
+        return gm.forward
+
+    torch.compile(model, backend=dry)(*args, **kwargs)
+    return found
+
+
+def rewrite(
+    gm: GraphModule, example_inputs: Sequence[Any] = (), *, options: Mapping[str, Any] | None = None
+) -> tuple[GraphModule, Report]:
+    """Rewrite the attention of a graph from ``torch.export`` (``ep.module()``) or ``torch.fx``.
+
+    Args:
+        gm: the graph; it is not changed.
+        example_inputs: what it is called with; needed if its nodes carry no fake values (``torch.fx.symbolic_trace``).
+        options: settings as for ``torch.compile``, such as ``{"attnpass.kernel": "native_flash"}``.
+
+    Returns:
+        The rewritten copy (``gm`` itself if nothing changed) and the report.
+
+    Raises:
+        ConfigError, UnknownKernelError, KernelUnavailableError, StrictError: as the backend raises them.
+    """
+    config = Config.load(options)
+    gm = _with_values(gm, example_inputs)
+    machines = look_at(gm)
+    for machine in machines.values():
+        check_wishes(config.kernel, registry(), machine)
+    result = run_pass(gm, registry(), machines, config, new_report(config))
+    return result.module, result.report
+
+
+def _with_values(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
+    """``gm`` if its nodes carry fake values, else a copy that does."""
+    if any(isinstance(value_of(node), torch.Tensor) for node in gm.graph.nodes):
+        return gm
+    from attnpass.rewrite import copy_graph
+
+    work = copy_graph(gm)
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    FakeTensorProp(work, mode).propagate(*example_inputs)
+    return work

@@ -1,0 +1,80 @@
+"""What a kernel is: a name, its limits as data, the odd checks that data cannot say, and how it is emitted.
+
+One kernel is one file under ``kernels/`` (or in a third party's package), read top to bottom. To add one, see
+docs/add_a_kernel.md.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch.fx import Node
+
+from attnpass.call import AttentionCall
+from attnpass.limits import Limits, Rejection
+from attnpass.machine import Machine
+
+if TYPE_CHECKING:
+    from attnpass.emit import Emitter
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """The nodes that a kernel is emitted from: 4-D, BHSD, in the dtype that it computes in, autocast already applied.
+
+    Attributes:
+        q: (B, H, Sq, D).
+        k: (B, Hkv, Sk, D).
+        v: (B, Hkv, Sk, Dv).
+        mask: bool (True = take part) or additive, 4-D with each size 1 or full; None if the mask is only a rule.
+        scale: factor on the scores, always explicit.
+    """
+
+    q: Node
+    k: Node
+    v: Node
+    mask: Node | None
+    scale: float
+
+
+class Kernel(ABC):
+    """An implementation of attention.
+
+    Attributes:
+        name: the name users write in ``ATTNPASS_KERNEL``.
+        title: one line for tables.
+        aliases: other names for it, such as Diffusers'.
+        limits: what it can take, as data.
+        install: the command that installs its library, for error messages; "" if it comes with PyTorch.
+        keeps: True only for `native`: choosing it leaves the user's call alone.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    limits: ClassVar[Limits]
+    install: ClassVar[str] = ""
+    keeps: ClassVar[bool] = False
+
+    def limits_for(self, machine: Machine) -> Limits:
+        """The limits on this machine; by default those of the class."""
+        return self.limits
+
+    def check(self, call: AttentionCall, machine: Machine) -> Iterable[Rejection]:
+        """Reasons that `limits` cannot express. Pure: no look at the machine, no environment, no import."""
+        return ()
+
+    @abstractmethod
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        """Insert the nodes that compute ``call`` and return the (B, H, Sq, Dv) output node.
+
+        Emit only ATen ops, ``torch.ops.attnpass.*`` ops and higher-order ops: a Python function as a target makes
+        AOTAutograd's cache bypass the graph.
+        """
+
+    def compile_options(self, call: AttentionCall) -> dict[str, Any]:
+        """Inductor options that this kernel needs in a graph that holds it."""
+        return {}

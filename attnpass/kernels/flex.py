@@ -1,0 +1,171 @@
+"""flex: FlexAttention, emitted as its higher-order op, which Inductor compiles to a Triton (or C++) kernel.
+
+The op's signature changes between PyTorch versions, so nothing of it is written down here: a `BlockMask` is built and
+asked for its own ``as_tuple()``, and ``flex_attention``'s own function supplies the kernel options.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.nn.attention import flex_attention as flex
+
+from attnpass.call import AttentionCall
+from attnpass.emit import Emitter, aten
+from attnpass.kernel import Kernel, Operands
+from attnpass.limits import FLOATS, Code, Limits, Rejection
+from attnpass.machine import Machine
+from attnpass.masks import Term
+from attnpass.symbolic import known, known_equal, shown
+
+BLOCK = 128
+NO_BLOCKS = 1 << 30  # FlexAttention's own block size for "one block holds everything"
+
+
+class Flex(Kernel):
+    """FlexAttention. Causal blocks that hold no work are skipped; a mask tensor is read inside the kernel."""
+
+    name = "flex"
+    title = "FlexAttention, compiled by Inductor"
+    aliases = ("_native_flex",)
+    limits = Limits(
+        devices=frozenset({"cuda", "cpu", "xpu"}),
+        capabilities=("sm_80", "sm_121"),
+        dtypes=FLOATS,
+        head_dim_max=256,
+        head_dim_min=16,
+        value_dim_may_differ=True,
+        gqa=True,
+        terms=frozenset({Term.CAUSAL}),
+        mask_tensor=True,
+    )
+
+    def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
+        if call.needs_grad and machine.kind == "cpu":
+            yield Rejection(Code.BACKWARD, "needs_grad", True, "False, FlexAttention has no backward on the CPU")
+        if call.context.nested_in:
+            yield Rejection(Code.NESTED, "body of", " in ".join(call.context.nested_in), "the graph's top level")
+        if call.dtype == torch.float32 and not known(call.D <= 128):
+            yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), "at most 128 in fp32 (shared memory)")
+
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        score_mod, buffers = _score_mod(emitter, args.mask)
+        results = emitter(
+            torch.ops.higher_order.flex_attention,
+            args.q,
+            args.k,
+            args.v,
+            score_mod,
+            _block_mask(emitter, call, args),
+            args.scale,
+            _kernel_options(emitter, args),
+            buffers,
+            (),
+        )
+        return emitter.item(results, 0)
+
+    def compile_options(self, call: AttentionCall) -> dict[str, Any]:
+        """Inductor 2.13 fails on the CPU when it fuses pointwise arithmetic behind FlexAttention into its kernel."""
+        return {"epilogue_fusion": False} if call.device.type == "cpu" else {}
+
+
+def _score_mod(emitter: Emitter, mask: Node | None) -> tuple[Node, tuple[Node, ...]]:
+    """``score``, ``score + bias[b, h, q, k]`` or ``where(mask[b, h, q, k], score, -inf)``; dims of size 1 read at 0."""
+    graph = Graph()
+    score, b, h, q, k = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx"))
+    out = score
+    if mask is not None:
+        read = graph.placeholder("mask")
+        spec = emitter.spec(mask)
+        indices = [
+            graph.call_function(aten.mul.Tensor, (index, 0)) if known_equal(size, 1) else index
+            for index, size in zip((b, h, q, k), spec.shape, strict=True)
+        ]
+        at = graph.call_function(aten.index.Tensor, (read, indices))
+        if spec.dtype == torch.bool:
+            hidden = graph.call_function(aten.full_like.default, (score, float("-inf")))
+            out = graph.call_function(aten.where.self, (at, score, hidden))
+        else:
+            out = graph.call_function(aten.add.Tensor, (score, at))
+    graph.output(out)
+    buffers = () if mask is None else (mask,)
+    return emitter.submodule("attnpass_score_mod", GraphModule(torch.nn.Module(), graph)), buffers
+
+
+def _mask_mod(causal: bool) -> GraphModule:
+    graph = Graph()
+    b, _, q, k = (graph.placeholder(name) for name in ("b", "h", "q_idx", "kv_idx"))
+    if causal:
+        graph.output(graph.call_function(aten.ge.Tensor, (q, k)))
+    else:
+        options = {"dtype": torch.bool}
+        graph.output(graph.call_function(aten.ones_like.default, (b,), options))
+    return GraphModule(torch.nn.Module(), graph)
+
+
+def _block_mask(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Any, ...]:
+    """The op's block-mask tuple, with nodes where `BlockMask` holds tensors. Shared by all calls of equal lengths."""
+    key = ("flex", call.is_causal, str(call.Sq), str(call.Sk), call.device, id(emitter.owner))
+    if key not in emitter.shared:
+        emitter.shared[key] = _make_block_mask(emitter, call, args)
+    made: tuple[Any, ...] = emitter.shared[key]
+    return made
+
+
+def _make_block_mask(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Any, ...]:
+    causal = call.is_causal
+    first = len(emitter.made)
+    blocks = emitter.inline(causal_blocks if causal else one_block, args.q, args.k)
+    lengths = (emitter.size(args.q, 2), emitter.size(args.k, 2)) if causal else (1, 1)
+    mask_mod = emitter.submodule("attnpass_mask_mod", _mask_mod(causal))
+    del emitter.made[first:]  # shared with later calls, so not this call's to undo
+    marks = [None if node is None else torch.zeros(1, 1, 1, 1, dtype=torch.int32) for node in blocks]
+    step = BLOCK if causal else NO_BLOCKS
+    template = flex.BlockMask((1, 1), *marks, BLOCK_SIZE=(step, step), mask_mod=flex.noop_mask)
+    nodes = {id(mark): node for mark, node in zip(marks, blocks, strict=True) if mark is not None}
+    entries = [nodes.get(id(entry), entry) for entry in template.as_tuple()]
+    return (*lengths, *entries[2:-1], mask_mod)
+
+
+def one_block(q: Tensor, k: Tensor) -> tuple[Tensor | None, ...]:
+    """Blocks of no mask: one block holds everything, and is visited by everybody."""
+    ones = torch.ones(1, 1, 1, dtype=torch.int32, device=q.device)
+    zeros = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device=q.device)
+    return ones, zeros, None, None, ones, zeros, None, None
+
+
+def causal_blocks(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    """Blocks of the top-left causal mask in closed form, in the order of `BlockMask`'s constructor.
+
+    For each row of blocks: how many are partly visible and which, how many are fully visible and which; then the same
+    for each column, which the backward reads. ``create_block_mask`` gives the same sets after looking at every
+    (q, k) pair; this looks at none. A block that reaches over the end of q or k counts as partly visible.
+    """
+    Sq, Sk, device = q.shape[2], k.shape[2], q.device
+    rows, cols = (Sq + BLOCK - 1) // BLOCK, (Sk + BLOCK - 1) // BLOCK
+    i, j = torch.arange(rows, device=device), torch.arange(cols, device=device)
+    visible = torch.clamp(i + 1, max=cols)
+    full = torch.where(i < Sq // BLOCK, torch.clamp(i, max=Sk // BLOCK), 0)
+    kv = (visible - full, (full[:, None] + j) % cols, full, j.expand(rows, cols))
+    below = torch.clamp(rows - j, min=0)
+    full_below = torch.where(j < Sk // BLOCK, torch.clamp(Sq // BLOCK - (j + 1), min=0), 0)
+    ragged_end = torch.where(full_below > 0, rows - 1, j + 1)  # the block of q that is not full stands last
+    partial = torch.where(i == 0, j[:, None], torch.where(full_below[:, None] > 0, ragged_end[:, None], j[:, None] + i))
+    q_side = (below - full_below, partial % rows, full_below, (j[:, None] + 1 + i) % rows)
+    return tuple(x.to(torch.int32).contiguous()[None, None] for x in (*kv, *q_side))
+
+
+def _kernel_options(emitter: Emitter, args: Operands) -> dict[str, Any]:
+    """What ``flex_attention`` itself would pass, whatever this PyTorch version puts in there."""
+    fill: Callable[..., Any] = flex._apply_kernel_options
+    parameters = inspect.signature(fill).parameters
+    given = [emitter.value(node) for node in (args.q, args.k, args.v)]
+    rest = [None] * (len(parameters) - 5)
+    with torch.no_grad():
+        options = dict(fill(*given, False, None, *rest))
+    return options

@@ -1,0 +1,112 @@
+"""native_efficient: PyTorch's memory-efficient attention (``aten::_scaled_dot_product_efficient_attention``).
+
+The one fused kernel for fp32, for GPUs older than Ampere, and for a mask that needs a gradient. It takes a bias only in
+q's dtype, expanded to (B, H, Sq, Sk), its rows aligned; and as many key/value heads as query heads (so K and V are
+repeated for GQA, as PyTorch's own fallback would).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch.fx import Node
+
+from attnpass.call import AttentionCall
+from attnpass.emit import Emitter, additive_mask, aten
+from attnpass.kernel import Kernel, Operands
+from attnpass.limits import FLOATS, Code, Limits, Rejection
+from attnpass.machine import Machine, sm_number
+from attnpass.masks import Term
+from attnpass.symbolic import as_int, known, known_equal, known_multiple, shown
+
+BIAS_ALIGNMENT = 16  # elements; PyTorch pads its own bias to this
+STRIDE_0_ISSUE = "pytorch/pytorch#191937"
+
+
+class NativeEfficient(Kernel):
+    """PyTorch's memory-efficient attention, named explicitly instead of left to its dispatch."""
+
+    name = "native_efficient"
+    title = "PyTorch's memory-efficient attention (CUTLASS)"
+    aliases = ("_native_efficient",)
+    limits = Limits(
+        devices=frozenset({"cuda"}),
+        capabilities=("sm_50", "sm_121"),
+        dtypes=FLOATS,
+        head_dim_multiple=8,
+        value_dim_may_differ=True,
+        gqa=True,
+        terms=frozenset({Term.CAUSAL}),
+        mask_tensor=True,
+        mask_grad=True,
+        dropout=True,
+        row_alignment=16,
+    )
+    old_limits = replace(limits, dtypes=FLOATS - {torch.bfloat16})
+
+    def limits_for(self, machine: Machine) -> Limits:
+        return self.old_limits if (sm_number(machine.capability) or 80) < 80 else self.limits
+
+    def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
+        if "efficient" not in machine.sdp_enabled:
+            yield Rejection(Code.DISABLED, "torch.backends.cuda.mem_efficient_sdp_enabled()", False, "True")
+        if call.is_gqa and not (as_int(call.H) and as_int(call.Hkv)):
+            yield Rejection(Code.DYNAMIC, "heads", f"{shown(call.H)} on {shown(call.Hkv)}", "numbers, to repeat K and V")
+        for name, spec in (("k", call.k), ("v", call.v)):
+            expanded = any(
+                known_equal(stride, 0) and not known_equal(size, 1)
+                for stride, size in zip(spec.stride, spec.shape, strict=True)
+            )
+            if expanded and not _never_1_of_32(call):
+                wanted = f"no stride 0 where Sk % 32 may be 1, {STRIDE_0_ISSUE}"
+                yield Rejection(Code.KNOWN_BUG, f"strides of {name}", "with a 0 (expanded)", wanted)
+
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        mask = None if args.mask is None else _aligned_bias(emitter, call, args)
+        results = emitter(
+            aten._scaled_dot_product_efficient_attention.default,
+            args.q,
+            _repeat_heads(emitter, call, args.k),
+            _repeat_heads(emitter, call, args.v),
+            mask,
+            call.needs_grad,  # compute_log_sumexp
+            call.dropout_p,
+            call.is_causal,
+            scale=args.scale,
+        )
+        return emitter.item(results, 0)
+
+
+def _never_1_of_32(call: AttentionCall) -> bool:
+    return call.Sk % 32 != 1 if isinstance(call.Sk, int) else known(call.Sk % 32 != 1)
+
+
+def _repeat_heads(emitter: Emitter, call: AttentionCall, node: Node) -> Node:
+    """Repeat key/value heads for grouped-query attention: head i of q reads head i // (H / Hkv)."""
+    if not call.is_gqa:
+        return node
+    return emitter(aten.repeat_interleave.self_int, node, int(call.H) // int(call.Hkv), 1)
+
+
+def _aligned_bias(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    """The mask as an additive bias of (B, H, Sq, Sk) whose rows start at multiples of `BIAS_ALIGNMENT` elements."""
+    assert args.mask is not None
+    bias = additive_mask(emitter, args.mask, call.dtype)
+    full = [emitter.size(args.q, 0), emitter.size(args.q, 1), emitter.size(args.q, 2), emitter.size(args.k, 2)]
+    if known_equal(emitter.spec(bias).shape[-1], 1):
+        bias = emitter(aten.expand.default, bias, [-1, -1, -1, full[3]])
+    if not known_multiple(call.Sk, BIAS_ALIGNMENT) or not known_equal(emitter.spec(bias).stride[-1], 1):
+        padding = _padding(emitter, full[3])
+        padded = emitter(aten.constant_pad_nd.default, bias, [0, padding])
+        bias = emitter(aten.slice.Tensor, padded, -1, 0, full[3])
+    return emitter(aten.expand.default, bias, full)
+
+
+def _padding(emitter: Emitter, size: int | Node) -> int | Node:
+    """Elements to add to reach the next multiple; a whole extra step where the size is symbolic and may be aligned."""
+    if isinstance(size, int):
+        return -size % BIAS_ALIGNMENT
+    return emitter(operator.sub, BIAS_ALIGNMENT, emitter(operator.mod, size, BIAS_ALIGNMENT))

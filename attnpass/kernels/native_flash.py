@@ -1,0 +1,108 @@
+"""native_flash: FlashAttention-2 inside PyTorch (``aten::_scaled_dot_product_flash_attention``), and its CPU sibling.
+
+The raw ops check little, so every rule of PyTorch's own dispatch (``aten/.../sdp_utils.cpp``) is repeated here as data.
+Measured without these rules (H200, torch 2.11): causal with Sq != Sk is bottom-right, off by 3.2; a negative scale
+gives NaN. On the CPU: a last stride other than 1 is off by 4.0, Sk = 0 ends the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch.fx import Node
+
+from attnpass.call import AttentionCall
+from attnpass.emit import Emitter, additive_mask, aten
+from attnpass.kernel import Kernel, Operands
+from attnpass.limits import ALL_FLOATS, Code, Limits, Rejection
+from attnpass.machine import Machine, sm_number
+from attnpass.masks import Term
+from attnpass.symbolic import as_int, known, shown
+
+SMALL_SHARED_MEMORY = (86, 89, 120, 121)  # generations whose backward cannot hold every head dim
+
+
+class NativeFlash(Kernel):
+    """PyTorch's flash attention, named explicitly instead of left to its dispatch."""
+
+    name = "native_flash"
+    title = "PyTorch's FlashAttention-2 (CUDA, ROCm) or flash attention for CPU"
+    aliases = ("_native_flash",)
+    limits = Limits(
+        devices=frozenset({"cuda", "rocm", "cpu"}),
+        capabilities=("sm_80", "sm_121"),
+        gfx=frozenset({"gfx90a", "gfx942", "gfx950"}),
+        head_dim_max=256,
+        gqa=True,
+        terms=frozenset({Term.CAUSAL}),
+        causal_needs_square=True,
+        positive_scale=True,
+        dropout=True,
+        row_alignment=16,
+    )
+    cpu_limits = replace(
+        limits,
+        devices=frozenset({"cpu"}),
+        dtypes=ALL_FLOATS,
+        head_dim_max=None,
+        causal_needs_square=False,
+        mask_tensor=True,
+        positive_scale=False,
+        dropout=False,
+        row_alignment=1,
+    )
+
+    def limits_for(self, machine: Machine) -> Limits:
+        return self.cpu_limits if machine.kind == "cpu" else self.limits
+
+    def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
+        if "flash" not in machine.sdp_enabled:
+            yield Rejection(Code.DISABLED, "torch.backends.cuda.flash_sdp_enabled()", False, "True")
+        if machine.kind == "cpu":
+            return
+        if as_int(call.D) is None:
+            yield Rejection(Code.DYNAMIC, "head_dim", shown(call.D), "a number")
+        if call.needs_grad and sm_number(machine.capability) in SMALL_SHARED_MEMORY:
+            large_without_dropout = call.dropout_p == 0 and known(call.D > 224)
+            if not (known(call.D <= 192) or large_without_dropout):
+                wanted = "at most 192, or above 224 without dropout, in training on this GPU"
+                yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), wanted)
+
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        if call.device.type == "cpu":
+            return _emit_cpu(emitter, call, args)
+        D = int(call.D)
+        q, k, v = (_pad_to_8(emitter, node, D) for node in (args.q, args.k, args.v))
+        results = emitter(
+            aten._scaled_dot_product_flash_attention.default,
+            q,
+            k,
+            v,
+            call.dropout_p,
+            call.is_causal,
+            False,  # return_debug_mask
+            scale=args.scale,
+        )
+        out = emitter.item(results, 0)
+        return out if D % 8 == 0 else emitter(aten.slice.Tensor, out, -1, 0, D)
+
+
+def _emit_cpu(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    mask = None if args.mask is None else additive_mask(emitter, args.mask, call.dtype)
+    results = emitter(
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        args.q,
+        args.k,
+        args.v,
+        0.0,
+        call.is_causal,
+        attn_mask=mask,
+        scale=args.scale,
+    )
+    return emitter.item(results, 0)
+
+
+def _pad_to_8(emitter: Emitter, node: Node, D: int) -> Node:
+    """Zero-pad the head dim to a multiple of 8, as PyTorch does; the scale is that of the original head dim."""
+    return node if D % 8 == 0 else emitter(aten.constant_pad_nd.default, node, [0, -D % 8])

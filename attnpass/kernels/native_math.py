@@ -1,0 +1,69 @@
+"""native_math: PyTorch's composite attention out of plain matrix products (``aten::_scaled_dot_product_attention_math``).
+
+Takes everything, materialises the scores. AOTAutograd decomposes it, so Inductor sees plain ops.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from attnpass.call import AttentionCall
+from attnpass.emit import Emitter, additive_mask, aten
+from attnpass.kernel import Kernel, Operands
+from attnpass.limits import ALL_FLOATS, Code, Limits, Rejection
+from attnpass.machine import Machine
+from attnpass.masks import Term
+
+EVERYTHING = Limits(
+    devices=frozenset({"cuda", "rocm", "cpu", "xpu", "mps", "npu"}),
+    dtypes=ALL_FLOATS,
+    value_dim_may_differ=True,
+    gqa=True,
+    broadcasts=True,
+    terms=frozenset({Term.CAUSAL}),
+    mask_tensor=True,
+    mask_grad=True,
+    empty_lengths=True,
+    dropout=True,
+    last_stride_one=False,
+)
+
+
+class NativeMath(Kernel):
+    """PyTorch's composite attention, named explicitly instead of left to its dispatch."""
+
+    name = "native_math"
+    title = "PyTorch's composite attention (matrix products and softmax)"
+    aliases = ("_native_math",)
+    limits = EVERYTHING
+
+    def check(self, call: AttentionCall, machine: Machine) -> list[Rejection]:
+        if "math" in machine.sdp_enabled:
+            return []
+        return [Rejection(Code.DISABLED, "torch.backends.cuda.math_sdp_enabled()", False, "True")]
+
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        return emit_math(emitter, call, args)
+
+
+def emit_math(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    """The composite op on operands as they are. Autocast is off around it: it would lower the products' precision.
+
+    The op adds its mask to the scores, whatever its dtype: a bool mask has to become 0 and -inf first.
+    """
+    dtype = emitter.value(args.q).dtype
+    mask = None if args.mask is None else additive_mask(emitter, args.mask, dtype)
+    with emitter.without_autocast(call.device.type, call.context.autocast is not None):
+        results = emitter(
+            aten._scaled_dot_product_attention_math.default,
+            args.q,
+            args.k,
+            args.v,
+            mask,
+            call.dropout_p,
+            call.is_causal,
+            None,  # dropout_mask
+            scale=args.scale,
+            enable_gqa=call.enable_gqa,
+        )
+    return emitter.item(results, 0)

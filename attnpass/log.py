@@ -1,0 +1,90 @@
+"""Where attnpass logs. Loggers are called ``attnpass.<module>``, so ``TORCH_LOGS="+attnpass"`` works as for any module.
+
+A library installs no handlers of its own, with one exception: a user who asks for ``ATTNPASS_LOG=info`` and has not set
+up logging must see something. The handler for that steps back as soon as anybody else listens, so nothing is doubled.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from itertools import chain
+
+from attnpass.config import LOG_LEVELS
+from attnpass.report import Report, block, debug_text, no_calls_warning, to_json
+
+ROOT = logging.getLogger("attnpass")
+logger = logging.getLogger(__name__)
+
+_level_set_here: int | None = None
+_calls_seen = False
+_warned = False
+
+
+class _Stderr(logging.Handler):
+    """Prints bare messages on stderr, unless a handler of somebody else's gets the record as well."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        others = ROOT.handlers if not ROOT.propagate else chain(ROOT.handlers, logging.getLogger().handlers)
+        if any(handler is not self for handler in others):
+            return
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
+def configure(level: str) -> None:
+    """Make the setting ``ATTNPASS_LOG`` take effect. May be called for every graph.
+
+    Args:
+        level: ``warning``, ``info`` or ``debug``. ``warning``, the default, takes back what an earlier call set, and
+            never touches a level that somebody else set.
+    """
+    global _level_set_here
+    wanted = LOG_LEVELS[level]
+    if ROOT.level not in (logging.NOTSET, _level_set_here):
+        wanted = min(wanted, ROOT.level)  # TORCH_LOGS or the program asked for more
+    elif wanted == logging.WARNING:
+        wanted = logging.NOTSET
+    if wanted == ROOT.level:
+        return
+    ROOT.setLevel(wanted)
+    _level_set_here = wanted
+    if not any(isinstance(handler, _Stderr) for handler in ROOT.handlers):
+        ROOT.addHandler(_Stderr())
+
+
+def emit_report(report: Report) -> None:
+    """Tell one report: the block at INFO, everything at DEBUG, and the artifacts that ``tlparse`` lists.
+
+    The first graph without a call, in a process that has had none with one, is a WARNING: silence would leave the user
+    guessing. Nothing is rendered that nobody listens to.
+    """
+    global _calls_seen, _warned
+    _calls_seen = _calls_seen or bool(report.decisions)
+    if not (_calls_seen or _warned or report.error):
+        _warned = True
+        logger.warning("%s", no_calls_warning(report))
+    elif logger.isEnabledFor(logging.INFO):
+        logger.info("%s", block(report))
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("%s", debug_text(report))
+    _trace(report)
+
+
+def _trace(report: Report) -> None:
+    from torch._logging import trace_structured
+
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": "attnpass_report", "encoding": "json"},
+        payload_fn=lambda: to_json(report),
+        expect_trace_id=False,
+    )
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": "attnpass_report_text", "encoding": "string"},
+        payload_fn=lambda: debug_text(report),
+        expect_trace_id=False,
+    )

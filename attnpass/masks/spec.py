@@ -1,0 +1,90 @@
+"""What a mask means, as data: the question that every kernel is asked and the answer that every report prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from attnpass.symbolic import Size, as_int, shown
+from attnpass.tensor import TensorSpec
+
+
+class Term(Enum):
+    """The things that a mask can mean. A mask is a conjunction of terms: a key takes part where all of them hold."""
+
+    CAUSAL = "causal"
+    WINDOW = "window"
+    KEY_PADDING = "key_padding"
+    SAME_SEGMENT = "same_segment"
+    TENSOR = "tensor"
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTerm:
+    """One conjunct of a mask.
+
+    Attributes:
+        term: what it means.
+        offset: CAUSAL only: key k takes part for query q where ``k <= q + offset``; 0 is top-left, Sk - Sq bottom-right.
+        left: WINDOW only: keys seen to the left of the query, None for no bound.
+        right: WINDOW only: keys seen to the right of the query, None for no bound.
+        tensor: KEY_PADDING, SAME_SEGMENT and TENSOR: the tensor that is read at run time.
+    """
+
+    term: Term
+    offset: Size = 0
+    left: Size | None = None
+    right: Size | None = None
+    tensor: TensorSpec | None = None
+
+    def __str__(self) -> str:
+        if self.term is Term.CAUSAL and as_int(self.offset) != 0:
+            return f"causal({shown(self.offset)})"
+        if self.term is Term.WINDOW:
+            bounds = [b for b in (self.left, self.right) if b is not None]
+            return f"window({', '.join(str(shown(b)) for b in bounds)})"
+        return self.term.value
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSpec:
+    """What a mask means: a conjunction of terms and an optional additive bias.
+
+    Attributes:
+        terms: the conjuncts; empty means that every query sees every key.
+        bias: spec of the tensor added to the scaled scores, or None.
+        rows_may_be_empty: could a query see no key at all? Such a row is 0 in the reference, and must stay so.
+    """
+
+    terms: tuple[MaskTerm, ...] = ()
+    bias: TensorSpec | None = None
+    rows_may_be_empty: bool = False
+
+    @classmethod
+    def causal(cls, offset: Size = 0) -> MaskSpec:
+        return cls(terms=(MaskTerm(Term.CAUSAL, offset=offset),))
+
+    @classmethod
+    def from_tensor(cls, mask: TensorSpec) -> MaskSpec:
+        """The mask that a bool or additive tensor spells: its values are known only when the program runs."""
+        if mask.dtype == torch.bool:
+            return cls(terms=(MaskTerm(Term.TENSOR, tensor=mask),), rows_may_be_empty=True)
+        return cls(bias=mask, rows_may_be_empty=True)
+
+    def has(self, term: Term) -> bool:
+        return any(t.term is term for t in self.terms)
+
+    @property
+    def tensor(self) -> TensorSpec | None:
+        """The operand that a kernel has to read: the bool mask or the bias; None if the mask is only a rule."""
+        if self.bias is not None:
+            return self.bias
+        return next((t.tensor for t in self.terms if t.tensor is not None), None)
+
+    def __str__(self) -> str:
+        parts = [str(t) for t in self.terms]
+        if self.bias is not None:
+            parts.append("tensor")
+        return " & ".join(parts) or "none"

@@ -1,0 +1,100 @@
+"""How far an attention result is from the reference. Used by ATTNPASS_VERIFY, by ``attnpass.testing`` and the tests.
+
+An error is never judged by a magic number: the yardstick is the error that PyTorch's own attention makes on the same
+data in the same dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 28  # scores held at once by the reference, in elements (1 GiB of fp32)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two tensors of equal shape differ.
+
+    Attributes:
+        max_abs: largest absolute difference.
+        mean_abs: mean absolute difference.
+        cosine: cosine of the angle between both, 1.0 for equal directions.
+        nan: elements that are NaN or infinite in the result but not in the reference.
+        largest: largest absolute value of the reference, the scale of the errors.
+    """
+
+    max_abs: float
+    mean_abs: float
+    cosine: float
+    nan: int
+    largest: float
+
+    def __str__(self) -> str:
+        text = f"max error {self.max_abs:.2e}, mean {self.mean_abs:.2e}, cosine {self.cosine:.6f}"
+        return f"{text}, {self.nan} NaN" if self.nan else text
+
+
+def difference(result: Tensor, reference: Tensor) -> Difference:
+    """Compare ``result`` with ``reference`` in fp64."""
+    if result.numel() == 0:
+        return Difference(0.0, 0.0, 1.0, 0, 0.0)
+    left, right = result.detach().double(), reference.detach().double()
+    broken = ~left.isfinite() & right.isfinite()
+    gap = torch.where(left == right, 0.0, (left - right).abs()).nan_to_num(nan=0.0, posinf=0.0)
+    gap = torch.where(broken, float("inf"), gap)
+    cosine = torch.nn.functional.cosine_similarity(left.flatten(), right.flatten(), dim=0)
+    same = bool((right == 0).all() and (left == 0).all())
+    return Difference(
+        max_abs=gap.max().item(),
+        mean_abs=gap.mean().item(),
+        cosine=1.0 if same else cosine.item(),
+        nan=int(broken.sum().item()),
+        largest=right.abs().nan_to_num(posinf=0.0).max().item(),
+    )
+
+
+def reference_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """What attention means: PyTorch's composite attention in fp32, or fp64 where the operands are fp32 or fp64.
+
+    Args:
+        q: (..., H, Sq, D).
+        k: (..., Hkv, Sk, D).
+        v: (..., Hkv, Sk, Dv).
+        mask: bool (True = take part) or additive, broadcastable to (..., H, Sq, Sk).
+        is_causal: top-left causal.
+        scale: factor on the scores, 1/sqrt(D) if None.
+        enable_gqa: Hkv may divide H.
+    """
+    exact = torch.float64 if q.dtype in (torch.float32, torch.float64) else torch.float32
+    q, k, v = (x.to(exact) for x in (q, k, v))
+    if mask is not None:  # the composite op adds its mask, a bool one too
+        hidden = torch.zeros_like(mask, dtype=exact).masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else mask
+        mask = hidden.to(exact)
+    if q.ndim == 4 and q.shape[0] > 1 and q.shape[:3].numel() * k.shape[-2] > CHUNK and k.shape[0] == q.shape[0]:
+        rows = []
+        for b in range(q.shape[0]):
+            row = mask[b : b + 1] if mask is not None and mask.ndim == 4 and mask.shape[0] > 1 else mask
+            options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+            rows.append(reference_attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], row, **options))  # type: ignore[arg-type]
+        return torch.cat(rows)
+    math = torch.ops.aten._scaled_dot_product_attention_math.default
+    result: Tensor = math(q, k, v, mask, 0.0, is_causal, None, scale=scale, enable_gqa=enable_gqa)[0]
+    return result
+
+
+def allowed_error(native: Difference, dtype: torch.dtype, tolerance: float) -> float:
+    """The error that a kernel may make: ``tolerance`` times PyTorch's own, and never less than one rounding step."""
+    rounding = torch.finfo(dtype).eps * max(native.largest, torch.finfo(dtype).tiny)
+    return tolerance * max(native.max_abs, rounding)

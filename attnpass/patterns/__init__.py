@@ -1,0 +1,83 @@
+"""find: graph -> attention calls and near misses. Read only.
+
+To add a spelling, write a file beside `sdpa` that turns a node into an `AttentionCall`, and name it in `find`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx import GraphModule, Node
+
+from attnpass.call import AttentionCall, Pattern
+from attnpass.patterns.multihead import Opened, is_multihead, open_up
+from attnpass.patterns.near_misses import near_misses
+from attnpass.patterns.regions import Region, walk
+from attnpass.patterns.sdpa import is_sdpa, read_call, source_of, value_of
+from attnpass.report.record import NearMiss
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCall:
+    """An attention call and where it lives.
+
+    Attributes:
+        call: what it means.
+        owner: the (sub)module whose graph holds ``node``; the opened body if ``opened`` is set.
+        node: the SDPA node.
+        opened: the opaque layer that the node was found in, or None.
+    """
+
+    call: AttentionCall
+    owner: GraphModule
+    node: Node
+    opened: Opened | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What is in a graph, and its size in nodes."""
+
+    calls: tuple[FoundCall, ...]
+    near_misses: tuple[NearMiss, ...]
+    nodes: int
+
+
+def find(gm: GraphModule) -> Findings:
+    """Every attention call of ``gm`` and of the bodies of its higher-order ops, in program order."""
+    calls: list[FoundCall] = []
+    misses: list[NearMiss] = []
+    nodes: list[Node] = []
+    visited: set[Node] = set()
+    for owner, node, region in walk(gm, Region.around(_device_types(gm))):
+        if node in visited:  # a body that several ops share, as invoke_subgraph's, is rewritten once
+            continue
+        visited.add(node)
+        nodes.append(node)
+        if is_sdpa(node):
+            calls.append(FoundCall(read_call(node, region), owner, node))
+        elif is_multihead(node):
+            opened = open_up(owner, node, region)
+            if isinstance(opened, str):
+                misses.append(NearMiss(node.name, opened, source_of(node.meta)))
+            else:
+                calls += _inside(opened, region)
+    return Findings(tuple(calls), (*misses, *near_misses(nodes)), len(nodes))
+
+
+def _inside(opened: Opened, region: Region) -> list[FoundCall]:
+    grad = any(isinstance(v, torch.Tensor) and v.requires_grad for v in map(value_of, opened.inputs))
+    return [
+        FoundCall(read_call(node, region, Pattern.MULTIHEAD, opened.node, grad), opened.body, node, opened)
+        for node in opened.body.graph.nodes
+        if is_sdpa(node)
+    ]
+
+
+def _device_types(gm: GraphModule) -> set[str]:
+    values = (value_of(node) for node in gm.graph.nodes)
+    return {value.device.type for value in values if isinstance(value, torch.Tensor)}
+
+
+__all__ = ["Findings", "FoundCall", "find"]

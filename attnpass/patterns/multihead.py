@@ -1,0 +1,171 @@
+"""``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` opened, so that the attention inside is seen.
+
+Dynamo keeps ``F.multi_head_attention_forward`` as one opaque node, and the inference fast path of an encoder layer as
+``torch._transformer_encoder_layer_fwd``. Opening is read only: it gives a small ATen graph of the same computation,
+which is put in the node's place only if a call in it is rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from attnpass.patterns.regions import Region
+from attnpass.patterns.sdpa import value_of
+
+MULTIHEAD = F.multi_head_attention_forward
+ENCODER_LAYER = torch._transformer_encoder_layer_fwd
+NEED_WEIGHTS = 14  # position of need_weights among multi_head_attention_forward's arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A node of the user's graph beside the small graph that computes the same.
+
+    Attributes:
+        owner: the module whose graph holds ``node``.
+        node: the opaque node.
+        body: the ATen graph; its placeholders take ``inputs`` in order.
+        inputs: the nodes that ``node`` reads.
+    """
+
+    owner: GraphModule
+    node: Node
+    body: GraphModule
+    inputs: tuple[Node, ...]
+
+
+def is_multihead(node: Node) -> bool:
+    """Is this node an opaque multi-head attention or encoder layer?"""
+    return node.op == "call_function" and node.target in (MULTIHEAD, ENCODER_LAYER)
+
+
+def open_up(owner: GraphModule, node: Node, region: Region) -> Opened | str:
+    """The computation inside ``node`` as ATen ops with values on every node, or one sentence why not."""
+    function = _readable(node)
+    if isinstance(function, str):
+        return function
+    if region.functorch:
+        return f"the layer stands inside {' of '.join(region.functorch)} and is not opened there"
+    inputs = tuple(node.all_input_nodes)
+    fakes = [value_of(x) for x in inputs]
+    mode = next((v.fake_mode for v in fakes if hasattr(v, "fake_mode")), None)
+    if mode is None:
+        return "the layer's inputs have no fake values"
+
+    def call(*tensors: Any) -> Any:
+        env = dict(zip(inputs, tensors, strict=True))
+        args, kwargs = pytree.tree_map_only(Node, lambda n: env[n], (node.args, node.kwargs))
+        return function(*args, **kwargs)
+
+    body = _trace(call, fakes, mode)
+    _propagate(body, fakes, mode, region)
+    return Opened(owner, node, body, inputs)
+
+
+def _readable(node: Node) -> Callable[..., Any] | str:
+    """The function to trace for this node, or why the node has to stay closed."""
+    if node.target is ENCODER_LAYER:
+        masked = any(arg is not None for arg in node.args[18:]) or bool(node.kwargs)
+        if masked:
+            return "the encoder layer's fast path has a mask: its rows that see no key are not 0, unlike SDPA's"
+        return encoder_layer
+    if not _argument(node, "need_weights", NEED_WEIGHTS, True):
+        return MULTIHEAD
+    weights_used = any(user.target is not getattr(torch, "_", None) and user.args[1:] != (0,) for user in node.users)
+    masked = any(_argument(node, name, i, None) is not None for name, i in (("key_padding_mask", 13), ("attn_mask", 15)))
+    if weights_used or masked:
+        return "need_weights=True: the attention weights are materialised, which no fused kernel does"
+    return lambda *args, **kwargs: MULTIHEAD(*args[:NEED_WEIGHTS], **{**kwargs, "need_weights": False})
+
+
+def _argument(node: Node, name: str, position: int, default: Any) -> Any:
+    if name in node.kwargs:
+        return node.kwargs[name]
+    return node.args[position] if len(node.args) > position else default
+
+
+def encoder_layer(  # noqa: PLR0913 - the signature of torch._transformer_encoder_layer_fwd
+    src: torch.Tensor,
+    embed_dim: int,
+    num_heads: int,
+    qkv_weight: torch.Tensor,
+    qkv_bias: torch.Tensor,
+    proj_weight: torch.Tensor,
+    proj_bias: torch.Tensor,
+    use_gelu: bool,
+    norm_first: bool,
+    eps: float,
+    norm1_weight: torch.Tensor,
+    norm1_bias: torch.Tensor,
+    norm2_weight: torch.Tensor,
+    norm2_bias: torch.Tensor,
+    ffn1_weight: torch.Tensor,
+    ffn1_bias: torch.Tensor,
+    ffn2_weight: torch.Tensor,
+    ffn2_bias: torch.Tensor,
+    *no_mask: None,
+) -> torch.Tensor:
+    """What ``torch._transformer_encoder_layer_fwd`` computes without a mask, in public functions.
+
+    Source: ``aten/src/ATen/native/transformers/transformer.cpp``. ``src`` is (B, S, E).
+    """
+
+    def attention(x: torch.Tensor) -> torch.Tensor:
+        qkv = F.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, num_heads, embed_dim // num_heads))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return F.linear(out.transpose(1, 2).flatten(2), proj_weight, proj_bias)
+
+    def feed_forward(x: torch.Tensor) -> torch.Tensor:
+        hidden = F.linear(x, ffn1_weight, ffn1_bias)
+        return F.linear(F.gelu(hidden) if use_gelu else F.relu(hidden), ffn2_weight, ffn2_bias)
+
+    def norm1(x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, (embed_dim,), norm1_weight, norm1_bias, eps)
+
+    def norm2(x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, (embed_dim,), norm2_weight, norm2_bias, eps)
+
+    if norm_first:
+        x = src + attention(norm1(src))
+        return x + feed_forward(norm2(x))
+    x = norm1(src + attention(src))
+    return norm2(x + feed_forward(x))
+
+
+def _trace(call: Callable[..., Any], fakes: list[Any], mode: FakeTensorMode) -> GraphModule:
+    """Trace above autograd and autocast, so that both apply to the result as they would to the layer."""
+    with ExitStack() as stack:
+        stack.enter_context(mode)
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        return make_fx(call, pre_dispatch=True)(*fakes)
+
+
+def _propagate(body: GraphModule, fakes: list[Any], mode: FakeTensorMode, region: Region) -> None:
+    """Put the value that each node has in the user's program on it: under the autocast of its place."""
+    env: dict[Node, Any] = dict(zip(body.graph.find_nodes(op="placeholder"), fakes, strict=True))
+    with ExitStack() as stack:
+        stack.enter_context(mode)
+        for context in _autocasts(region):
+            stack.enter_context(context)
+        for node in body.graph.nodes:
+            if node.op == "call_function":
+                args, kwargs = pytree.tree_map_only(Node, env.__getitem__, (node.args, node.kwargs))
+                env[node] = node.target(*args, **kwargs)
+            if node in env:
+                node.meta["val"] = env[node]
+
+
+def _autocasts(region: Region) -> list[AbstractContextManager[Any]]:
+    return [torch.autocast(kind, dtype) for kind, dtype in region.autocast.items()]

@@ -1,0 +1,143 @@
+"""``F.scaled_dot_product_attention`` in every spelling -> `AttentionCall`.
+
+``F.scaled_dot_product_attention`` *is* ``torch._C._nn.scaled_dot_product_attention``: one target, with the arguments
+exactly as the user wrote them, positional, by keyword, or mixed. ``torch.ops.aten`` gives a packet or an overload.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensor
+from torch.fx import Node
+from torch.nn.functional import scaled_dot_product_attention
+
+from attnpass.call import AttentionCall, Context, Pattern, Source
+from attnpass.masks import MaskSpec
+from attnpass.patterns.regions import Region
+from attnpass.symbolic import known
+from attnpass.tensor import TensorSpec
+
+TARGETS = frozenset(
+    {
+        scaled_dot_product_attention,
+        torch.ops.aten.scaled_dot_product_attention,
+        torch.ops.aten.scaled_dot_product_attention.default,
+    }
+)
+ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+
+
+def is_sdpa(node: Node) -> bool:
+    """Is this node a call of ``scaled_dot_product_attention``?"""
+    return node.op == "call_function" and node.target in TARGETS
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """All eight arguments by name, defaults filled in."""
+    given = dict(zip(ARGUMENTS, node.args, strict=False))
+    return {**DEFAULTS, **given, **node.kwargs}
+
+
+def value_of(node: Node) -> Any:
+    """The fake value of a node: Dynamo keeps it in ``example_value``, torch.export in ``val``."""
+    return node.meta.get("example_value", node.meta.get("val"))
+
+
+def read_call(
+    node: Node, region: Region, pattern: Pattern = Pattern.SDPA, outer: Node | None = None, grad: bool | None = None
+) -> AttentionCall:
+    """The canonical form of an SDPA node. Read only; adds no guard.
+
+    Args:
+        node: the SDPA node, with fake values on it and on its inputs.
+        region: the program state around it.
+        pattern: how it was spelled.
+        outer: the node of the user's program that it came from, if that is another one (``nn.MultiheadAttention``).
+        grad: do gradients flow, if that is known better than from the operands.
+    """
+    args = arguments(node)
+    values = {name: value_of(args[name]) for name in ("query", "key", "value")}
+    mask = value_of(args["attn_mask"]) if isinstance(args["attn_mask"], Node) else None
+    specs = [TensorSpec.of(value) for value in values.values()]
+    mask_spec, mask_and_causal, unreadable = _mask(mask, args["is_causal"])
+    operands = [*values.values(), *([mask] if mask is not None else [])]
+    scale, dropout_p = args["scale"], args["dropout_p"]
+    if scale is not None and not isinstance(scale, (int, float)):
+        scale, unreadable = None, "scale"
+    where = outer or node
+    return AttentionCall(
+        *specs,
+        out=TensorSpec.of(value_of(node)),
+        mask=mask_spec,
+        scale=None if scale is None else float(scale),
+        dropout_p=float(dropout_p) if isinstance(dropout_p, (int, float)) else None,
+        enable_gqa=args["enable_gqa"] is True,
+        needs_grad=region.grad and (any(t.requires_grad for t in operands) if grad is None else grad),
+        mask_and_causal=mask_and_causal,
+        context=_context(region, specs[0], operands, unreadable),
+        node=where.name,
+        module=module_path(where.meta),
+        source=source_of(where.meta),
+        pattern=pattern,
+    )
+
+
+def _mask(mask: torch.Tensor | None, is_causal: Any) -> tuple[MaskSpec, bool, str]:
+    """The mask's meaning, whether tensor and ``is_causal`` were both given, and an argument that cannot be read."""
+    unreadable = ""
+    if isinstance(is_causal, Node):
+        is_causal = value_of(is_causal)
+    if not isinstance(is_causal, bool):
+        claim, is_causal = is_causal, known(is_causal)
+        unreadable = "" if is_causal or known(torch.sym_not(claim)) else "is_causal"
+    if mask is None:
+        return (MaskSpec.causal() if is_causal else MaskSpec()), False, unreadable
+    return MaskSpec.from_tensor(TensorSpec.of(mask)), is_causal, unreadable
+
+
+def _context(region: Region, q: TensorSpec, operands: list[torch.Tensor], unreadable: str) -> Context:
+    cast = region.autocast.get(q.device.type) if q.dtype != torch.float64 else None
+    return Context(
+        autocast=cast,
+        functorch=region.functorch,
+        sdpa_kernel=region.sdpa_kernel,
+        nested_in=region.nested_in,
+        subclass=next((name for name in map(_subclass, operands) if name), ""),
+        unreadable=unreadable,
+    )
+
+
+def _subclass(tensor: torch.Tensor) -> str:
+    if tensor.is_nested:
+        return "nested tensor"
+    plain = isinstance(tensor, FakeTensor) or type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    return "" if plain else type(tensor).__name__
+
+
+_FRAME = re.compile(r'File "(.*)", line (\d+), in (.*)')
+_STRUCTURE = re.compile(r"\._modules\['([^']+)'\]|\['([^']+)'\]|\[(\d+)\]")
+
+
+def source_of(meta: Mapping[str, Any]) -> Source:
+    """The innermost frame of the user's program that made a node; empty if the code has no file."""
+    frames = _FRAME.findall(meta.get("stack_trace") or "")
+    if not frames:
+        return Source()
+    file, line, function = frames[-1]
+    return Source(file, int(line), function.strip())
+
+
+def module_path(meta: Mapping[str, Any]) -> str:
+    """``"layers.0.attn"`` from Dynamo's ``L['self'].layers.0.attn`` or torch.export's ``layers.0.attn``; "" at the top."""
+    stack = meta.get("nn_module_stack") or {}
+    if not stack:
+        return ""
+    path = str(list(stack.values())[-1][0])
+    path = re.sub(r"^[LG]\['[^']*'\]", "", path)
+    path = _STRUCTURE.sub(lambda m: "." + next(group for group in m.groups() if group), path)
+    return path.strip(".")

@@ -1,0 +1,8 @@
+"""What happened, told: the record (data), and its renderings as text, JSON and HTML."""
+
+from attnpass.report.files import to_json, write
+from attnpass.report.html import to_html
+from attnpass.report.record import NearMiss, Report
+from attnpass.report.text import block, debug_text, no_calls_warning
+
+__all__ = ["NearMiss", "Report", "block", "debug_text", "no_calls_warning", "to_html", "to_json", "write"]

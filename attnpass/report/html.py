@@ -1,0 +1,71 @@
+"""The report as one self-contained HTML page: opens offline, loads nothing, runs no script."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import torch
+
+import attnpass
+from attnpass.report.groups import counted, group_calls, group_misses, modules_text, short_source
+from attnpass.report.record import Report
+from attnpass.report.settings import settings_rows
+from attnpass.report.text import why
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+TEMPLATE = "page.html.j2"
+
+
+def to_html(report: Report) -> str:
+    """Render the page. Everything that comes from the user's program is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        report=report,
+        summary=_summary(report),
+        groups=group_calls(report, every_trial=True),
+        misses=group_misses(report.near_misses),
+        settings=settings_rows(report.config),
+        libraries=_libraries(report),
+        data=_embedded(report),
+        version=attnpass.__version__,
+        torch_version=str(torch.__version__),
+        counted=counted,
+        modules_text=modules_text,
+        short_source=short_source,
+        why=why,
+    )
+
+
+def _summary(report: Report) -> str:
+    """One sentence: what happened in this graph."""
+    calls = len(report.decisions)
+    if not calls:
+        return f"No attention call was found among {counted(report.nodes, 'node')}."
+    if report.kept == 0:
+        return (
+            f"All {counted(calls, 'attention call')} rewritten." if calls > 1 else "The attention call was rewritten."
+        )
+    stay = "stays as it is" if report.kept == 1 else "stay as they are"
+    return f"{report.rewritten} of {counted(calls, 'attention call')} rewritten; {report.kept} {stay}."
+
+
+def _libraries(report: Report) -> list[str]:
+    """Every library that some machine of the report knows a version of."""
+    return sorted({name for machine in report.machines.values() for name in (*machine.versions, *machine.unusable)})
+
+
+def _embedded(report: Report) -> Markup:
+    """The JSON form, safe inside a script element: no ``<`` can end it, and no entity can change it."""
+    from markupsafe import Markup
+
+    text = json.dumps(report.to_dict(), default=str)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704 - escaped above, in the way that JSON is

@@ -1,0 +1,139 @@
+"""What the pass did to one graph, as data. The log, the JSON file and the HTML page are three renderings of this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import attnpass
+from attnpass.call import AttentionCall, Source
+from attnpass.config import Config
+from attnpass.machine import Machine
+from attnpass.select import Decision
+from attnpass.symbolic import shown
+from attnpass.tensor import TensorSpec, dtype_name
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class NearMiss:
+    """A chain that almost was attention, and the node that broke it.
+
+    Attributes:
+        node: name of the node at fault.
+        reason: one sentence.
+        source: where it stands in the user's program.
+    """
+
+    node: str
+    reason: str
+    source: Source = field(default_factory=Source)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"source": str(self.source), "reason": self.reason, "node": self.node}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that was found, decided and done in one graph.
+
+    Attributes:
+        graph: running number of the graph in this process, from 0.
+        compile_id: Dynamo's name for the compilation such as ``0/0``, "" outside Dynamo.
+        config: the settings in force.
+        machines: the facts about each device that a call runs on.
+        decisions: one for every attention call found, in graph order.
+        near_misses: chains that almost were attention.
+        nodes: number of nodes in the graph as it came.
+        pass_ms: time the pass took, in milliseconds.
+        code_before: the graph as readable Python, before.
+        code_after: the same, after; equal to ``code_before`` if nothing changed.
+        error: what went wrong inside the pass, or "".
+    """
+
+    graph: int
+    compile_id: str = ""
+    config: Config = field(default_factory=Config)
+    machines: Mapping[torch.device, Machine] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()
+    near_misses: tuple[NearMiss, ...] = ()
+    nodes: int = 0
+    pass_ms: float = 0.0
+    code_before: str = ""
+    code_after: str = ""
+    error: str = ""
+
+    @property
+    def rewritten(self) -> int:
+        return sum(decision.rewritten for decision in self.decisions)
+
+    @property
+    def kept(self) -> int:
+        return len(self.decisions) - self.rewritten
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stable JSON form (``schema`` 1); the graph's code is not in it, since it is long."""
+        machines = {str(device): machine.to_dict() for device, machine in self.machines.items()}
+        return {
+            "schema": SCHEMA,
+            "attnpass": attnpass.__version__,
+            "torch": str(torch.__version__),
+            "graph": self.graph,
+            "compile_id": self.compile_id,
+            "pass_ms": round(self.pass_ms, 3),
+            "nodes": self.nodes,
+            "error": self.error,
+            "config": self.config.to_dict(),
+            "machine": next(iter(machines.values()), {}),
+            "machines": machines,
+            "near_misses": [miss.to_dict() for miss in self.near_misses],
+            "calls": [_decision_to_dict(decision) for decision in self.decisions],
+        }
+
+
+def _decision_to_dict(decision: Decision) -> dict[str, Any]:
+    return {
+        **_call_to_dict(decision.call),
+        "rewritten": decision.rewritten,
+        "kernel": decision.kernel,
+        "reason": decision.reason.value,
+        "note": decision.note,
+        "tried": list(decision.tried),
+        "rejections": {
+            trial.kernel: [
+                {"code": r.code.value, "field": r.field, "actual": str(r.actual), "wanted": r.wanted, "text": str(r)}
+                for r in trial.rejections
+            ]
+            for trial in decision.trials
+            if trial.rejections
+        },
+    }
+
+
+def _call_to_dict(call: AttentionCall) -> dict[str, Any]:
+    return {
+        "pattern": call.pattern.value,
+        "node": call.node,
+        "module": call.module,
+        "source": str(call.source),
+        "text": call.text(),
+        "q": _shape(call.q),
+        "k": _shape(call.k),
+        "v": _shape(call.v),
+        "dtype": dtype_name(call.dtype),
+        "device": str(call.device),
+        "mask": str(call.mask),
+        "scale": call.scale,
+        "dropout_p": call.dropout_p,
+        "gqa": call.is_gqa,
+        "needs_grad": call.needs_grad,
+        "nested_in": list(call.context.nested_in),
+    }
+
+
+def _shape(spec: TensorSpec) -> list[int | str]:
+    return [shown(size) for size in spec.shape]

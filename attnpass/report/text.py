@@ -1,0 +1,165 @@
+"""The report as text: the block that ``ATTNPASS_LOG=info`` prints, and all there is to say for ``debug``.
+
+The block answers "what happened, and why not?" on one screen. Reasons stand only under calls where something was
+refused; ``debug`` has every reason of every kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from attnpass.report.groups import (
+    Group,
+    counted,
+    group_calls,
+    group_misses,
+    modules_text,
+    short_source,
+    status,
+    told_trials,
+)
+from attnpass.report.record import NearMiss, Report
+from attnpass.select import Decision, Reason, Trial
+
+MAX_MISSES = 3
+LOOKED_FOR = (
+    "F.scaled_dot_product_attention, nn.MultiheadAttention and nn.TransformerEncoderLayer; "
+    "attention inside a C++ extension, a graph break or @torch.compiler.disable is out of sight"
+)
+
+
+def block(report: Report) -> str:
+    """What was rewritten, what was kept and why, equal calls told once."""
+    return "\n".join([headline(report), *_error_lines(report), *_group_lines(report), *_miss_lines(report)])
+
+
+def headline(report: Report) -> str:
+    """One line: ``attnpass graph 0: 40 attention calls, 38 rewritten, 2 kept (3.1 ms)``."""
+    if report.decisions:
+        calls = counted(len(report.decisions), "attention call")
+        found = f"{calls}, {report.rewritten} rewritten, {report.kept} kept"
+    else:
+        found = f"no attention call among {counted(report.nodes, 'node')}"
+    return f"attnpass graph {report.graph}: {found} ({report.pass_ms:.1f} ms)"
+
+
+def debug_text(report: Report) -> str:
+    """Every call with every kernel's reasons, every near miss, and the graph's code before and after."""
+    lines = [headline(report) + (f" [compilation {report.compile_id}]" if report.compile_id else "")]
+    lines += _error_lines(report)
+    for decision in report.decisions:
+        lines += decision_lines(decision)
+    lines += [f"  {_miss_text(count, miss)}" for count, miss in group_misses(report.near_misses)]
+    return "\n".join([*lines, *_code(report)])
+
+
+def decision_lines(decision: Decision) -> list[str]:
+    """One call with every kernel's answer."""
+    call = decision.call
+    where = f"{call.module or '(top level)'}, {short_source(call.source)}"
+    names = ", ".join(decision.tried) or "nothing"
+    lines = [
+        f"  call {call.node or '-'} ({call.pattern.value}) in {where}",
+        f"      {call.text()}, on {call.device}",
+        f"      {status(decision)}: {why(decision)}; considered {names}",
+    ]
+    width = max((len(trial.kernel) for trial in decision.trials), default=0)
+    return lines + [f"      {trial.kernel.ljust(width)}  {verdict(trial)}" for trial in decision.trials]
+
+
+def why(decision: Decision) -> str:
+    """Why the decision came out as it did, in one clause."""
+    sentences = {
+        Reason.REQUESTED: f"{decision.kernel} was asked for by name",
+        Reason.AUTO: "the fastest exact kernel here that takes the call",
+        Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
+        Reason.LIMIT: "ATTNPASS_LIMIT was reached",
+        Reason.USER_CHOICE: "the program itself chose",
+        Reason.PASS_FAILED: "the pass failed",
+    }
+    return decision.note or sentences[decision.reason]
+
+
+def verdict(trial: Trial) -> str:
+    """``"takes it"``, or all the reasons why not."""
+    return "takes it" if trial.accepted else _reasons(trial)
+
+
+def no_calls_warning(report: Report) -> str:
+    """One line for a graph without attention calls: what came nearest, or what was looked for, and what to do."""
+    misses = group_misses(report.near_misses)
+    nearest = f"nearest: {_miss_place(misses[0][1])}: {misses[0][1].reason}" if misses else f"looked for {LOOKED_FOR}"
+    return (
+        f"attnpass graph {report.graph}: no attention call among {counted(report.nodes, 'node')}, nothing rewritten; "
+        f"{nearest}. `attnpass explain FILE.py` shows what is found in a model; later graphs without a call are not "
+        "announced"
+    )
+
+
+def _group_lines(report: Report) -> Iterator[str]:
+    groups = group_calls(report)
+    rows = [(*_row_head(group), group.first.call.text(), modules_text(group), group.sources) for group in groups]
+    for group, line in zip(groups, _aligned(rows), strict=True):
+        yield line
+        yield from (f"      {reason}" for reason in _told(group.first))
+
+
+def _row_head(group: Group) -> tuple[str, str]:
+    return status(group.first), f"x{len(group.decisions)}"
+
+
+def _told(decision: Decision) -> Iterator[str]:
+    """What the block says under a call: why it was kept, and who refused before the chosen kernel."""
+    refused = told_trials(decision)
+    if decision.note or not (decision.rewritten or refused):
+        yield why(decision)
+    yield from (f"{trial.kernel}: {_reasons(trial)}" for trial in refused)
+
+
+def _reasons(trial: Trial) -> str:
+    return "; ".join(dict.fromkeys(map(str, trial.rejections)))
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Columns two spaces apart; the second one, the count, is aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        head, count, *rest = row
+        cells = [head.ljust(widths[0]), count.rjust(widths[1])]
+        cells += [cell.ljust(width) for cell, width in zip(rest, widths[2:], strict=True)]
+        yield f"  {'  '.join(cells)}".rstrip()
+
+
+def _miss_lines(report: Report) -> Iterator[str]:
+    """Near misses, where they might be what the reader wonders about: not in a graph full of rewritten calls."""
+    if len(report.near_misses) < report.rewritten:
+        return
+    misses = group_misses(report.near_misses)
+    yield from (f"  {_miss_text(count, miss)}" for count, miss in misses[:MAX_MISSES])
+    if len(misses) > MAX_MISSES:
+        yield f"  almost: {counted(len(misses) - MAX_MISSES, 'more place')} (ATTNPASS_LOG=debug lists them)"
+
+
+def _miss_text(count: int, miss: NearMiss) -> str:
+    return f"almost x{count}: {_miss_place(miss)}: {miss.reason}"
+
+
+def _miss_place(miss: NearMiss) -> str:
+    return f"{miss.node} at {short_source(miss.source)}" if miss.source.file else miss.node
+
+
+def _error_lines(report: Report) -> Iterable[str]:
+    return [f"  the pass failed, the graph runs as it was: {report.error}"] if report.error else []
+
+
+def _code(report: Report) -> Iterator[str]:
+    if not report.code_before:
+        return
+    if report.code_after == report.code_before:
+        yield f"---- attnpass graph {report.graph}: the code, which the pass left as it was ----"
+        yield report.code_before.strip("\n")
+        return
+    yield f"---- attnpass graph {report.graph}: the code before the pass, {counted(report.nodes, 'node')} ----"
+    yield report.code_before.strip("\n")
+    yield f"---- attnpass graph {report.graph}: the code after the pass, {report.pass_ms:.1f} ms ----"
+    yield report.code_after.strip("\n")

@@ -1,0 +1,182 @@
+"""Which kernel takes a call, and why: the pure heart of the pass.
+
+No environment, no ``torch.cuda``, no import of a kernel library in here. Facts come in as values, so that every rule
+can be tested with invented machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from attnpass.call import AttentionCall
+from attnpass.checks import rejections
+from attnpass.config import Config, closest
+from attnpass.errors import KernelUnavailableError, UnknownKernelError
+from attnpass.kernel import Kernel
+from attnpass.limits import Code, Rejection
+from attnpass.machine import Machine
+from attnpass.preference import auto_order
+
+AUTO = "auto"
+NATIVE = "native"
+
+
+class Reason(str, Enum):
+    """Why a decision came out as it did. Stable: it is in the JSON report."""
+
+    REQUESTED = "requested"
+    AUTO = "auto"
+    NONE_ACCEPTED = "none_accepted"
+    LIMIT = "limit"
+    USER_CHOICE = "user_choice"
+    PASS_FAILED = "pass_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One kernel asked about one call: no rejections means that it would take it."""
+
+    kernel: str
+    rejections: tuple[Rejection, ...]
+
+    @property
+    def accepted(self) -> bool:
+        return not self.rejections
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to one call.
+
+    Attributes:
+        call: the call.
+        kernel: name of the chosen kernel; ``native`` if the user's call stays as it is.
+        reason: why.
+        tried: names that were considered, in order of preference, ``auto`` spelled out.
+        trials: every registered kernel with all its reasons, so that "why not X?" always has an answer.
+        note: one sentence more, where the reason alone does not say it.
+    """
+
+    call: AttentionCall
+    kernel: str
+    reason: Reason
+    tried: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    note: str = ""
+
+    @property
+    def rewritten(self) -> bool:
+        return self.kernel != NATIVE
+
+    def rejections(self, kernel: str) -> tuple[Rejection, ...]:
+        """Why ``kernel`` does not take the call; empty if it would."""
+        return next((t.rejections for t in self.trials if t.kernel == kernel), ())
+
+    @property
+    def refused(self) -> tuple[Trial, ...]:
+        """The considered kernels that refused before one accepted, in order."""
+        by_name = {t.kernel: t for t in self.trials}
+        names = self.tried[: self.tried.index(self.kernel)] if self.kernel in self.tried else self.tried
+        return tuple(by_name[name] for name in names if name in by_name and not by_name[name].accepted)
+
+
+def resolve_wishes(wishes: Sequence[str], kernels: Mapping[str, Kernel]) -> tuple[str, ...]:
+    """Turn what the user wrote into registered names, aliases followed; ``auto`` stays.
+
+    Raises:
+        UnknownKernelError: a name that no kernel has; the message lists the legal ones.
+    """
+    by_name = {name: kernel.name for kernel in kernels.values() for name in (kernel.name, *kernel.aliases)}
+    for wish in wishes:
+        if wish != AUTO and wish not in by_name:
+            names = [AUTO, *kernels]
+            raise UnknownKernelError(
+                f"choosing a kernel: ATTNPASS_KERNEL names {wish!r}, which is not a kernel"
+                f"{closest(wish, [AUTO, *by_name]) or '.'} Legal names: {', '.join(names)}"
+            )
+    return tuple(wish if wish == AUTO else by_name[wish] for wish in wishes)
+
+
+def check_wishes(wishes: Sequence[str], kernels: Mapping[str, Kernel], machine: Machine) -> None:
+    """Fail at compile start if a kernel that the user named cannot be used at all because of its library.
+
+    Raises:
+        KernelUnavailableError: with the version found, the version wanted and the install line.
+    """
+    for name in resolve_wishes(wishes, kernels):
+        if name == AUTO:
+            continue
+        limits = kernels[name].limits_for(machine)
+        problem = machine.library_problem(limits.package, limits.min_version)
+        if problem:
+            install = kernels[name].install or f"pip install '{limits.package}>={limits.min_version}'"
+            raise KernelUnavailableError(
+                f"choosing a kernel: ATTNPASS_KERNEL names {name}, whose library {limits.package} is {problem} here, "
+                f"needs >= {limits.min_version}; run: {install}"
+            )
+
+
+def select(
+    call: AttentionCall,
+    kernels: Mapping[str, Kernel],
+    machine: Machine,
+    config: Config,
+    extra: Mapping[str, Sequence[Rejection]] | None = None,
+) -> Decision:
+    """Decide who computes ``call``. Pure.
+
+    Args:
+        call: the call in canonical form.
+        kernels: every registered kernel by name.
+        machine: the facts about the device that the call runs on.
+        config: the settings in force.
+        extra: reasons found outside this function for this very call, by kernel name (a failed verification).
+    """
+    trials = tuple(Trial(k.name, tuple(_reasons(k, call, machine, extra))) for k in kernels.values())
+    order = spell_out(resolve_wishes(config.kernel, kernels), machine)
+    choice = _users_own_choice(call, machine)
+    if choice:
+        return Decision(call, NATIVE, Reason.USER_CHOICE, _names(order), trials, choice)
+    accepted = {trial.kernel for trial in trials if trial.accepted}
+    for name, reason in order:
+        inexact = reason is Reason.AUTO and not kernels[name].limits_for(machine).exact
+        if name == NATIVE or (name in accepted and not inexact):
+            return Decision(call, name, reason, _names(order), trials)
+    if not order:
+        return Decision(call, NATIVE, Reason.AUTO, (), trials, f"auto leaves the choice to PyTorch on {machine.kind}")
+    return Decision(call, NATIVE, Reason.NONE_ACCEPTED, _names(order), trials)
+
+
+def spell_out(wishes: Sequence[str], machine: Machine) -> tuple[tuple[str, Reason], ...]:
+    """Replace ``auto`` by what it means on this machine; each name with the reason that it would be chosen for."""
+    order: dict[str, Reason] = {}
+    for wish in wishes:
+        names = auto_order(machine) if wish == AUTO else (wish,)
+        for name in names:
+            order.setdefault(name, Reason.AUTO if wish == AUTO else Reason.REQUESTED)
+    return tuple(order.items())
+
+
+def _reasons(
+    kernel: Kernel, call: AttentionCall, machine: Machine, extra: Mapping[str, Sequence[Rejection]] | None
+) -> list[Rejection]:
+    if kernel.keeps:
+        return []
+    limits = kernel.limits_for(machine)
+    found = rejections(limits, call, machine)
+    if not any(reason.code in (Code.DEVICE, Code.RANK) for reason in found):
+        found += kernel.check(call, machine)
+    return found + list((extra or {}).get(kernel.name, ()))
+
+
+def _users_own_choice(call: AttentionCall, machine: Machine) -> str:
+    if call.context.sdpa_kernel is not None:
+        return f"the program chose {', '.join(call.context.sdpa_kernel) or 'no backend'} with sdpa_kernel at this place"
+    around = machine.user_choice()
+    return f"sdpa_kernel around the compiled call allows only: {around}" if around else ""
+
+
+def _names(order: Sequence[tuple[str, Reason]]) -> tuple[str, ...]:
+    return tuple(name for name, _ in order)

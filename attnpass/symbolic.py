@@ -1,0 +1,51 @@
+"""Questions about sizes that may be symbolic, asked without ever adding a guard.
+
+Under dynamic shapes a size is a ``SymInt``. Writing ``if q.shape[2] == k.shape[2]`` in a backend evaluates it at its
+hint, installs a guard and costs the user a recompile (or a ``ConstraintViolationError``). ``guard_or_false`` is no way
+out: it is guard-free only for unbacked symbols. So every yes/no question of the package goes through `known`, and
+"unknown" is an answer that callers must handle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+Size: TypeAlias = "int | torch.SymInt"
+
+
+def known(claim: Any) -> bool:
+    """True if ``claim`` (a bool or a SymBool) holds for every value the sizes can take.
+
+    >>> known(3 % 8 == 3)
+    True
+    """
+    return claim if isinstance(claim, bool) else statically_known_true(claim)
+
+
+def known_multiple(size: Size, factor: Size) -> bool:
+    """True if ``size`` is a multiple of ``factor`` for every value it can take."""
+    return known(size % factor == 0)
+
+
+def known_equal(left: Size, right: Size) -> bool:
+    """True if both sizes are equal for every value they can take."""
+    return known(left == right)
+
+
+def known_all_equal(left: Sequence[Size], right: Sequence[Size]) -> bool:
+    """True if two shapes are equal, element by element, for every value they can take."""
+    return len(left) == len(right) and all(known_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def as_int(size: Size) -> int | None:
+    """The size as a number if it is one, else None."""
+    return size if isinstance(size, int) else None
+
+
+def shown(size: Size) -> int | str:
+    """A size as JSON and people want it: a number, or the symbol's name such as ``"s0"``."""
+    return size if isinstance(size, int) else str(size)

@@ -1,0 +1,109 @@
+"""Print the generated parts of the docs from the package's own data.
+
+Run by ``conf.py`` before each build. The pages ``environment``, ``support_table`` and ``why_kept`` include what this
+writes, so that a new setting, kernel or rejection code cannot be forgotten there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import attnpass
+from attnpass.config import VARIABLES
+from attnpass.limits import Code
+from attnpass.support import support_rows
+
+COLUMNS = {
+    "name": "kernel",
+    "devices": "devices",
+    "capabilities": "GPUs",
+    "dtypes": "dtypes",
+    "head dims": "head dim",
+    "other Dv": "Dv ≠ D",
+    "masks": "mask",
+    "GQA": "GQA",
+    "dropout": "dropout",
+    "backward": "backward",
+    "deterministic": "deterministic",
+    "exact": "exact",
+}
+
+
+def write_all(folder: Path) -> None:
+    """Write every generated fragment into ``folder``; files that would not change are left alone."""
+    folder.mkdir(exist_ok=True)
+    fragments = {
+        "environment.md": environment(),
+        "support.md": support(),
+        "names.md": names(),
+        "codes.md": code_table(),
+    }
+    for name, text in fragments.items():
+        path = folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def environment() -> str:
+    """One row per setting."""
+    rows = [
+        (f"`{v.name}`", f"`{v.option}`", v.meaning, f"`{v.default}`" if v.default else "unset", v.legal)
+        for v in VARIABLES
+    ]
+    return table(("variable", "option of `torch.compile`", "meaning", "default", "values"), rows)
+
+
+def support() -> str:
+    """The rows of ``attnpass kernels``."""
+    rows = [row for kernel in attnpass.kernels() for row in support_rows(kernel)]
+    return table(list(COLUMNS.values()), [[_cell(row, column) for column in COLUMNS] for row in rows])
+
+
+def _cell(row: Mapping[str, str], column: str) -> str:
+    if column == "name":
+        return f"`{row[column]}`"
+    if column == "devices" and row["name"] == "native":
+        return "any"
+    if column == "capabilities" and not {"cuda", "rocm"} & set(row["devices"].split(", ")):
+        return "–"
+    return row[column].replace(">=", "≥").replace("<=", "≤")
+
+
+def names() -> str:
+    """One row per kernel: its name, what it is, the other names that are accepted."""
+    rows = [(f"`{k.name}`", k.title, ", ".join(f"`{a}`" for a in k.aliases) or "–") for k in attnpass.kernels()]
+    return table(("name", "what it is", "also accepted"), rows)
+
+
+def codes() -> set[str]:
+    """All rejection codes."""
+    return {code.value for code in Code}
+
+
+def code_table() -> str:
+    """One row per rejection code, linked to its heading."""
+    return table(("code", "meaning"), [(f"[`{code.value}`](#{code.value})", code.meaning) for code in Code])
+
+
+def check_headings(page: Path) -> None:
+    """The page must have one second-level heading for each rejection code, and no other.
+
+    Raises:
+        ValueError: with the codes that have no heading, and the headings that are no code.
+    """
+    headings = set(re.findall(r"^## (\w+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
+    if headings != codes():
+        missing, extra = sorted(codes() - headings), sorted(headings - codes())
+        raise ValueError(f"{page.name}: codes without a heading: {missing}; headings that are no code: {extra}")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    write_all(Path(__file__).resolve().parent / "_generated")
