@@ -50,6 +50,9 @@ def _tensors(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
 
 
 def _head_dims(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
+    if as_int(call.D) is None and not limits.head_dim_may_be_symbolic:
+        yield Rejection(Code.DYNAMIC, "head_dim", shown(call.D), "a number")
+        return
     for name, size in (("head_dim", call.D), ("value head_dim", call.Dv)):
         if name == "value head_dim" and known_equal(call.D, call.Dv):
             continue
@@ -125,8 +128,6 @@ def _mask_tensor(limits: Limits, call: AttentionCall, tensor: TensorSpec) -> Ite
 def _softmax(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
     if limits.positive_scale and call.scale is not None and not call.scale > 0:
         yield Rejection(Code.SCALE, "scale", call.scale, "a positive number")
-    if call.scale is None and as_int(call.D) is None:
-        yield Rejection(Code.DYNAMIC, "head_dim", shown(call.D), "a number, or an explicit scale")
     if call.softcap is not None and not limits.softcap:
         yield Rejection(Code.SOFTCAP, "softcap", call.softcap, "none")
     if call.dropout_p is None:

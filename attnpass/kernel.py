@@ -30,14 +30,14 @@ class Operands:
         k: (B, Hkv, Sk, D).
         v: (B, Hkv, Sk, Dv).
         mask: bool (True = take part) or additive, 4-D with each size 1 or full; None if the mask is only a rule.
-        scale: factor on the scores, always explicit.
+        scale: factor on the scores; None (1/sqrt(D)) only where the head dim is symbolic.
     """
 
     q: Node
     k: Node
     v: Node
     mask: Node | None
-    scale: float
+    scale: float | None
 
 
 class Kernel(ABC):

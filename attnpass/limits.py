@@ -100,6 +100,7 @@ class Limits:
         head_dim_max: largest head dim; None for no bound.
         head_dim_min: smallest head dim.
         head_dim_multiple: head dims are multiples of this.
+        head_dim_may_be_symbolic: is a head dim that is no number (``dynamic=True`` on bare tensors) taken?
         value_dim_may_differ: may Dv differ from D?
         gqa: may Hkv be smaller than H (and divide it)?
         broadcasts: does the kernel broadcast batch and head sizes as PyTorch does?
@@ -130,6 +131,7 @@ class Limits:
     head_dim_max: int | None = None
     head_dim_min: int = 1
     head_dim_multiple: int = 1
+    head_dim_may_be_symbolic: bool = False
     value_dim_may_differ: bool = False
     gqa: bool = False
     broadcasts: bool = False

@@ -74,7 +74,7 @@ def emit_report(report: Report) -> None:
 
 
 def _trace(report: Report) -> None:
-    from torch._logging import trace_structured
+    from torch._logging._internal import trace_structured
 
     trace_structured(
         "artifact",

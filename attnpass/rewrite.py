@@ -184,8 +184,6 @@ def emit_call(emitter: Emitter, node: Node, call: AttentionCall, kernel: Kernel)
     """Emit ``kernel`` for the SDPA ``node``: views and casts in, the kernel, views and the wanted layout out."""
     args = arguments(node)
     wanted = emitter.spec(node)
-    scale = call.scale_or_default()
-    assert scale is not None, "checked by attnpass.checks"
     missing = 4 - wanted.ndim
     operands = []
     for name in ("query", "key", "value", "attn_mask"):
@@ -196,7 +194,7 @@ def emit_call(emitter: Emitter, node: Node, call: AttentionCall, kernel: Kernel)
             if emitter.spec(operand).dtype != torch.bool and call.context.autocast is not None:
                 operand = emitter.cast(operand, call.dtype)
         operands.append(operand)
-    out = kernel.emit(emitter, call, Operands(*operands, scale=scale))
+    out = kernel.emit(emitter, call, Operands(*operands, scale=call.scale_or_default()))
     for _ in range(missing):
         out = emitter(aten.squeeze.dim, out, 0)
     return restore_layout(emitter, out, wanted)

@@ -135,7 +135,7 @@ def verify(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-    scale: float,
+    scale: float | None,
     is_causal: bool,
     enable_gqa: bool,
     key: str,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ import attnpass
 from attnpass.cli.minilm import DIFFERENT, SENTENCES, SIMILAR, MiniLM, cosine, load
 from attnpass.cli.table import print_table
 from attnpass.config import Config
+from attnpass.errors import AttnpassError
 from attnpass.kernels import registry
 from attnpass.report import Report, block
 from attnpass.select import AUTO, NATIVE, resolve_wishes
@@ -40,26 +42,35 @@ class Result:
         kernels: the kernels that compute, "" where PyTorch chooses.
         calls: attention calls found.
         rewritten: how many of them were rewritten.
-        difference: largest absolute difference of an embedding to eager.
+        difference: largest absolute difference of an embedding to eager; infinite if it did not run.
         allowed: how large it may be.
         similar: cosine of two sentences that say the same.
         different: cosine of two that do not.
         ms: median time of one run.
+        error: what was raised, or "".
     """
 
     name: str
-    kernels: str
-    calls: int
-    rewritten: int
-    difference: float
-    allowed: float
-    similar: float
-    different: float
-    ms: float
+    kernels: str = ""
+    calls: int = 0
+    rewritten: int = 0
+    difference: float = math.inf
+    allowed: float = 0.0
+    similar: float = math.nan
+    different: float = math.nan
+    ms: float = math.nan
+    error: str = ""
 
     @property
-    def ok(self) -> bool:
-        return self.difference <= self.allowed
+    def verdict(self) -> str:
+        if self.error:
+            return "FAILED"
+        return "ok" if self.difference <= self.allowed else "WRONG"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; JSON has no infinity and no NaN."""
+        values = {name: None if value != value or value == math.inf else value for name, value in asdict(self).items()}
+        return {**values, "result": self.verdict}
 
 
 def add_command(commands: Any) -> None:
@@ -80,41 +91,83 @@ def run(args: argparse.Namespace) -> int:
     device = args.device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     dtype = DTYPES[args.dtype or ("fp32" if device.type == "cpu" else "fp16")]
     wishes = resolve_wishes(Config.load({"attnpass.kernel": args.kernel}).kernel, registry()) if args.kernel else ()
+    attnpass.clear_reports()
     minilm = load(device, dtype)
-    exact = load(torch.device("cpu"), torch.float64).embed()
+    reference = load(torch.device("cpu"), torch.float64)
+    exact = reference.embed(reference.model)
     say = _silent if args.json else print
     say(f"MiniLM (22.7 million real weights) embeds {len(SENTENCES)} sentences on {device} in {dtype_name(dtype)}.")
     results = list(compare(minilm, exact, wishes, say))
     if args.json:
-        rows = [{**asdict(result), "ok": result.ok} for result in results]
+        rows = [result.to_dict() for result in results]
         print(json.dumps({"device": str(device), "dtype": dtype_name(dtype), "results": rows}, indent=1))
     else:
         _summarise(results)
-    return 0 if all(result.ok for result in results) else 1
+    return 0 if all(result.verdict == "ok" for result in results) else 1
 
 
 def compare(minilm: MiniLM, exact: torch.Tensor, wishes: Sequence[str], say: Callable[[str], None]) -> Iterator[Result]:
     """Run eager, Inductor, then attnpass with each wish (``auto`` and all that can run, if none is given)."""
-    eager = minilm.embed()
+    eager = minilm.embed(minilm.model)
     noise = max(_distance(eager, exact), FLOOR * torch.finfo(eager.dtype).eps * float(eager.abs().max()))
     say(
         f"  {cosine(eager, SIMILAR):.2f}  {SENTENCES[SIMILAR[0]]!r} and {SENTENCES[SIMILAR[1]]!r}\n"
         f"  {cosine(eager, DIFFERENT):.2f}  {SENTENCES[DIFFERENT[0]]!r} and {SENTENCES[DIFFERENT[1]]!r}\n"
         f"Eager is {noise:.1e} away from fp64; more than a small multiple of that would be wrong.\n"
     )
-    yield _measure(minilm, EAGER, None, eager, noise, [])
-    yield _measure(minilm, INDUCTOR, _compile(minilm, INDUCTOR), eager, noise, [])
+    bench = Bench(minilm, eager, noise)
+    yield bench.measure(EAGER, minilm.model)
+    yield bench.measure(INDUCTOR, _compile(minilm, INDUCTOR))
     queue = list(wishes or (AUTO,))
     while queue:
         wish = queue.pop(0)
         attnpass.clear_reports()
-        compiled = _compile(minilm, "attnpass", {"attnpass.kernel": wish})
-        minilm.embed(compiled)
+        result = bench.measure(wish, _compile(minilm, "attnpass", {"attnpass.kernel": wish}))
         reports = attnpass.reports()
-        say("\n".join(f"[{wish}] {block(report)}" for report in reports))
-        yield _measure(minilm, wish, compiled, eager, noise, reports)
+        say("\n".join([f"[{wish}] {block(report)}" for report in reports] + [result.error] * bool(result.error)))
+        yield result
         if not wishes and wish == AUTO:
             queue += _others(reports)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every run is compared with."""
+
+    minilm: MiniLM
+    eager: torch.Tensor
+    noise: float
+
+    def measure(self, name: str, model: Callable[..., Any]) -> Result:
+        """Run ``model``; an exception becomes the result."""
+        run: dict[str, Any] = {}
+        try:
+            embeddings = self.minilm.embed(model)
+            run = {"difference": _distance(embeddings, self.eager), "ms": self._median_ms(model)}
+            run |= {"similar": cosine(embeddings, SIMILAR), "different": cosine(embeddings, DIFFERENT)}
+        except AttnpassError:
+            raise
+        except Exception as error:
+            run["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        decisions = [decision for report in attnpass.reports() for decision in report.decisions]
+        names = dict.fromkeys(decision.kernel for decision in decisions if decision.rewritten)
+        tolerance = max((registry()[kernel].limits.tolerance for kernel in names), default=2.0)
+        return Result(
+            name=name,
+            kernels=", ".join(names),
+            calls=len(decisions),
+            rewritten=sum(decision.rewritten for decision in decisions),
+            allowed=SLACK * (1 + tolerance) * self.noise,
+            **run,
+        )
+
+    def _median_ms(self, model: Callable[..., Any]) -> float:
+        times = []
+        for _ in range(RUNS):
+            start = time.perf_counter()
+            self.minilm.embed(model).cpu()
+            times.append((time.perf_counter() - start) * 1000)
+        return statistics.median(times)
 
 
 def _compile(minilm: MiniLM, backend: str, options: dict[str, Any] | None = None) -> Callable[..., Any]:
@@ -131,44 +184,14 @@ def _others(reports: Sequence[Report]) -> list[str]:
     return [name for name in registry() if decisions and name not in done | refusing]
 
 
-def _measure(
-    minilm: MiniLM,
-    name: str,
-    compiled: Callable[..., Any] | None,
-    eager: torch.Tensor,
-    noise: float,
-    reports: Sequence[Report],
-) -> Result:
-    decisions = [decision for report in reports for decision in report.decisions]
-    names = dict.fromkeys(decision.kernel for decision in decisions if decision.rewritten)
-    tolerance = max((registry()[kernel].limits.tolerance for kernel in names), default=2.0)
-    embeddings = minilm.embed(compiled)
-    return Result(
-        name=name,
-        kernels=", ".join(names),
-        calls=len(decisions),
-        rewritten=sum(decision.rewritten for decision in decisions),
-        difference=_distance(embeddings, eager),
-        allowed=SLACK * (1 + tolerance) * noise,
-        similar=cosine(embeddings, SIMILAR),
-        different=cosine(embeddings, DIFFERENT),
-        ms=_median_ms(minilm, compiled),
-    )
-
-
-def _median_ms(minilm: MiniLM, compiled: Callable[..., Any] | None) -> float:
-    times = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        minilm.embed(compiled).cpu()
-        times.append((time.perf_counter() - start) * 1000)
-    return statistics.median(times)
-
-
 def _distance(left: torch.Tensor, right: torch.Tensor) -> float:
     """Largest absolute difference; NaN counts as infinitely far."""
     distance = float((left.double().cpu() - right.double().cpu()).abs().max())
     return distance if distance == distance else float("inf")
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "-"
 
 
 def _silent(text: str) -> None:
@@ -181,12 +204,12 @@ def _summarise(results: Sequence[Result]) -> None:
             "run": result.name,
             "kernel": result.kernels or "PyTorch's choice",
             "rewritten": f"{result.rewritten} of {result.calls}" if result.calls else "-",
-            "difference to eager": f"{result.difference:.1e}",
+            "difference to eager": _number(result.difference, ".1e"),
             "allowed": f"{result.allowed:.1e}",
-            "similar": f"{result.similar:.3f}",
-            "different": f"{result.different:.3f}",
-            "ms": f"{result.ms:.2f}",
-            "result": "ok" if result.ok else "WRONG",
+            "similar": _number(result.similar, ".3f"),
+            "different": _number(result.different, ".3f"),
+            "ms": _number(result.ms, ".2f"),
+            "result": result.verdict,
         }
         for result in results
     ]

@@ -29,7 +29,8 @@ from attnpass.known_machines import KNOWN_MACHINES
 from attnpass.machine import Machine
 from attnpass.masks import MaskSpec
 from attnpass.report import Report, block
-from attnpass.report.text import decision_lines, status, verdict, why
+from attnpass.report.groups import status
+from attnpass.report.text import decision_lines, verdict, why
 from attnpass.select import resolve_wishes, select
 from attnpass.tensor import DTYPE_NAMES, TensorSpec
 

@@ -98,11 +98,9 @@ def usable(kernels: Mapping[str, Kernel], device: torch.device, machine: Machine
 
 def machine_name(machine: Mapping[str, Any]) -> str:
     """``"NVIDIA H100, sm_90"``, ``"cpu, AVX512"``."""
-    kind = machine["kind"]
-    return (
-        ", ".join(text for text in (kind if kind == "cpu" else "", machine["name"], machine["capability"]) if text)
-        or kind
-    )
+    kind: str = machine["kind"]
+    facts = [kind if kind == "cpu" else "", machine["name"], machine["capability"]]
+    return ", ".join(fact for fact in facts if fact) or kind
 
 
 def _easy_call(device: torch.device) -> AttentionCall:

@@ -38,14 +38,14 @@ class MiniLM:
     model: torch.nn.Module
     batch: dict[str, torch.Tensor]
 
-    def embed(self, compiled: Callable[..., Any] | None = None) -> torch.Tensor:
+    def embed(self, model: Callable[..., Any]) -> torch.Tensor:
         """One unit vector for each sentence: the mean over its tokens.
 
         Args:
-            compiled: called in place of the model, if given.
+            model: `model` itself, or what a compiler made of it.
         """
         with torch.inference_mode():
-            hidden = (compiled or self.model)(**self.batch).last_hidden_state
+            hidden = model(**self.batch).last_hidden_state
             weights = self.batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
             return F.normalize((hidden * weights).sum(1) / weights.sum(1))
 

@@ -18,7 +18,7 @@ from attnpass.kernel import Kernel, Operands
 from attnpass.limits import ALL_FLOATS, Code, Limits, Rejection
 from attnpass.machine import Machine, sm_number
 from attnpass.masks import Term
-from attnpass.symbolic import as_int, known, shown
+from attnpass.symbolic import known, shown
 
 SMALL_SHARED_MEMORY = (86, 89, 120, 121)  # generations whose backward cannot hold every head dim
 
@@ -46,6 +46,7 @@ class NativeFlash(Kernel):
         devices=frozenset({"cpu"}),
         dtypes=ALL_FLOATS,
         head_dim_max=None,
+        head_dim_may_be_symbolic=True,
         causal_needs_square=False,
         mask_tensor=True,
         positive_scale=False,
@@ -61,8 +62,6 @@ class NativeFlash(Kernel):
             yield Rejection(Code.DISABLED, "torch.backends.cuda.flash_sdp_enabled()", False, "True")
         if machine.kind == "cpu":
             return
-        if as_int(call.D) is None:
-            yield Rejection(Code.DYNAMIC, "head_dim", shown(call.D), "a number")
         if call.needs_grad and sm_number(machine.capability) in SMALL_SHARED_MEMORY:
             large_without_dropout = call.dropout_p == 0 and known(call.D > 224)
             if not (known(call.D <= 192) or large_without_dropout):

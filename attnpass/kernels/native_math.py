@@ -17,6 +17,7 @@ from attnpass.masks import Term
 EVERYTHING = Limits(
     devices=frozenset({"cuda", "rocm", "cpu", "xpu", "mps", "npu"}),
     dtypes=ALL_FLOATS,
+    head_dim_may_be_symbolic=True,
     value_dim_may_differ=True,
     gqa=True,
     broadcasts=True,

@@ -5,7 +5,7 @@ To add a spelling, write a file beside `sdpa` that turns a node into an `Attenti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule, Node
@@ -49,11 +49,14 @@ def find(gm: GraphModule) -> Findings:
     calls: list[FoundCall] = []
     misses: list[NearMiss] = []
     nodes: list[Node] = []
-    visited: set[Node] = set()
+    visited: dict[Node, Region] = {}
+    torn: set[Node] = set()
     for owner, node, region in walk(gm, Region.around(_device_types(gm))):
         if node in visited:  # a body that several ops share, as invoke_subgraph's, is rewritten once
+            if visited[node] != region:
+                torn.add(node)
             continue
-        visited.add(node)
+        visited[node] = region
         nodes.append(node)
         if is_sdpa(node):
             calls.append(FoundCall(read_call(node, region), owner, node))
@@ -63,7 +66,14 @@ def find(gm: GraphModule) -> Findings:
                 misses.append(NearMiss(node.name, opened, source_of(node.meta)))
             else:
                 calls += _inside(opened, region)
+    calls = [_undecided(found) if found.node in torn else found for found in calls]
     return Findings(tuple(calls), (*misses, *near_misses(nodes)), len(nodes))
+
+
+def _undecided(found: FoundCall) -> FoundCall:
+    """A call in a body that runs under different autocast, grad mode or transforms; no kernel suits all of them."""
+    context = replace(found.call.context, unreadable="the state around a body that several ops share")
+    return replace(found, call=replace(found.call, context=context))
 
 
 def _inside(opened: Opened, region: Region) -> list[FoundCall]:

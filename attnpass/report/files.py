@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-from attnpass.errors import AttnpassError
 from attnpass.report.html import to_html
 from attnpass.report.record import Report
 
@@ -23,18 +22,12 @@ def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
         The two paths, JSON first.
 
     Raises:
-        AttnpassError: the folder cannot be made or written to.
+        OSError: the folder cannot be made or written to.
     """
-    stem = Path(folder) / f"attnpass-{os.getpid()}-graph{report.graph}"
-    paths = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".html")
-    texts = to_json(report), to_html(report)
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths, texts, strict=True):
-            path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise AttnpassError(
-            f"writing the report of graph {report.graph}: {error.filename or folder}: {error.strerror or error}, "
-            "needs a folder that this program may write to; set ATTNPASS_REPORT to one, or unset it"
-        ) from error
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"attnpass-{os.getpid()}-graph{report.graph}"
+    paths = folder / f"{stem}.json", folder / f"{stem}.html"
+    for path, text in zip(paths, (to_json(report), to_html(report)), strict=True):
+        path.write_text(text + "\n", encoding="utf-8")
     return paths
