@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from attnpass.backend import look_at, new_report
@@ -48,7 +47,8 @@ def rewrite(
 
     Args:
         gm: the graph; it is not changed.
-        example_inputs: what it is called with; needed if its nodes carry no fake values (``torch.fx.symbolic_trace``).
+        example_inputs: what it is called with; needed if its nodes carry no fake values (``torch.fx.symbolic_trace``). The
+            result is then right for inputs of these shapes.
         options: settings as for ``torch.compile``, such as ``{"attnpass.kernel": "native_flash"}``.
 
     Returns:
@@ -73,6 +73,6 @@ def _with_values(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
     from attnpass.rewrite import copy_graph
 
     work = copy_graph(gm)
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     FakeTensorProp(work, mode).propagate(*example_inputs)
     return work

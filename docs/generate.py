@@ -18,7 +18,7 @@ from attnpass.support import support_rows
 COLUMNS = {
     "name": "kernel",
     "devices": "devices",
-    "capabilities": "GPUs",
+    "GPUs": "GPUs",
     "dtypes": "dtypes",
     "head dims": "head dim",
     "other Dv": "Dv ≠ D",
@@ -62,13 +62,8 @@ def support() -> str:
 
 
 def _cell(row: Mapping[str, str], column: str) -> str:
-    if column == "name":
-        return f"`{row[column]}`"
-    if column == "devices" and row["name"] == "native":
-        return "any"
-    if column == "capabilities" and not {"cuda", "rocm"} & set(row["devices"].split(", ")):
-        return "–"
-    return row[column].replace(">=", "≥").replace("<=", "≤")
+    text = row[column].replace(">=", "≥").replace("<=", "≤")
+    return f"`{text}`" if column == "name" else text
 
 
 def names() -> str:

@@ -42,7 +42,7 @@ class Result:
         kernels: the kernels that compute, "" where PyTorch chooses.
         calls: attention calls found.
         rewritten: how many of them were rewritten.
-        difference: largest absolute difference of an embedding to eager; infinite if it did not run.
+        difference: largest absolute difference of an embedding to eager; NaN if it did not run or holds NaN.
         allowed: how large it may be.
         similar: cosine of two sentences that say the same.
         different: cosine of two that do not.
@@ -54,7 +54,7 @@ class Result:
     kernels: str = ""
     calls: int = 0
     rewritten: int = 0
-    difference: float = math.inf
+    difference: float = math.nan
     allowed: float = 0.0
     similar: float = math.nan
     different: float = math.nan
@@ -68,8 +68,8 @@ class Result:
         return "ok" if self.difference <= self.allowed else "WRONG"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; JSON has no infinity and no NaN."""
-        values = {name: None if value != value or value == math.inf else value for name, value in asdict(self).items()}
+        """JSON form; JSON has no NaN."""
+        values = {name: None if value != value else value for name, value in asdict(self).items()}
         return {**values, "result": self.verdict}
 
 
@@ -185,13 +185,8 @@ def _others(reports: Sequence[Report]) -> list[str]:
 
 
 def _distance(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Largest absolute difference; NaN counts as infinitely far."""
-    distance = float((left.double().cpu() - right.double().cpu()).abs().max())
-    return distance if distance == distance else float("inf")
-
-
-def _number(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else "-"
+    """Largest absolute difference; NaN if there is one."""
+    return float((left.double().cpu() - right.double().cpu()).abs().max())
 
 
 def _silent(text: str) -> None:
@@ -204,11 +199,11 @@ def _summarise(results: Sequence[Result]) -> None:
             "run": result.name,
             "kernel": result.kernels or "PyTorch's choice",
             "rewritten": f"{result.rewritten} of {result.calls}" if result.calls else "-",
-            "difference to eager": _number(result.difference, ".1e"),
+            "difference to eager": "-" if result.error else f"{result.difference:.1e}",
             "allowed": f"{result.allowed:.1e}",
-            "similar": _number(result.similar, ".3f"),
-            "different": _number(result.different, ".3f"),
-            "ms": _number(result.ms, ".2f"),
+            "similar": "-" if result.error else f"{result.similar:.3f}",
+            "different": "-" if result.error else f"{result.different:.3f}",
+            "ms": "-" if result.error else f"{result.ms:.2f}",
             "result": result.verdict,
         }
         for result in results

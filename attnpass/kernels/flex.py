@@ -21,7 +21,7 @@ from attnpass.kernel import Kernel, Operands
 from attnpass.limits import FLOATS, Code, Limits, Rejection
 from attnpass.machine import Machine
 from attnpass.masks import Term
-from attnpass.symbolic import known, known_equal, shown
+from attnpass.symbolic import Size, known, known_equal, shown
 
 BLOCK = 128
 NO_BLOCKS = 1 << 30  # FlexAttention's own block size for "one block holds everything"
@@ -145,19 +145,27 @@ def causal_blocks(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
     For each row of blocks: how many are partly visible and which, how many are fully visible and which; then the same
     for each column, which the backward reads. ``create_block_mask`` gives the same sets after looking at every
     (q, k) pair; this looks at none. A block that reaches over the end of q or k counts as partly visible.
+
+    Symbolic lengths get one empty block more: a size that may be 1 makes the tracer guard on whether it is.
     """
     Sq, Sk, device = q.shape[2], k.shape[2], q.device
-    rows, cols = (Sq + BLOCK - 1) // BLOCK, (Sk + BLOCK - 1) // BLOCK
+    rows, cols = _blocks(Sq), _blocks(Sk)
     i, j = torch.arange(rows, device=device), torch.arange(cols, device=device)
-    visible = torch.clamp(i + 1, max=cols)
+    visible = torch.clamp(i + 1, max=(Sk + BLOCK - 1) // BLOCK)
     full = torch.where(i < Sq // BLOCK, torch.clamp(i, max=Sk // BLOCK), 0)
-    kv = (visible - full, (full[:, None] + j) % cols, full, j.expand(rows, cols))
-    below = torch.clamp(rows - j, min=0)
+    kv = (visible - full, (full[:, None] + j) % cols, full, j + 0 * i[:, None])
+    ragged_rows = (Sq + BLOCK - 1) // BLOCK
+    below = torch.clamp(ragged_rows - j, min=0)
     full_below = torch.where(j < Sk // BLOCK, torch.clamp(Sq // BLOCK - (j + 1), min=0), 0)
-    ragged_end = torch.where(full_below > 0, rows - 1, j + 1)  # the block of q that is not full stands last
+    ragged_end = torch.where(full_below > 0, ragged_rows - 1, j + 1)  # the block of q that is not full stands last
     partial = torch.where(i == 0, j[:, None], torch.where(full_below[:, None] > 0, ragged_end[:, None], j[:, None] + i))
     q_side = (below - full_below, partial % rows, full_below, (j[:, None] + 1 + i) % rows)
-    return tuple(x.to(torch.int32).contiguous()[None, None] for x in (*kv, *q_side))
+    return tuple(x.to(torch.int32)[None, None] for x in (*kv, *q_side))
+
+
+def _blocks(length: Size) -> Size:
+    blocks = (length + BLOCK - 1) // BLOCK
+    return blocks if isinstance(blocks, int) else blocks + 1
 
 
 def _kernel_options(emitter: Emitter, args: Operands) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 import attnpass
-from attnpass.report.groups import counted, group_calls, group_misses, modules_text, short_source
+from attnpass.report.groups import counted, group_calls, group_misses, modules_text, short_source, told_trials
 from attnpass.report.record import Report
 from attnpass.report.settings import settings_rows
-from attnpass.report.text import why
+from attnpass.report.text import verdict, why
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -39,6 +39,8 @@ def to_html(report: Report) -> str:
         counted=counted,
         modules_text=modules_text,
         short_source=short_source,
+        told_trials=told_trials,
+        verdict=verdict,
         why=why,
     )
 
@@ -46,6 +48,8 @@ def to_html(report: Report) -> str:
 def _summary(report: Report) -> str:
     """One sentence: what happened in this graph."""
     calls = len(report.decisions)
+    if report.error:
+        return "The pass failed, and the graph runs as it was."
     if not calls:
         return f"No attention call was found among {counted(report.nodes, 'node')}."
     if report.kept == 0:

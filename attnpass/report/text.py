@@ -39,7 +39,7 @@ def headline(report: Report) -> str:
         calls = counted(len(report.decisions), "attention call")
         found = f"{calls}, {report.rewritten} rewritten, {report.kept} kept"
     else:
-        found = f"no attention call among {counted(report.nodes, 'node')}"
+        found = "the pass failed" if report.error else f"no attention call among {counted(report.nodes, 'node')}"
     return f"attnpass graph {report.graph}: {found} ({report.pass_ms:.1f} ms)"
 
 
@@ -61,7 +61,7 @@ def decision_lines(decision: Decision) -> list[str]:
     lines = [
         f"  call {call.node or '-'} ({call.pattern.value}) in {where}",
         f"      {call.text()}, on {call.device}",
-        f"      {status(decision)}: {why(decision)}; considered {names}",
+        f"      {status(decision)}, because {why(decision)}; considered: {names}",
     ]
     width = max((len(trial.kernel) for trial in decision.trials), default=0)
     return lines + [f"      {trial.kernel.ljust(width)}  {verdict(trial)}" for trial in decision.trials]
@@ -149,7 +149,7 @@ def _miss_place(miss: NearMiss) -> str:
 
 
 def _error_lines(report: Report) -> Iterable[str]:
-    return [f"  the pass failed, the graph runs as it was: {report.error}"] if report.error else []
+    return [f"  {report.error}; the graph runs as it was"] if report.error else []
 
 
 def _code(report: Report) -> Iterator[str]:

@@ -1,0 +1,73 @@
+"""Reports made by hand, for the tests of what is told: no graph, no machine and no kernel is needed."""
+
+from __future__ import annotations
+
+import torch
+
+from attnpass.call import AttentionCall, Pattern, Source
+from attnpass.config import Config
+from attnpass.limits import Code, Rejection
+from attnpass.machine import Machine
+from attnpass.masks import MaskSpec
+from attnpass.report.record import NearMiss, Report
+from attnpass.select import Decision, Reason, Trial
+from attnpass.tensor import TensorSpec
+
+NEEDS_NO_MASK = Rejection(Code.MASK, "mask", "a bool tensor", "none or causal")
+BAD_HEAD_DIM = Rejection(Code.HEAD_DIM, "head_dim", 80, "64, 96 or 128")
+DEVICE = torch.device("cuda", 0)
+H100 = Machine("cuda", "NVIDIA H100", "sm_90", {"torch": "2.13.0", "sageattention": "2.1.1"}, cudnn=91900)
+
+
+def spec(*shape: int, dtype: torch.dtype = torch.bfloat16) -> TensorSpec:
+    stride = [1]
+    for size in reversed(shape[1:]):
+        stride.insert(0, stride[0] * size)
+    return TensorSpec(shape, tuple(stride), dtype, DEVICE)
+
+
+def call(
+    module: str,
+    line: int = 212,
+    *,
+    Sk: int = 4096,
+    D: int = 128,
+    mask: MaskSpec | None = None,
+    file: str = "wan/model.py",
+    pattern: Pattern = Pattern.SDPA,
+) -> AttentionCall:
+    q, k = spec(2, 24, 4096, D), spec(2, 24, Sk, D)
+    node = f"sdpa_{module}"
+    source = Source(file, line, "forward")
+    return AttentionCall(q, k, k, q, mask or MaskSpec(), node=node, module=module, source=source, pattern=pattern)
+
+
+def rewritten(attention: AttentionCall, kernel: str = "flex", *refused: Trial) -> Decision:
+    names = (*(trial.kernel for trial in refused), kernel)
+    trials = (Trial("native", ()), *refused, Trial(kernel, ()))
+    return Decision(attention, kernel, Reason.REQUESTED, names, trials)
+
+
+def kept(
+    attention: AttentionCall, *refused: Trial, reason: Reason = Reason.NONE_ACCEPTED, note: str = ""
+) -> Decision:
+    tried = tuple(trial.kernel for trial in refused)
+    return Decision(attention, "native", reason, tried, (Trial("native", ()), *refused), note)
+
+
+def cross(module: str, line: int = 240) -> AttentionCall:
+    mask = MaskSpec.from_tensor(spec(2, 1, 4096, 77, dtype=torch.bool))
+    return call(module, line, Sk=77, D=80, mask=mask)
+
+
+def report(*decisions: Decision, graph: int = 0, near_misses: tuple[NearMiss, ...] = (), **fields: object) -> Report:
+    values = {"config": Config(kernel=("flex",)), "machines": {DEVICE: H100}, "nodes": 512, "pass_ms": 3.1, **fields}
+    return Report(graph=graph, decisions=decisions, near_misses=near_misses, **values)  # type: ignore[arg-type]
+
+
+def video_model() -> Report:
+    """38 calls rewritten, 2 kept."""
+    refused = (Trial("native_flash", (NEEDS_NO_MASK,)),)
+    decisions = [rewritten(call(f"blocks.{number}.attn")) for number in range(38)]
+    decisions += [kept(cross(f"blocks.{number}.cross"), *refused) for number in (0, 20)]
+    return report(*decisions, code_before="def forward(self):\n    before\n", code_after="def forward(self):\n    after\n")
