@@ -1,7 +1,7 @@
 """attnpass: point ``torch.compile`` at the fastest attention kernels, and see why each call was or was not rewritten.
 
-    model = torch.compile(model, backend="attnpass")
-    ATTNPASS_KERNEL=flex,native_flash ATTNPASS_LOG=info python run.py
+model = torch.compile(model, backend="attnpass")
+ATTNPASS_KERNEL=flex,native_flash ATTNPASS_LOG=info python run.py
 """
 
 __version__ = "0.1.0"

@@ -18,7 +18,8 @@ import torch
 from torch._guards import CompileContext
 from torch.fx import GraphModule
 
-from attnpass import log, report as rendering, staleness, verify
+from attnpass import log, staleness, verify
+from attnpass import report as rendering
 from attnpass.compiler import compile_graph
 from attnpass.config import Config, split_options, unknown_variables
 from attnpass.errors import ISSUES_HINT, AttnpassError, PassError
@@ -69,8 +70,9 @@ def attnpass(
     rewritten = _guarded_pass(gm, machines, config)
     _publish(rewritten.report, config)
     machine = next(iter(rewritten.report.machines.values()), None)
-    downstream = {**rewritten.compile_options, **theirs}
-    return compile_graph(rewritten.module, example_inputs, config.compiler, mode, downstream, machine)
+    return compile_graph(
+        rewritten.module, example_inputs, config.compiler, mode, theirs, rewritten.compile_options, machine
+    )
 
 
 def reset() -> None:
@@ -143,7 +145,9 @@ def _publish(report: Report, config: Config) -> None:
         try:
             rendering.write(report, config.report)
         except OSError as error:
-            _say_once(f"attnpass: writing the report to {config.report} failed with {error}; choose another ATTNPASS_REPORT")
+            _say_once(
+                f"attnpass: writing the report to {config.report} failed with {error}; choose another ATTNPASS_REPORT"
+            )
 
 
 def _say_unknown_variables() -> None:

@@ -65,7 +65,7 @@ class AttentionCall:
     """One attention call in canonical form: ``out = dropout(softmax(scale * q k^T + bias where mask)) v``.
 
     The softmax is in fp32. Shapes are those of the user's call (2-D to 4-D, the leading dims of BHSD missing);
-    `dims` reads them as BHSD.
+    the properties read them as BHSD.
 
     Attributes:
         q: (B, H, Sq, D).

@@ -94,10 +94,9 @@ def _mask(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rej
     if unknown_terms:
         actual = " & ".join(sorted(t.value for t in unknown_terms))
         yield Rejection(Code.MASK, "mask", actual, _one_of((t.value for t in limits.terms), empty="none"))
-    if Term.CAUSAL in limits.terms and call.is_causal and limits.causal_needs_square:
-        if not known_equal(call.Sq, call.Sk):
-            actual = f"{shown(call.Sq)} and {shown(call.Sk)}"
-            yield Rejection(Code.CAUSAL_ALIGNMENT, "Sq and Sk of a causal call", actual, "the same length")
+    if call.is_causal and limits.causal_needs_square and not known_equal(call.Sq, call.Sk):
+        actual = f"{shown(call.Sq)} and {shown(call.Sk)}"
+        yield Rejection(Code.CAUSAL_ALIGNMENT, "Sq and Sk of a causal call", actual, "the same length")
     if tensor is None:
         return
     kind = "a bool tensor" if tensor.dtype == torch.bool else f"an additive {dtype_name(tensor.dtype)} tensor"
@@ -164,7 +163,9 @@ def _row_alignment(limits: Limits, name: str, spec: TensorSpec) -> Iterator[Reje
         if not (known_multiple(stride, step) or known_equal(size, 1)):
             yield Rejection(Code.ALIGNMENT, f"stride of {name}", shown(stride), f"a known multiple of {step}")
     if not known_multiple(spec.storage_offset, step):
-        yield Rejection(Code.ALIGNMENT, f"storage offset of {name}", shown(spec.storage_offset), f"a multiple of {step}")
+        yield Rejection(
+            Code.ALIGNMENT, f"storage offset of {name}", shown(spec.storage_offset), f"a multiple of {step}"
+        )
 
 
 def _surroundings(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:

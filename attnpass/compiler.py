@@ -21,6 +21,7 @@ def compile_graph(
     compiler: str,
     mode: str | None,
     options: Mapping[str, Any],
+    kernel_options: Mapping[str, Any],
     machine: Machine | None,
 ) -> Callable[..., Any]:
     """Compile ``gm`` with the downstream compiler that ``ATTNPASS_COMPILER`` names.
@@ -30,16 +31,16 @@ def compile_graph(
         example_inputs: as Dynamo gave them.
         compiler: ``inductor``, a backend that Dynamo knows, or ``aot:NAME``.
         mode: ``torch.compile``'s mode, or None.
-        options: the downstream compiler's options, ours taken out, those that the emitted kernels need put in.
+        options: the user's options for the downstream compiler.
+        kernel_options: Inductor options that the emitted kernels need; the user's own win.
         machine: the device of the calls in the graph, None if it has none.
 
     Raises:
         ConfigError: no such backend.
     """
     if compiler == "inductor":
-        salted = {**options, **salt(machine, options.get(SALT_OPTION))}
-        compiled: Callable[..., Any] = torch._TorchCompileInductorWrapper(mode, salted, None)(gm, example_inputs)
-        return compiled
+        salted = {**kernel_options, **options, **salt(machine, options.get(SALT_OPTION))}
+        return _callable(torch._TorchCompileInductorWrapper(mode, salted, None)(gm, example_inputs))
     name = compiler.removeprefix(AHEAD_OF_TIME)
     backend = _lookup(name)
     if compiler.startswith(AHEAD_OF_TIME):
@@ -47,11 +48,17 @@ def compile_graph(
         from torch._dynamo.backends.common import aot_autograd
 
         def boxed(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            return make_boxed_func(backend(graph, inputs))
+            return _callable(make_boxed_func(backend(graph, inputs)))
 
-        return aot_autograd(fw_compiler=boxed)(gm, example_inputs)
+        return _callable(aot_autograd(fw_compiler=boxed)(gm, example_inputs))
     kwargs = {key: value for key, value in (("mode", mode), ("options", dict(options))) if value}
-    return backend(gm, example_inputs, **kwargs)
+    return _callable(backend(gm, example_inputs, **kwargs))
+
+
+def _callable(compiled: Any) -> Callable[..., Any]:
+    """What PyTorch's untyped compilers return, typed."""
+    result: Callable[..., Any] = compiled
+    return result
 
 
 def _lookup(name: str) -> Callable[..., Any]:

@@ -123,8 +123,8 @@ VARIABLES = (
     ),
     Variable(
         "compiler",
-        "Who compiles after the pass: any backend that torch.compile knows, or `aot:NAME` to hand NAME the ahead-of-time"
-        " (ATen, forward and backward) graphs.",
+        "Who compiles after the pass: any backend that torch.compile knows, or `aot:NAME` to hand NAME the "
+        "ahead-of-time (ATen, forward and backward) graphs.",
         "inductor",
         "inductor, aot_eager, eager, openxla, any registered backend, or aot:NAME",
         _text,

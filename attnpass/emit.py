@@ -64,15 +64,19 @@ class Emitter:
         """``node[index]`` of a node with several outputs."""
         return self._insert("call_function", operator.getitem, (node, index), {}, self.value(node)[index])
 
-    def submodule(self, name: str, module: GraphModule) -> Node:
-        """Register ``module`` under a free name and insert the node that reads it."""
-        free = next(n for n in (f"{name}_{i}" for i in itertools.count()) if not hasattr(self.owner, n))
-        self.owner.add_submodule(free, module)
-        return self._insert("get_attr", free, (), {}, module)
+    def submodule(self, name: str, make: Callable[[], GraphModule], *key: Any) -> Node:
+        """Insert a node that reads the graph module ``make()``; calls of one graph with an equal ``key`` share it."""
+        shared_key = (id(self.owner), name, *key)
+        if shared_key not in self.shared:
+            free = next(n for n in (f"{name}_{i}" for i in itertools.count()) if not hasattr(self.owner, n))
+            self.owner.add_submodule(free, make())
+            self.shared[shared_key] = free
+        free = self.shared[shared_key]
+        return self._insert("get_attr", free, (), {}, getattr(self.owner, free))
 
     def value(self, node: Node) -> Any:
-        """The fake value of a node."""
-        return value_of(node)
+        """The fake value of a node; of a node that reads a graph module, the module."""
+        return getattr(self.owner, str(node.target)) if node.op == "get_attr" else value_of(node)
 
     def spec(self, node: Node) -> TensorSpec:
         return TensorSpec.of(self.value(node))

@@ -29,4 +29,4 @@ class StrictError(AttnpassError):
 
 
 class PassError(AttnpassError):
-    """Something inside the pass went wrong. Under ``ATTNPASS_STRICT=1`` it is raised, else the graph runs unrewritten."""
+    """The pass itself failed: raised under ``ATTNPASS_STRICT=1``, else the graph runs unrewritten."""

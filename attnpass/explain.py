@@ -12,6 +12,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from attnpass.backend import look_at, new_report
 from attnpass.config import Config
+from attnpass.graph_copy import GraphCopy
 from attnpass.kernels import registry
 from attnpass.patterns.sdpa import value_of
 from attnpass.report.record import Report
@@ -47,8 +48,8 @@ def rewrite(
 
     Args:
         gm: the graph; it is not changed.
-        example_inputs: what it is called with; needed if its nodes carry no fake values (``torch.fx.symbolic_trace``). The
-            result is then right for inputs of these shapes.
+        example_inputs: what it is called with; needed if its nodes carry no fake values
+            (``torch.fx.symbolic_trace``). The result is then right for inputs of these shapes.
         options: settings as for ``torch.compile``, such as ``{"attnpass.kernel": "native_flash"}``.
 
     Returns:
@@ -70,9 +71,7 @@ def _with_values(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
     """``gm`` if its nodes carry fake values, else a copy that does."""
     if any(isinstance(value_of(node), torch.Tensor) for node in gm.graph.nodes):
         return gm
-    from attnpass.rewrite import copy_graph
-
-    work = copy_graph(gm)
+    work = GraphCopy.of(gm).module
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     FakeTensorProp(work, mode).propagate(*example_inputs)
     return work

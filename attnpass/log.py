@@ -11,6 +11,7 @@ import sys
 from itertools import chain
 
 from attnpass.config import LOG_LEVELS
+from attnpass.errors import ISSUES_HINT
 from attnpass.report import Report, block, debug_text, no_calls_warning, to_json
 
 ROOT = logging.getLogger("attnpass")
@@ -59,8 +60,17 @@ def emit_report(report: Report) -> None:
     """Tell one report: the block at INFO, everything at DEBUG, and the artifacts that ``tlparse`` lists.
 
     The first graph without a call, in a process that has had none with one, is a WARNING: silence would leave the user
-    guessing. Nothing is rendered that nobody listens to.
+    guessing. Nothing is rendered that nobody listens to, and a rendering that fails does not break the program.
     """
+    try:
+        _tell(report)
+        _trace(report)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        logger.warning("attnpass: telling the report of graph %s failed with %s; %s", report.graph, text, ISSUES_HINT)
+
+
+def _tell(report: Report) -> None:
     global _calls_seen, _warned
     _calls_seen = _calls_seen or bool(report.decisions)
     if not (_calls_seen or _warned or report.error):
@@ -70,7 +80,6 @@ def emit_report(report: Report) -> None:
         logger.info("%s", block(report))
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s", debug_text(report))
-    _trace(report)
 
 
 def _trace(report: Report) -> None:

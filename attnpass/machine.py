@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class Machine:
         return here is not None and (sm_number(low) or 0) <= here <= (sm_number(high) or 0)
 
     def library_problem(self, package: str, min_version: str) -> str:
-        """Why ``package`` cannot be used here: "not installed", its too old version, the import error, or "" if fine."""
+        """Why ``package`` cannot be used here: not installed, its too old version, the import error; "" if fine."""
         if package in self.unusable:
             return self.unusable[package]
         found = self.versions.get(package)
@@ -114,7 +114,7 @@ def sm_number(capability: str) -> int | None:
     return int(digits) if digits != capability and digits.isdigit() else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _device_facts(kind: str, index: int) -> tuple[str, str, str]:
     """Kind, name and capability. Guarded: a CPU-only PyTorch meets cuda tensors when it traces with fake ones."""
     if kind == "cuda":
@@ -130,7 +130,7 @@ def _device_facts(kind: str, index: int) -> tuple[str, str, str]:
     return ("tpu" if kind == "xla" else kind), "", ""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _versions(packages: tuple[str, ...]) -> Mapping[str, str]:
     versions = {"torch": str(torch.__version__)}
     for package in packages:

@@ -80,7 +80,9 @@ def reference_attention(
     exact = torch.float64 if q.dtype in (torch.float32, torch.float64) else torch.float32
     q, k, v = (x.to(exact) for x in (q, k, v))
     if mask is not None:  # the composite op adds its mask, a bool one too
-        hidden = torch.zeros_like(mask, dtype=exact).masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else mask
+        hidden = (
+            torch.zeros_like(mask, dtype=exact).masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else mask
+        )
         mask = hidden.to(exact)
     if q.ndim == 4 and q.shape[0] > 1 and q.shape[:3].numel() * k.shape[-2] > CHUNK and k.shape[0] == q.shape[0]:
         rows = []

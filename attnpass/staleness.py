@@ -63,7 +63,7 @@ def _unchanged_since_now() -> Callable[[Any], bool]:
     if data is None:
         data, keys = os.environ, [v.name for v in VARIABLES]
     else:  # the dict behind os.environ, whose values are not decoded at each look
-        keys = [os.environ.encodekey(v.name) for v in VARIABLES]  # type: ignore[attr-defined]
+        keys = [os.environ.encodekey(v.name) for v in VARIABLES]
     read, flags, generation = data.get, torch._C, verify.generation
 
     def now() -> tuple[Any, ...]:

@@ -39,7 +39,7 @@ def limits_row(kernel: Kernel, machine: Machine | None = None) -> dict[str, str]
         "GPUs": _gpus(limits, limits.devices),
         "dtypes": _dtypes(limits),
         "head dims": _head_dims(limits),
-        "other Dv": _word(limits.value_dim_may_differ),
+        "Dv != D": _word(limits.value_dim_may_differ),
         "masks": _masks(limits),
         "GQA": _word(limits.gqa),
         "dropout": _word(limits.dropout),
@@ -78,9 +78,8 @@ def _head_dims(limits: Limits) -> str:
 
 
 def _masks(limits: Limits) -> str:
-    return ", ".join(
-        ["none", *sorted(term.value for term in limits.terms), *(["tensor"] if limits.mask_tensor else [])]
-    )
+    terms = sorted(term.value for term in limits.terms)
+    return ", ".join([*terms, *(["tensor"] if limits.mask_tensor else [])]) or "none"
 
 
 def _word(claim: bool) -> str:

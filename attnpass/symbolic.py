@@ -28,7 +28,8 @@ def known(claim: Any) -> bool:
 
 def known_multiple(size: Size, factor: Size) -> bool:
     """True if ``size`` is a multiple of ``factor`` for every value it can take."""
-    return known(size % factor == 0)
+    remainder: Any = size % factor  # type: ignore[operator]
+    return known(remainder == 0)
 
 
 def known_equal(left: Size, right: Size) -> bool:

@@ -97,9 +97,7 @@ class Verifier:
         if call.context.autocast is not None:
             operands = [emitter.cast(x, call.dtype) if _is_float(emitter, x) else x for x in operands]
         scale = call.scale_or_default()
-        return emitter(
-            torch.ops.attnpass.verify.default, out, *operands, scale, call.is_causal, call.enable_gqa, key
-        )
+        return emitter(torch.ops.attnpass.verify.default, out, *operands, scale, call.is_causal, call.enable_gqa, key)
 
     def _key(self, call: AttentionCall, index: int, kernel: str) -> str:
         return f"{self._frame}#{index} {kernel} {call.text()}"

@@ -9,9 +9,9 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS))
 
-import generate  # noqa: E402 - docs/generate.py, found through the line above
+import generate
 
-import attnpass  # noqa: E402 - after the path, like the line above
+import attnpass
 
 project = "attnpass"
 author = "attnpass maintainers"

@@ -48,9 +48,7 @@ def rewritten(attention: AttentionCall, kernel: str = "flex", *refused: Trial) -
     return Decision(attention, kernel, Reason.REQUESTED, names, trials)
 
 
-def kept(
-    attention: AttentionCall, *refused: Trial, reason: Reason = Reason.NONE_ACCEPTED, note: str = ""
-) -> Decision:
+def kept(attention: AttentionCall, *refused: Trial, reason: Reason = Reason.NONE_ACCEPTED, note: str = "") -> Decision:
     tried = tuple(trial.kernel for trial in refused)
     return Decision(attention, "native", reason, tried, (Trial("native", ()), *refused), note)
 
@@ -70,4 +68,6 @@ def video_model() -> Report:
     refused = (Trial("native_flash", (NEEDS_NO_MASK,)),)
     decisions = [rewritten(call(f"blocks.{number}.attn")) for number in range(38)]
     decisions += [kept(cross(f"blocks.{number}.cross"), *refused) for number in (0, 20)]
-    return report(*decisions, code_before="def forward(self):\n    before\n", code_after="def forward(self):\n    after\n")
+    return report(
+        *decisions, code_before="def forward(self):\n    before\n", code_after="def forward(self):\n    after\n"
+    )

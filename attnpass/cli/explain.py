@@ -29,8 +29,8 @@ from attnpass.known_machines import KNOWN_MACHINES
 from attnpass.machine import Machine
 from attnpass.masks import MaskSpec
 from attnpass.report import Report, block
-from attnpass.report.groups import status
-from attnpass.report.text import decision_lines, verdict, why
+from attnpass.report.groups import group_calls, status
+from attnpass.report.text import group_lines, verdict, why
 from attnpass.select import resolve_wishes, select
 from attnpass.tensor import DTYPE_NAMES, TensorSpec
 
@@ -113,8 +113,8 @@ def _explain_file(args: argparse.Namespace) -> int:
         return 0
     for report in reports:
         print(block(report))
-        for decision in report.decisions:
-            print("\n".join(decision_lines(decision)))
+        for group in group_calls(report, every_trial=True):
+            print("\n".join(group_lines(group)))
     if not reports:
         print(f"{args.file}: nothing was captured, so there is no graph to look at")
     return 0

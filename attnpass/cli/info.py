@@ -97,10 +97,10 @@ def usable(kernels: Mapping[str, Kernel], device: torch.device, machine: Machine
 
 
 def machine_name(machine: Mapping[str, Any]) -> str:
-    """``"NVIDIA H100, sm_90"``, ``"cpu, AVX512"``."""
-    kind: str = machine["kind"]
-    facts = [kind if kind == "cpu" else "", machine["name"], machine["capability"]]
-    return ", ".join(fact for fact in facts if fact) or kind
+    """``"NVIDIA H100, sm_90"``, ``"CPU with AVX512"``."""
+    if machine["kind"] == "cpu":
+        return f"CPU with {machine['name']}"
+    return ", ".join(fact for fact in (machine["name"], machine["capability"]) if fact) or str(machine["kind"])
 
 
 def _easy_call(device: torch.device) -> AttentionCall:

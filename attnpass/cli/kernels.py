@@ -10,8 +10,8 @@ from attnpass.cli.table import print_table
 from attnpass.kernels import registry
 from attnpass.support import support_rows
 
-ABILITIES = ("GQA", "dropout", "backward", "deterministic", "exact")
-COLUMNS = ("name", "devices", "GPUs", "dtypes", "head dims", "masks", *ABILITIES)
+COLUMNS = ("name", "devices", "GPUs", "dtypes", "head dims", "masks")
+ABILITIES = ("GQA", "Dv != D", "dropout", "softcap", "backward", "deterministic")
 
 
 def add_command(commands: Any) -> None:
@@ -30,8 +30,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0
-    print_table([{column: row[column] for column in COLUMNS} for row in rows])
+    print_table([{column: row[column] for column in COLUMNS} | _abilities(row) for row in rows])
     print()
     names = {row["name"]: row for row in rows}.values()
     print_table([{"name": row["name"], "what it is": row["title"], "also accepted": row["aliases"]} for row in names])
     return 0
+
+
+def _abilities(row: dict[str, str]) -> dict[str, str]:
+    able = [ability for ability in ABILITIES if row[ability] == "yes"]
+    return {"also": ", ".join(able) or "-", "exact": row["exact"]}

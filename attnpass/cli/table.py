@@ -35,14 +35,13 @@ def plain(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _print_rich(rows: Sequence[Mapping[str, str]]) -> None:
-    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold underline")
     for number, head in enumerate(rows[0]):
-        table.add_column(Text(head), style="cyan" if number == 0 else None, no_wrap=number == 0)
+        table.add_column(Text(head), style="cyan" if number == 0 else None, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row.values()))
     Console(highlight=False).print(table)

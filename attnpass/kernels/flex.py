@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +47,13 @@ class Flex(Kernel):
         mask_tensor=True,
     )
 
+    # Inductor 2.13's C++ template reads a mask that is computed in the graph with the wrong number of indices
+    # ("not enough values to unpack") and fails to compile.
+    cpu_limits = replace(limits, mask_tensor=False)
+
+    def limits_for(self, machine: Machine) -> Limits:
+        return self.cpu_limits if machine.kind == "cpu" else self.limits
+
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
         if call.needs_grad and machine.kind == "cpu":
             yield Rejection(Code.BACKWARD, "needs_grad", True, "False, FlexAttention has no backward on the CPU")
@@ -63,7 +72,7 @@ class Flex(Kernel):
             score_mod,
             _block_mask(emitter, call, args),
             args.scale,
-            _kernel_options(emitter, args),
+            _kernel_options(emitter, call, args),
             buffers,
             (),
         )
@@ -76,25 +85,35 @@ class Flex(Kernel):
 
 def _score_mod(emitter: Emitter, mask: Node | None) -> tuple[Node, tuple[Node, ...]]:
     """``score``, ``score + bias[b, h, q, k]`` or ``where(mask[b, h, q, k], score, -inf)``; dims of size 1 read at 0."""
+    if mask is None:
+        return emitter.submodule("attnpass_score_mod", _plain_score, "none"), ()
+    spec = emitter.spec(mask)
+    is_bool, single = spec.dtype == torch.bool, tuple(known_equal(size, 1) for size in spec.shape)
+    make = partial(_masked_score, is_bool, single)
+    return emitter.submodule("attnpass_score_mod", make, is_bool, single), (mask,)
+
+
+def _plain_score() -> GraphModule:
     graph = Graph()
-    score, b, h, q, k = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx"))
-    out = score
-    if mask is not None:
-        read = graph.placeholder("mask")
-        spec = emitter.spec(mask)
-        indices = [
-            graph.call_function(aten.mul.Tensor, (index, 0)) if known_equal(size, 1) else index
-            for index, size in zip((b, h, q, k), spec.shape, strict=True)
-        ]
-        at = graph.call_function(aten.index.Tensor, (read, indices))
-        if spec.dtype == torch.bool:
-            hidden = graph.call_function(aten.full_like.default, (score, float("-inf")))
-            out = graph.call_function(aten.where.self, (at, score, hidden))
-        else:
-            out = graph.call_function(aten.add.Tensor, (score, at))
-    graph.output(out)
-    buffers = () if mask is None else (mask,)
-    return emitter.submodule("attnpass_score_mod", GraphModule(torch.nn.Module(), graph)), buffers
+    score, *_ = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx"))
+    graph.output(score)
+    return GraphModule(torch.nn.Module(), graph)
+
+
+def _masked_score(is_bool: bool, single: tuple[bool, ...]) -> GraphModule:
+    graph = Graph()
+    score, *places, mask = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx", "mask"))
+    indices = [
+        graph.call_function(aten.mul.Tensor, (place, 0)) if only_one else place
+        for place, only_one in zip(places, single, strict=True)
+    ]
+    at = graph.call_function(aten.index.Tensor, (mask, indices))
+    if is_bool:
+        hidden = graph.call_function(aten.full_like.default, (score, float("-inf")))
+        graph.output(graph.call_function(aten.where.self, (at, score, hidden)))
+    else:
+        graph.output(graph.call_function(aten.add.Tensor, (score, at)))
+    return GraphModule(torch.nn.Module(), graph)
 
 
 def _mask_mod(causal: bool) -> GraphModule:
@@ -103,8 +122,7 @@ def _mask_mod(causal: bool) -> GraphModule:
     if causal:
         graph.output(graph.call_function(aten.ge.Tensor, (q, k)))
     else:
-        options = {"dtype": torch.bool}
-        graph.output(graph.call_function(aten.ones_like.default, (b,), options))
+        graph.output(graph.call_function(aten.ones_like.default, (b,), {"dtype": torch.bool}))
     return GraphModule(torch.nn.Module(), graph)
 
 
@@ -122,11 +140,12 @@ def _make_block_mask(emitter: Emitter, call: AttentionCall, args: Operands) -> t
     first = len(emitter.made)
     blocks = emitter.inline(causal_blocks if causal else one_block, args.q, args.k)
     lengths = (emitter.size(args.q, 2), emitter.size(args.k, 2)) if causal else (1, 1)
-    mask_mod = emitter.submodule("attnpass_mask_mod", _mask_mod(causal))
+    mask_mod = emitter.submodule("attnpass_mask_mod", partial(_mask_mod, causal), causal)
     del emitter.made[first:]  # shared with later calls, so not this call's to undo
-    marks = [None if node is None else torch.zeros(1, 1, 1, 1, dtype=torch.int32) for node in blocks]
+    marks: list[Any] = [None if node is None else torch.zeros(1, 1, 1, 1, dtype=torch.int32) for node in blocks]
     step = BLOCK if causal else NO_BLOCKS
-    template = flex.BlockMask((1, 1), *marks, BLOCK_SIZE=(step, step), mask_mod=flex.noop_mask)
+    make: Callable[..., Any] = flex.BlockMask
+    template = make((1, 1), *marks, BLOCK_SIZE=(step, step), mask_mod=flex.noop_mask)
     nodes = {id(mark): node for mark, node in zip(marks, blocks, strict=True) if mark is not None}
     entries = [nodes.get(id(entry), entry) for entry in template.as_tuple()]
     return (*lengths, *entries[2:-1], mask_mod)
@@ -149,7 +168,8 @@ def causal_blocks(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
     Symbolic lengths get one empty block more: a size that may be 1 makes the tracer guard on whether it is.
     """
     Sq, Sk, device = q.shape[2], k.shape[2], q.device
-    rows, cols = _blocks(Sq), _blocks(Sk)
+    rows: Any = _blocks(Sq)
+    cols: Any = _blocks(Sk)
     i, j = torch.arange(rows, device=device), torch.arange(cols, device=device)
     visible = torch.clamp(i + 1, max=(Sk + BLOCK - 1) // BLOCK)
     full = torch.where(i < Sq // BLOCK, torch.clamp(i, max=Sk // BLOCK), 0)
@@ -168,12 +188,11 @@ def _blocks(length: Size) -> Size:
     return blocks if isinstance(blocks, int) else blocks + 1
 
 
-def _kernel_options(emitter: Emitter, args: Operands) -> dict[str, Any]:
+def _kernel_options(emitter: Emitter, call: AttentionCall, args: Operands) -> dict[str, Any]:
     """What ``flex_attention`` itself would pass, whatever this PyTorch version puts in there."""
     fill: Callable[..., Any] = flex._apply_kernel_options
     parameters = inspect.signature(fill).parameters
     given = [emitter.value(node) for node in (args.q, args.k, args.v)]
     rest = [None] * (len(parameters) - 5)
-    with torch.no_grad():
-        options = dict(fill(*given, False, None, *rest))
-    return options
+    with torch.set_grad_enabled(call.needs_grad):  # decides whether the log-sum-exp is kept for the backward
+        return dict(fill(*given, False, None, *rest))

@@ -54,7 +54,9 @@ class NativeEfficient(Kernel):
         if "efficient" not in machine.sdp_enabled:
             yield Rejection(Code.DISABLED, "torch.backends.cuda.mem_efficient_sdp_enabled()", False, "True")
         if call.is_gqa and not (as_int(call.H) and as_int(call.Hkv)):
-            yield Rejection(Code.DYNAMIC, "heads", f"{shown(call.H)} on {shown(call.Hkv)}", "numbers, to repeat K and V")
+            yield Rejection(
+                Code.DYNAMIC, "heads", f"{shown(call.H)} on {shown(call.Hkv)}", "numbers, to repeat K and V"
+            )
         for name, spec in (("k", call.k), ("v", call.v)):
             expanded = any(
                 known_equal(stride, 0) and not known_equal(size, 1)

@@ -1,4 +1,6 @@
-"""native_math: PyTorch's composite attention out of plain matrix products (``aten::_scaled_dot_product_attention_math``).
+"""native_math: PyTorch's composite attention out of plain matrix products.
+
+The op is ``aten::_scaled_dot_product_attention_math``.
 
 Takes everything, materialises the scores. AOTAutograd decomposes it, so Inductor sees plain ops.
 """

@@ -27,7 +27,8 @@ class MaskTerm:
 
     Attributes:
         term: what it means.
-        offset: CAUSAL only: key k takes part for query q where ``k <= q + offset``; 0 is top-left, Sk - Sq bottom-right.
+        offset: CAUSAL only: key k takes part for query q where ``k <= q + offset``; 0 is top-left, Sk - Sq is
+            bottom-right.
         left: WINDOW only: keys seen to the left of the query, None for no bound.
         right: WINDOW only: keys seen to the right of the query, None for no bound.
         tensor: KEY_PADDING, SAME_SEGMENT and TENSOR: the tensor that is read at run time.
@@ -45,7 +46,7 @@ class MaskTerm:
         if self.term is Term.WINDOW:
             bounds = [b for b in (self.left, self.right) if b is not None]
             return f"window({', '.join(str(shown(b)) for b in bounds)})"
-        return self.term.value
+        return str(self.term.value)
 
 
 @dataclass(frozen=True, slots=True)

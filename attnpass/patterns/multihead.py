@@ -82,7 +82,9 @@ def _readable(node: Node) -> Callable[..., Any] | str:
     if not _argument(node, "need_weights", NEED_WEIGHTS, True):
         return MULTIHEAD
     weights_used = any(user.target is not getattr(torch, "_", None) and user.args[1:] != (0,) for user in node.users)
-    masked = any(_argument(node, name, i, None) is not None for name, i in (("key_padding_mask", 13), ("attn_mask", 15)))
+    masked = any(
+        _argument(node, name, i, None) is not None for name, i in (("key_padding_mask", 13), ("attn_mask", 15))
+    )
     if weights_used or masked:
         return "need_weights=True: the attention weights are materialised, which no fused kernel does"
     return lambda *args, **kwargs: MULTIHEAD(*args[:NEED_WEIGHTS], **{**kwargs, "need_weights": False})
@@ -94,7 +96,7 @@ def _argument(node: Node, name: str, position: int, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else default
 
 
-def encoder_layer(  # noqa: PLR0913 - the signature of torch._transformer_encoder_layer_fwd
+def encoder_layer(
     src: torch.Tensor,
     embed_dim: int,
     num_heads: int,

@@ -17,7 +17,17 @@ from torch.fx import Node
 from attnpass.patterns.sdpa import source_of
 from attnpass.report.record import NearMiss
 
-PRODUCTS = {operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.einsum, "matmul", "bmm", "baddbmm", "__matmul__"}
+PRODUCTS = {
+    operator.matmul,
+    torch.matmul,
+    torch.bmm,
+    torch.baddbmm,
+    torch.einsum,
+    "matmul",
+    "bmm",
+    "baddbmm",
+    "__matmul__",
+}
 SOFTMAXES = {F.softmax, torch.softmax, torch.ops.aten.softmax.int, torch.ops.aten._softmax.default, "softmax"}
 ATEN_PRODUCTS = {"aten.matmul.default", "aten.bmm.default", "aten.baddbmm.default"}
 REACH = 12  # nodes between the product of q and k and the softmax: mask, bias, scale, softcap and casts fit in
@@ -38,7 +48,9 @@ def near_misses(nodes: Iterable[Node]) -> Iterator[NearMiss]:
         if node.op == "call_function" and name in NAMED_KERNELS:
             yield NearMiss(node.name, f"{NAMED_KERNELS[name]}; it is left as it is", source_of(node.meta))
         elif _is(node, SOFTMAXES) and _reaches(node, _inputs) and _reaches(node, lambda n: n.users):
-            reason = "softmax between two matrix products: attention written by hand, which this version leaves as it is"
+            reason = (
+                "softmax between two matrix products: attention written by hand, which this version leaves as it is"
+            )
             yield NearMiss(node.name, reason, source_of(node.meta))
 
 

@@ -63,7 +63,7 @@ def read_call(
     args = arguments(node)
     values = {name: value_of(args[name]) for name in ("query", "key", "value")}
     mask = value_of(args["attn_mask"]) if isinstance(args["attn_mask"], Node) else None
-    specs = [TensorSpec.of(value) for value in values.values()]
+    q, k, v = (TensorSpec.of(value) for value in values.values())
     mask_spec, mask_and_causal, unreadable = _mask(mask, args["is_causal"])
     operands = [*values.values(), *([mask] if mask is not None else [])]
     scale, dropout_p = args["scale"], args["dropout_p"]
@@ -71,7 +71,9 @@ def read_call(
         scale, unreadable = None, "scale"
     where = outer or node
     return AttentionCall(
-        *specs,
+        q=q,
+        k=k,
+        v=v,
         out=TensorSpec.of(value_of(node)),
         mask=mask_spec,
         scale=None if scale is None else float(scale),
@@ -79,7 +81,7 @@ def read_call(
         enable_gqa=args["enable_gqa"] is True,
         needs_grad=region.grad and (any(t.requires_grad for t in operands) if grad is None else grad),
         mask_and_causal=mask_and_causal,
-        context=_context(region, specs[0], operands, unreadable),
+        context=_context(region, q, operands, unreadable),
         node=where.name,
         module=module_path(where.meta),
         source=source_of(where.meta),
@@ -133,7 +135,7 @@ def source_of(meta: Mapping[str, Any]) -> Source:
 
 
 def module_path(meta: Mapping[str, Any]) -> str:
-    """``"layers.0.attn"`` from Dynamo's ``L['self'].layers.0.attn`` or torch.export's ``layers.0.attn``; "" at the top."""
+    """``"layers.0.attn"`` from Dynamo's ``L['self'].layers.0.attn`` or torch.export's plain path; "" at the top."""
     stack = meta.get("nn_module_stack") or {}
     if not stack:
         return ""

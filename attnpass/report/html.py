@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ def to_html(report: Report) -> str:
         data=_embedded(report),
         version=attnpass.__version__,
         torch_version=str(torch.__version__),
+        breakable=_breakable,
         counted=counted,
         modules_text=modules_text,
         short_source=short_source,
@@ -58,6 +60,13 @@ def _summary(report: Report) -> str:
         )
     stay = "stays as it is" if report.kept == 1 else "stay as they are"
     return f"{report.rewritten} of {counted(calls, 'attention call')} rewritten; {report.kept} {stay}."
+
+
+def _breakable(text: str) -> Markup:
+    """A dotted name or a path, escaped, that a narrow column breaks behind a dot or a slash and not within a word."""
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(re.split(r"(?<=[./,_])(?=[\w*\[])", text))
 
 
 def _libraries(report: Report) -> list[str]:

@@ -57,14 +57,20 @@ def decision_lines(decision: Decision) -> list[str]:
     """One call with every kernel's answer."""
     call = decision.call
     where = f"{call.module or '(top level)'}, {short_source(call.source)}"
+    return [f"  call {call.node or '-'} ({call.pattern.value}) in {where}", *_answers(decision)]
+
+
+def group_lines(group: Group) -> list[str]:
+    """Equal calls with every kernel's answer."""
+    return [f"  x{len(group.decisions)} in {modules_text(group)}, {group.sources}", *_answers(group.first)]
+
+
+def _answers(decision: Decision) -> Iterator[str]:
+    yield f"      {decision.call.text()}, on {decision.call.device}"
     names = ", ".join(decision.tried) or "nothing"
-    lines = [
-        f"  call {call.node or '-'} ({call.pattern.value}) in {where}",
-        f"      {call.text()}, on {call.device}",
-        f"      {status(decision)}, because {why(decision)}; considered: {names}",
-    ]
+    yield f"      {status(decision)}, because {why(decision)}; considered: {names}"
     width = max((len(trial.kernel) for trial in decision.trials), default=0)
-    return lines + [f"      {trial.kernel.ljust(width)}  {verdict(trial)}" for trial in decision.trials]
+    yield from (f"      {trial.kernel.ljust(width)}  {verdict(trial)}" for trial in decision.trials)
 
 
 def why(decision: Decision) -> str:
