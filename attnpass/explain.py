@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.fx import GraphModule, Interpreter, Node
 
 from attnpass.backend import look_at, new_report
 from attnpass.config import Config
@@ -59,11 +58,15 @@ def rewrite(
         ConfigError, UnknownKernelError, KernelUnavailableError, StrictError: as the backend raises them.
     """
     config = Config.load(options)
+    exported = any(isinstance(node.meta.get("val"), torch.Tensor) for node in gm.graph.nodes)
+    trainable = any(tensor.requires_grad for tensor in (*gm.parameters(), *example_inputs) if torch.is_tensor(tensor))
     gm = _with_values(gm, example_inputs)
     machines = look_at(gm)
     for machine in machines.values():
         check_wishes(config.kernel, registry(), machine)
-    result = run_pass(gm, registry(), machines, config, new_report(config))
+    # torch.export's values do not know what requires a gradient, so there every call may, if anything does.
+    report = new_report(config)
+    result = run_pass(gm, registry(), machines, config, report, grad=trainable if exported else None)
     return result.module, result.report
 
 
@@ -73,5 +76,15 @@ def _with_values(gm: GraphModule, example_inputs: Sequence[Any]) -> GraphModule:
         return gm
     work = GraphCopy.of(gm).module
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    FakeTensorProp(work, mode).propagate(*example_inputs)
+    with mode:
+        _Recorder(work).run(*[mode.from_tensor(x) if torch.is_tensor(x) else x for x in example_inputs])
     return work
+
+
+class _Recorder(Interpreter):
+    """Runs a graph and keeps each node's value, with its ``requires_grad`` (``FakeTensorProp`` detaches them)."""
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        n.meta["example_value"] = value
+        return value

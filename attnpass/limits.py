@@ -1,8 +1,8 @@
 """A kernel's constraints as data, and the form of a refusal.
 
 Four things are printed from `Limits`: the checks of `attnpass.checks`, the support table of the docs, ``attnpass
-kernels`` and the generated conformance tests. A refusal is never a bare False: it is a `Rejection` with the value that was met and
-the value that is wanted, and all of them are collected, so that a user who fixes one does not meet the next.
+kernels`` and the generated conformance tests. A refusal is never a bare False: it is a `Rejection` with the value that
+was met and the value that is wanted.
 """
 
 from __future__ import annotations

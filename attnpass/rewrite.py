@@ -53,6 +53,7 @@ def run_pass(
     report: Report,
     verifier: Verifier | None = None,
     dry_run: bool = False,
+    grad: bool | None = None,
 ) -> Rewritten:
     """Rewrite a copy of ``gm``.
 
@@ -64,13 +65,14 @@ def run_pass(
         report: the report to complete (its running number and names are set by the caller).
         verifier: compares rewritten calls with the reference at run time, or None.
         dry_run: decide everything, change nothing.
+        grad: do gradients flow through the calls, where the graph's values do not say it.
 
     Raises:
         StrictError: ``config.strict`` is on and a call was kept although its wished kernels refused it.
     """
     start = time.perf_counter()
     code_before = gm.print_readable(print_output=False) if config.log == "debug" or config.report else ""
-    findings = find(gm)
+    findings = find(gm, grad)
     decisions = decide(findings, kernels, machines, config, verifier)
     _enforce_strict(decisions, config)
     work, options = gm, {}

@@ -2,7 +2,7 @@
 
 The raw ops check little, so every rule of PyTorch's own dispatch (``aten/.../sdp_utils.cpp``) is repeated here as data.
 Measured without these rules (H200, torch 2.11): causal with Sq != Sk is bottom-right, off by 3.2; a negative scale
-gives NaN. On the CPU: a last stride other than 1 is off by 4.0, Sk = 0 ends the process.
+gives NaN. On the CPU: a negative scale with causal gives NaN, a last stride other than 1 is off by 4.0, Sk = 0 ends the process.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ class NativeFlash(Kernel):
         head_dim_may_be_symbolic=True,
         causal_needs_square=False,
         mask_tensor=True,
-        positive_scale=False,
         dropout=False,
         row_alignment=1,
     )

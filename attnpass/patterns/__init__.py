@@ -44,8 +44,11 @@ class Findings:
     nodes: int
 
 
-def find(gm: GraphModule) -> Findings:
-    """Every attention call of ``gm`` and of the bodies of its higher-order ops, in program order."""
+def find(gm: GraphModule, grad: bool | None = None) -> Findings:
+    """Every attention call of ``gm`` and of the bodies of its higher-order ops, in program order.
+
+    ``grad`` says whether gradients flow, where the values on the nodes do not know it.
+    """
     calls: list[FoundCall] = []
     misses: list[NearMiss] = []
     nodes: list[Node] = []
@@ -59,7 +62,7 @@ def find(gm: GraphModule) -> Findings:
         visited[node] = region
         nodes.append(node)
         if is_sdpa(node):
-            calls.append(FoundCall(read_call(node, region), owner, node))
+            calls.append(FoundCall(read_call(node, region, grad=grad), owner, node))
         elif is_multihead(node):
             opened = open_up(owner, node, region)
             if isinstance(opened, str):

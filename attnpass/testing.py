@@ -1,0 +1,251 @@
+"""Hold a kernel to its limits: generated calls, each either computed right or refused with a code.
+
+For the kernels of this package and for third parties' alike:
+
+    from attnpass import testing
+
+    @pytest.mark.parametrize("case", testing.cases(200), ids=str)
+    def test_my_kernel(case):
+        testing.check("my_kernel", case, device="cuda")
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Graph, GraphModule
+
+from attnpass.explain import rewrite
+from attnpass.kernels import registry
+from attnpass.limits import Code
+from attnpass.measure import allowed_error, difference, reference_attention
+from attnpass.select import Decision
+from attnpass.tensor import dtype_name
+
+SHAPES = (  # B, H, Hkv, Sq, Sk, D, Dv
+    (2, 4, 4, 33, 33, 32, 32),
+    (1, 2, 2, 1, 65, 64, 64),
+    (2, 4, 2, 40, 40, 64, 64),
+    (2, 4, 1, 17, 50, 32, 32),
+    (1, 1, 1, 7, 5, 5, 5),
+    (1, 2, 2, 16, 16, 80, 80),
+    (1, 3, 3, 64, 192, 64, 32),
+    (2, 2, 2, 130, 77, 72, 72),
+    (1, 2, 2, 128, 128, 128, 128),
+    (1, 2, 2, 64, 64, 256, 256),
+    (1, 8, 2, 200, 129, 16, 48),
+    (3, 2, 2, 5, 1, 8, 8),
+    (1, 2, 2, 0, 9, 16, 16),
+    (1, 2, 2, 9, 0, 16, 16),
+    (0, 2, 2, 9, 9, 16, 16),
+)
+MASKS = ("none", "none", "causal", "causal", "bool", "key_padding", "empty_rows", "bias", "bias_per_head", "bias_grad")
+LAYOUTS = ("BHSD", "BSHD", "packed", "expanded", "offset", "transposed", "3-D", "2-D", "broadcast")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One generated attention call.
+
+    Attributes:
+        shape: (B, H, Hkv, Sq, Sk, D, Dv).
+        dtype: of q, k and v.
+        mask: one of `MASKS`.
+        layout: one of `LAYOUTS`; how q, k and v lie in memory, or fewer dims.
+        scale: factor on the scores, or None.
+        grad: do q, k and v need gradients?
+        seed: of the data.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    mask: str = "none"
+    layout: str = "BHSD"
+    scale: float | None = None
+    grad: bool = False
+    seed: int = 0
+
+    def __str__(self) -> str:
+        sizes = "x".join(map(str, self.shape))
+        grad, scale = ("-grad" if self.grad else ""), ("" if self.scale is None else f"-scale{self.scale}")
+        return f"{sizes}-{dtype_name(self.dtype)}-{self.mask}-{self.layout}{scale}{grad}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a case: computed by ``kernel``, or refused with ``codes`` and computed by PyTorch."""
+
+    kernel: str
+    codes: tuple[Code, ...] = ()
+    worst: float = 0.0
+
+    @property
+    def refused(self) -> bool:
+        return bool(self.codes)
+
+
+def cases(count: int, seed: int = 0, dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
+    """``count`` different calls, the same ones for the same seed."""
+    rng = random.Random(seed)
+    made: dict[Case, None] = {}
+    while len(made) < count:
+        layout = rng.choice(LAYOUTS) if rng.random() < 0.6 else "BHSD"
+        scale = rng.choice((None, None, None, 0.3, -0.5))
+        mask, grad = rng.choice(MASKS), rng.random() < 0.4
+        grad = grad or mask == "bias_grad"
+        made[Case(rng.choice(SHAPES), rng.choice(dtypes), mask, layout, scale, grad, seed=len(made))] = None
+    return list(made)
+
+
+def check(kernel: str, case: Case, device: str = "cpu") -> Outcome:
+    """Rewrite ``case`` with ``kernel`` and hold output and gradients to the reference.
+
+    Raises:
+        AssertionError: the result is off by more than the kernel's tolerance times PyTorch's own error, has the wrong
+            shape, dtype or strides, or the call was kept without a reason.
+    """
+    operands, options = make_operands(case, device)
+    gm = sdpa_graph(options, mask=operands[3] is not None)
+    inputs = [x for x in operands if x is not None]
+    rewritten, report = rewrite(gm, inputs, options={"attnpass.kernel": kernel})
+    decision = report.decisions[0]
+    _check_decision(decision, kernel)
+    native = gm(*inputs)
+    result = rewritten(*inputs)
+    assert result.shape == native.shape, f"{case}: shape {tuple(result.shape)}, not {tuple(native.shape)}"
+    assert result.dtype == native.dtype, f"{case}: dtype {result.dtype}, not {native.dtype}"
+    _check_strides(case, result, native)
+    if not decision.rewritten:
+        assert torch.equal(result.nan_to_num(), native.nan_to_num()), f"{case}: kept, but not what PyTorch gives"
+        return Outcome(decision.kernel, tuple(r.code for r in decision.rejections(kernel)))
+    tolerance, worst = registry()[kernel].limits.tolerance, 0.0
+    exact = reference_attention(*_detached(operands), **options)  # type: ignore[arg-type]
+    results = [("output", result, native, exact)]
+    if case.grad and result.numel():
+        results += _gradients(case, operands, options, inputs, (result, native))
+    for name, got, own, right in results:
+        found, allowed = difference(got, right), allowed_error(difference(own, right), case.dtype, tolerance)
+        assert found.nan == 0, f"{case}: {name} of {decision.kernel} has {found.nan} NaN"
+        assert found.max_abs <= allowed, f"{case}: {name} of {decision.kernel} is off: {found}, allowed {allowed:.2e}"
+        worst = max(worst, found.max_abs / allowed if allowed else 0.0)
+    return Outcome(decision.kernel, worst=worst)
+
+
+def make_operands(case: Case, device: str = "cpu") -> tuple[list[Tensor | None], dict[str, Any]]:
+    """q, k, v and mask of a case, and the keyword arguments of the call."""
+    generator = torch.Generator().manual_seed(case.seed)
+    B, H, Hkv, Sq, Sk, D, Dv = case.shape
+    wanted = ((B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv))
+    tensors = [_laid_out(case, shape, generator, i).to(device) for i, shape in enumerate(wanted)]
+    if case.layout == "offset":  # a copy to the device drops the offset, so it is made there
+        tensors = [_at_offset(t) for t in tensors]
+    tensors = [t[0] if case.layout == "3-D" else t[0, 0] if case.layout == "2-D" else t for t in tensors]
+    mask = _mask(case, generator)
+    if mask is not None:
+        mask = mask.to(device)
+        mask = mask[-1] if case.layout == "3-D" and mask.ndim == 4 else mask
+        mask = mask[-1, -1] if case.layout == "2-D" and mask.ndim == 4 else mask
+    operands = [t.detach().requires_grad_(case.grad) for t in tensors]
+    if mask is not None and case.mask == "bias_grad":
+        mask = mask.detach().requires_grad_(True)
+    gqa = H != Hkv and case.layout != "2-D"
+    return [*operands, mask], {"is_causal": case.mask == "causal", "scale": case.scale, "enable_gqa": gqa}
+
+
+def sdpa_graph(options: dict[str, Any], mask: bool) -> GraphModule:
+    """A graph that holds one ``F.scaled_dot_product_attention(q, k, v[, mask], **options)``."""
+    graph = Graph()
+    names = ("q", "k", "v", "mask") if mask else ("q", "k", "v")
+    inputs = tuple(graph.placeholder(name) for name in names)
+    graph.output(graph.call_function(F.scaled_dot_product_attention, inputs, options))
+    return GraphModule(torch.nn.Module(), graph)
+
+
+def runnable(case: Case) -> Case | None:
+    """``case`` if PyTorch itself computes it, else None: what PyTorch refuses, nobody has to compute."""
+    case = replace(case, shape=_single_batch(case))
+    operands, options = make_operands(case)
+    try:
+        F.scaled_dot_product_attention(*[x.detach() if x is not None else None for x in operands], **options)
+    except RuntimeError:
+        return None
+    return case
+
+
+def _single_batch(case: Case) -> tuple[int, ...]:
+    B, H, Hkv, *rest = case.shape
+    return (max(B, 1), H, Hkv, *rest) if case.layout in ("3-D", "2-D", "expanded", "broadcast") else case.shape
+
+
+def _laid_out(case: Case, shape: tuple[int, ...], generator: torch.Generator, index: int) -> Tensor:
+    B, H, S, D = shape
+    if case.layout == "BSHD":
+        return torch.randn(B, S, H, D, generator=generator).to(case.dtype).transpose(1, 2)
+    if case.layout == "packed":
+        return torch.randn(B, S, H, 3, D, generator=generator).to(case.dtype)[:, :, :, index].transpose(1, 2)
+    if case.layout == "expanded" and index > 0:
+        return torch.randn(1, H, S, D, generator=generator).to(case.dtype).expand(shape)
+    if case.layout == "broadcast" and index > 0:
+        return torch.randn(1, H, S, D, generator=generator).to(case.dtype)
+    if case.layout == "transposed":
+        return torch.randn(B, H, D, S, generator=generator).to(case.dtype).transpose(2, 3)
+    return torch.randn(B, H, S, D, generator=generator).to(case.dtype)
+
+
+def _at_offset(tensor: Tensor) -> Tensor:
+    room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+    return room[1:].view(tensor.shape).copy_(tensor)
+
+
+def _mask(case: Case, generator: torch.Generator) -> Tensor | None:
+    B, H, _, Sq, Sk, *_ = case.shape
+    if case.mask in ("none", "causal"):
+        return None
+    if case.mask.startswith("bias"):
+        shape = (1, H, Sq, Sk) if case.mask == "bias_per_head" else (Sq, Sk)
+        return torch.randn(shape, generator=generator).to(case.dtype)
+    seen = torch.rand((B, 1, 1, Sk) if case.mask == "key_padding" else (B, 1, Sq, Sk), generator=generator) > 0.3
+    if case.mask != "empty_rows" and Sk:
+        seen[..., 0] = True
+    elif Sq:
+        seen[:, :, 0] = False
+    return seen
+
+
+def _check_decision(decision: Decision, kernel: str) -> None:
+    if not decision.rewritten:
+        assert decision.rejections(kernel), f"{kernel} kept {decision.call.text()} without a reason"
+        assert all(str(reason) for reason in decision.rejections(kernel))
+
+
+def _check_strides(case: Case, result: Tensor, native: Tensor) -> None:
+    pairs = [(a, b) for a, b, size in zip(result.stride(), native.stride(), result.shape, strict=True) if size > 1]
+    if result.numel():
+        assert all(a == b for a, b in pairs), f"{case}: strides {result.stride()}, not {native.stride()}"
+
+
+def _gradients(
+    case: Case, operands: list[Tensor | None], options: dict[str, Any], inputs: list[Tensor], outputs: tuple[Tensor, ...]
+) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+    wanted = [x for x in inputs if x.requires_grad]
+    weight = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1)).to(outputs[0])
+    got, own = (torch.autograd.grad((out * weight).sum(), wanted, materialize_grads=True) for out in outputs)
+    exact_in = [None if x is None else x.detach().double() if x.is_floating_point() else x for x in operands]
+    leaves = [
+        x.requires_grad_() for x, given in zip(exact_in, operands, strict=True) if x is not None and given.requires_grad
+    ]
+    exact = reference_attention(*exact_in, **options)  # type: ignore[arg-type]
+    right = torch.autograd.grad((exact * weight.double()).sum(), leaves, materialize_grads=True)
+    for i, (a, b, c) in enumerate(zip(got, own, right, strict=True)):
+        yield f"gradient {i}", a, b, c
+
+
+def _detached(operands: list[Tensor | None]) -> list[Tensor | None]:
+    return [None if x is None else x.detach() for x in operands]
