@@ -6,10 +6,15 @@ data in the same dtype.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 CHUNK = 1 << 28  # scores held at once by the reference, in elements (1 GiB of fp32)
 
@@ -91,12 +96,28 @@ def reference_attention(
             options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
             rows.append(reference_attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], row, **options))  # type: ignore[arg-type]
         return torch.cat(rows)
-    math = torch.ops.aten._scaled_dot_product_attention_math.default
-    result: Tensor = math(q, k, v, mask, 0.0, is_causal, None, scale=scale, enable_gqa=enable_gqa)[0]
+    composite = torch.ops.aten._scaled_dot_product_attention_math.default
+    result: Tensor = composite(q, k, v, mask, 0.0, is_causal, None, scale=scale, enable_gqa=enable_gqa)[0]
     return result
 
 
-def allowed_error(native: Difference, dtype: torch.dtype, tolerance: float) -> float:
-    """The error that a kernel may make: ``tolerance`` times PyTorch's own, and never less than two rounding steps."""
-    rounding = 2 * torch.finfo(dtype).eps * max(native.largest, torch.finfo(dtype).tiny)
-    return tolerance * max(native.max_abs, rounding)
+def own_results(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> list[Tensor]:
+    """What PyTorch itself makes of the call in its own dtype: its default choice, and its composite attention."""
+    default = F.scaled_dot_product_attention(q, k, v, mask, **options)
+    with sdpa_kernel(SDPBackend.MATH):
+        return [default, F.scaled_dot_product_attention(q, k, v, mask, **options)]
+
+
+def allowed_error(own: Iterable[Difference], dtype: torch.dtype, tolerance: float) -> float:
+    """The error that a kernel may make: ``tolerance`` times the worst of PyTorch's own, at least two rounding steps.
+
+    Args:
+        own: how PyTorch's own results (its default choice, its composite attention) differ from the reference.
+        dtype: in which they were computed.
+        tolerance: the kernel's, from its `Limits`.
+    """
+    finfo = torch.finfo(dtype)
+    errors = [
+        error for d in own for error in (d.max_abs, 2 * finfo.eps * max(d.largest, finfo.tiny)) if error < math.inf
+    ]
+    return tolerance * max(errors, default=0.0)

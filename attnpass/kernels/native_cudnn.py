@@ -4,12 +4,20 @@ Measured without these rules (H200, torch 2.11, cuDNN 9.19): rows or pointers th
 wrongly without any error (off by 1.05), fp32 gives garbage, a negative scale gives NaN, an fp32 bias beside bf16 gives
 NaN, the backward at Sk = 1 is off, Sq = Sk = 1 raises, and with ``use_deterministic_algorithms`` gradients differ from
 run to run.
+
+PyTorch keeps cuDNN's plans under a key that has the strides of q, k and v, but not those of the output and of its
+gradient. In the same process, a second backward with the same q, k, v and another layout of the gradient reuses the
+first plan and is wrong (off by 1.4; torch 2.11). So training goes through two ops of ours that always hand cuDNN the
+gradient in the output's layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import torch
+from torch import Tensor
 from torch.fx import Node
 
 from attnpass.call import AttentionCall
@@ -58,18 +66,23 @@ class NativeCudnn(Kernel):
             yield Rejection(Code.LENGTH, "Sk", shown(call.Sk), "at least 2")
         if call.dropout_p and (call.dropout_p * 16) % 1:
             yield Rejection(Code.DROPOUT, "dropout_p", call.dropout_p, "a multiple of 1/16")
+        if call.dropout_p and call.needs_grad:
+            yield Rejection(Code.DROPOUT, "dropout_p in training", call.dropout_p, "0")
         if call.needs_grad and call.mask.tensor is not None:
             yield from _nan_in_backward(call)
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         mask = None if args.mask is None else additive_mask(emitter, args.mask, call.dtype)
+        if call.needs_grad:
+            op = torch.ops.attnpass.cudnn_attention.default
+            return emitter.item(emitter(op, args.q, args.k, args.v, mask, call.is_causal, args.scale), 0)
         results = emitter(
             aten._scaled_dot_product_cudnn_attention.default,
             args.q,
             args.k,
             args.v,
             mask,
-            call.needs_grad,  # compute_log_sumexp
+            False,  # compute_log_sumexp
             call.dropout_p,
             call.is_causal,
             False,  # return_debug_mask
@@ -86,3 +99,71 @@ def _nan_in_backward(call: AttentionCall) -> Iterator[Rejection]:
         if not safe:
             wanted = f"{name} % 128 known not to be 64 in training with a mask, {NAN_ISSUE}"
             yield Rejection(Code.KNOWN_BUG, name, shown(size), wanted)
+
+
+_ops = torch.library.Library("attnpass", "FRAGMENT")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+_ops.define(
+    "cudnn_attention(Tensor q, Tensor k, Tensor v, Tensor? bias, bool is_causal, float scale)"
+    " -> (Tensor out, Tensor lse, Tensor seed, Tensor offset)",
+    tags=_TAGS,
+)
+_ops.define(
+    "cudnn_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor out, Tensor lse,"
+    " Tensor seed, Tensor offset, bool is_causal, float scale) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    tags=_TAGS,
+)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv) -> (B, H, Sq, Dv) in q's layout, and what the backward needs."""
+    fused = aten._scaled_dot_product_cudnn_attention.default
+    out, lse, _, _, _, _, seed, offset, _ = fused(q, k, v, bias, True, 0.0, is_causal, False, scale=scale)
+    return out, lse, seed, offset
+
+
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    seed: Tensor,
+    offset: Tensor,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v. ``grad`` is brought into the layout of ``out`` first."""
+    if grad.stride() != out.stride():
+        grad = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device).copy_(grad)
+    fused = aten._scaled_dot_product_cudnn_attention_backward.default
+    lengths = (None, None, q.shape[2], k.shape[2])
+    grads: tuple[Tensor, Tensor, Tensor] = fused(
+        grad, q, k, v, out, lse, seed, offset, bias, *lengths, 0.0, is_causal, scale=scale
+    )
+    return grads
+
+
+def _backward_fake(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.is_causal, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _autograd(ctx: Any, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    op = torch.ops.attnpass.cudnn_attention_backward.default
+    return (*op(grad, *ctx.saved_tensors, ctx.is_causal, ctx.scale), None, None, None)
+
+
+_ops.impl("cudnn_attention", _forward, "CUDA")
+_ops.impl("cudnn_attention_backward", _backward, "CUDA")
+torch.library.register_fake("attnpass::cudnn_attention", _forward, lib=_ops)
+torch.library.register_fake("attnpass::cudnn_attention_backward", _backward_fake, lib=_ops)
+torch.library.register_autograd("attnpass::cudnn_attention", _autograd, setup_context=_save, lib=_ops)
