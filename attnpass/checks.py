@@ -154,11 +154,12 @@ def _layout(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[R
         if limits.last_stride_one and not (known_equal(spec.stride[-1], 1) or known_equal(spec.shape[-1], 1)):
             yield Rejection(Code.STRIDES, f"last stride of {name}", shown(spec.stride[-1]), "1")
         if limits.row_alignment > 1:
-            yield from _row_alignment(limits, name, spec)
+            yield from row_alignment(limits.row_alignment, name, spec)
 
 
-def _row_alignment(limits: Limits, name: str, spec: TensorSpec) -> Iterator[Rejection]:
-    step = max(1, limits.row_alignment // spec.dtype.itemsize)
+def row_alignment(alignment: int, name: str, spec: TensorSpec) -> Iterator[Rejection]:
+    """Are all rows of an operand, and its first element, known to lie at multiples of ``alignment`` bytes?"""
+    step = max(1, alignment // spec.dtype.itemsize)
     for size, stride in zip(spec.shape[:-1], spec.stride[:-1], strict=True):
         if not (known_multiple(stride, step) or known_equal(size, 1)):
             yield Rejection(Code.ALIGNMENT, f"stride of {name}", shown(stride), f"a known multiple of {step}")

@@ -2,7 +2,8 @@
 
 The raw ops check little, so every rule of PyTorch's own dispatch (``aten/.../sdp_utils.cpp``) is repeated here as data.
 Measured without these rules (H200, torch 2.11): causal with Sq != Sk is bottom-right, off by 3.2; a negative scale
-gives NaN. On the CPU: a negative scale with causal gives NaN, a last stride other than 1 is off by 4.0, Sk = 0 ends the process.
+gives NaN. On the CPU: a negative scale with causal gives NaN, a last stride other than 1 is off by 4.0, Sk = 0 ends the
+process.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from dataclasses import replace
 from torch.fx import Node
 
 from attnpass.call import AttentionCall
+from attnpass.checks import row_alignment
 from attnpass.emit import Emitter, additive_mask, aten
 from attnpass.kernel import Kernel, Operands
 from attnpass.limits import ALL_FLOATS, Code, Limits, Rejection
 from attnpass.machine import Machine, sm_number
 from attnpass.masks import Term
-from attnpass.symbolic import known, shown
+from attnpass.symbolic import known, known_multiple, shown
 
 SMALL_SHARED_MEMORY = (86, 89, 120, 121)  # generations whose backward cannot hold every head dim
 
@@ -39,7 +41,6 @@ class NativeFlash(Kernel):
         causal_needs_square=True,
         positive_scale=True,
         dropout=True,
-        row_alignment=16,
     )
     cpu_limits = replace(
         limits,
@@ -50,7 +51,6 @@ class NativeFlash(Kernel):
         causal_needs_square=False,
         mask_tensor=True,
         dropout=False,
-        row_alignment=1,
     )
 
     def limits_for(self, machine: Machine) -> Limits:
@@ -61,6 +61,9 @@ class NativeFlash(Kernel):
             yield Rejection(Code.DISABLED, "torch.backends.cuda.flash_sdp_enabled()", False, "True")
         if machine.kind == "cpu":
             return
+        if known_multiple(call.D, 8) and call.context.autocast is None:  # else it is copied, padded or cast
+            for name, operand in (("q", call.q), ("k", call.k), ("v", call.v)):
+                yield from row_alignment(16, name, operand)
         if call.needs_grad and sm_number(machine.capability) in SMALL_SHARED_MEMORY:
             large_without_dropout = call.dropout_p == 0 and known(call.D > 224)
             if not (known(call.D <= 192) or large_without_dropout):

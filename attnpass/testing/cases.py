@@ -1,31 +1,15 @@
-"""Hold a kernel to its limits: generated calls, each either computed right or refused with a code.
-
-For the kernels of this package and for third parties' alike:
-
-    from attnpass import testing
-
-    @pytest.mark.parametrize("case", testing.cases(200), ids=str)
-    def test_my_kernel(case):
-        testing.check("my_kernel", case, device="cuda")
-"""
+"""Generated attention calls: shapes, dtypes, masks and memory layouts, the odd ones included."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx import Graph, GraphModule
 
-from attnpass.explain import rewrite
-from attnpass.kernels import registry
-from attnpass.limits import Code
-from attnpass.measure import allowed_error, difference, own_results, reference_attention
-from attnpass.select import Decision
 from attnpass.tensor import dtype_name
 
 SHAPES = (  # B, H, Hkv, Sq, Sk, D, Dv
@@ -78,19 +62,6 @@ class Case:
         return f"{sizes}-{dtype_name(self.dtype)}-{self.mask}-{self.layout}{scale}{grad}"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a case: computed by ``kernel``, or refused with ``codes`` and computed by PyTorch."""
-
-    kernel: str
-    codes: tuple[Code, ...] = ()
-    worst: float = 0.0
-
-    @property
-    def refused(self) -> bool:
-        return bool(self.codes)
-
-
 def cases(count: int, seed: int = 0, dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
     """``count`` different calls, the same ones for the same seed."""
     rng = random.Random(seed)
@@ -102,42 +73,6 @@ def cases(count: int, seed: int = 0, dtypes: tuple[torch.dtype, ...] = DTYPES) -
         grad = grad or mask == "bias_grad"
         made[Case(rng.choice(SHAPES), rng.choice(dtypes), mask, layout, scale, grad, seed=len(made))] = None
     return list(made)
-
-
-def check(kernel: str, case: Case, device: str = "cpu") -> Outcome:
-    """Rewrite ``case`` with ``kernel`` and hold output and gradients to the reference.
-
-    Raises:
-        AssertionError: the result is off by more than the kernel's tolerance times PyTorch's own error, has the wrong
-            shape, dtype or strides, or the call was kept without a reason.
-    """
-    operands, options = make_operands(case, device)
-    gm = sdpa_graph(options, mask=operands[3] is not None)
-    inputs = [x for x in operands if x is not None]
-    rewritten, report = rewrite(gm, inputs, options={"attnpass.kernel": kernel})
-    decision = report.decisions[0]
-    _check_decision(decision, kernel)
-    native = gm(*inputs)
-    result = rewritten(*inputs)
-    assert result.shape == native.shape, f"{case}: shape {tuple(result.shape)}, not {tuple(native.shape)}"
-    assert result.dtype == native.dtype, f"{case}: dtype {result.dtype}, not {native.dtype}"
-    _check_strides(case, result, native)
-    if not decision.rewritten:
-        assert torch.equal(result.nan_to_num(), native.nan_to_num()), f"{case}: kept, but not what PyTorch gives"
-        return Outcome(decision.kernel, tuple(r.code for r in decision.rejections(kernel)))
-    tolerance, worst = registry()[kernel].limits.tolerance, 0.0
-    exact = reference_attention(*_detached(operands), **options)  # type: ignore[arg-type]
-    own = own_results(*operands, **options)  # type: ignore[arg-type]
-    results = [("output", result, own, exact)]
-    if case.grad and result.numel():
-        results += _gradients(operands, options, inputs, [result, *own])
-    for name, got, own, right in results:
-        found = difference(got, right)
-        allowed = allowed_error([difference(x, right) for x in own], case.dtype, tolerance)
-        assert found.nan == 0, f"{case}: {name} of {decision.kernel} has {found.nan} NaN"
-        assert found.max_abs <= allowed, f"{case}: {name} of {decision.kernel} is off: {found}, allowed {allowed:.2e}"
-        worst = max(worst, found.max_abs / allowed if allowed else 0.0)
-    return Outcome(decision.kernel, worst=worst)
 
 
 def make_operands(case: Case, device: str = "cpu") -> tuple[list[Tensor | None], dict[str, Any]]:
@@ -161,15 +96,6 @@ def make_operands(case: Case, device: str = "cpu") -> tuple[list[Tensor | None],
     return [*operands, mask], {"is_causal": case.mask == "causal", "scale": case.scale, "enable_gqa": gqa}
 
 
-def sdpa_graph(options: dict[str, Any], mask: bool) -> GraphModule:
-    """A graph that holds one ``F.scaled_dot_product_attention(q, k, v[, mask], **options)``."""
-    graph = Graph()
-    names = ("q", "k", "v", "mask") if mask else ("q", "k", "v")
-    inputs = tuple(graph.placeholder(name) for name in names)
-    graph.output(graph.call_function(F.scaled_dot_product_attention, inputs, options))
-    return GraphModule(torch.nn.Module(), graph)
-
-
 def runnable(case: Case, device: str = "cpu") -> Case | None:
     """``case`` if PyTorch itself computes it, else None: what PyTorch refuses, nobody has to compute.
 
@@ -180,7 +106,9 @@ def runnable(case: Case, device: str = "cpu") -> Case | None:
     case = replace(case, shape=_single_batch(case))
     operands, options = make_operands(case)
     try:
-        F.scaled_dot_product_attention(*[x.detach() if x is not None else None for x in operands], **options)
+        q, k, v, mask = (None if x is None else x.detach() for x in operands)
+        assert q is not None and k is not None and v is not None
+        F.scaled_dot_product_attention(q, k, v, mask, **options)
     except RuntimeError:
         return None
     return case
@@ -224,35 +152,3 @@ def _mask(case: Case, generator: torch.Generator) -> Tensor | None:
     elif Sq:
         seen[:, :, 0] = False
     return seen
-
-
-def _check_decision(decision: Decision, kernel: str) -> None:
-    if not decision.rewritten:
-        assert decision.rejections(kernel), f"{kernel} kept {decision.call.text()} without a reason"
-        assert all(str(reason) for reason in decision.rejections(kernel))
-
-
-def _check_strides(case: Case, result: Tensor, native: Tensor) -> None:
-    pairs = [(a, b) for a, b, size in zip(result.stride(), native.stride(), result.shape, strict=True) if size > 1]
-    if result.numel():
-        assert all(a == b for a, b in pairs), f"{case}: strides {result.stride()}, not {native.stride()}"
-
-
-def _gradients(
-    operands: list[Tensor | None], options: dict[str, Any], inputs: list[Tensor], outputs: list[Tensor]
-) -> Iterator[tuple[str, Tensor, list[Tensor], Tensor]]:
-    wanted = [x for x in inputs if x.requires_grad]
-    weight = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1)).to(outputs[0])
-    got, *own = (torch.autograd.grad((out * weight).sum(), wanted, materialize_grads=True) for out in outputs)
-    exact_in = [None if x is None else x.detach().double() if x.is_floating_point() else x for x in operands]
-    leaves = [
-        x.requires_grad_() for x, given in zip(exact_in, operands, strict=True) if x is not None and given.requires_grad
-    ]
-    exact = reference_attention(*exact_in, **options)  # type: ignore[arg-type]
-    right = torch.autograd.grad((exact * weight.double()).sum(), leaves, materialize_grads=True)
-    for i, (mine, exact_one) in enumerate(zip(got, right, strict=True)):
-        yield f"gradient {i}", mine, [each[i] for each in own], exact_one
-
-
-def _detached(operands: list[Tensor | None]) -> list[Tensor | None]:
-    return [None if x is None else x.detach() for x in operands]

@@ -1,0 +1,27 @@
+"""What every test starts from: no settings in the environment, no compiled code, no reports."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import attnpass
+from attnpass import log, verify
+
+
+@pytest.fixture(autouse=True)
+def clean_slate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in [name for name in os.environ if name.startswith("ATTNPASS_")]:
+        monkeypatch.delenv(name)
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    attnpass.clear_reports()
+    verify.forget()
+    yield
+    log.configure("warning")
+    logging.getLogger("attnpass").setLevel(logging.NOTSET)
+    torch._dynamo.reset()

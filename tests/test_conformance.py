@@ -1,0 +1,73 @@
+"""Every kernel against generated calls: right, or refused with a code. Never wrong.
+
+On this machine's CPU each case is rewritten as an fx graph and run; the same cases go through the GPU with
+``pytest -m gpu``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from attnpass import testing
+from attnpass.kernels import registry
+
+COUNT = 250
+CPU_KERNELS = ("native_flash", "native_math", "reference", "flex")
+CUDA_KERNELS = ("native_flash", "native_cudnn", "native_efficient", "native_math", "reference", "flex")
+
+
+def conform(kernel: str, device: str, seed: int) -> Counter[str]:
+    outcomes: Counter[str] = Counter()
+    for case in testing.cases(COUNT, seed):
+        fit = testing.runnable(case, device)
+        if fit is not None:
+            outcome = testing.check(kernel, fit, device)
+            outcomes["refused" if outcome.refused else "right"] += 1
+    return outcomes
+
+
+@pytest.mark.parametrize("seed", (1, 2))
+@pytest.mark.parametrize("kernel", CPU_KERNELS)
+def test_right_or_refused_on_cpu(kernel: str, seed: int, record_property: pytest.RecordProperty) -> None:
+    outcomes = conform(kernel, "cpu", seed)
+    print(f"\nconformance of {kernel} on the CPU, seed {seed}: {dict(outcomes)}, none wrong")
+    record_property("outcomes", str(dict(outcomes)))
+    assert outcomes["right"] >= (20 if kernel == "flex" else 80)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kernel", CUDA_KERNELS)
+def test_right_or_refused_on_cuda(kernel: str) -> None:
+    outcomes = conform(kernel, "cuda", seed=3)
+    print(f"\nconformance of {kernel} on CUDA: {dict(outcomes)}, none wrong")
+    assert outcomes["right"] >= 10
+
+
+@pytest.mark.parametrize("kernel", [name for name in registry() if name != "native"])
+def test_every_refusal_on_another_device_says_so(kernel: str) -> None:
+    """A kernel that does not run here refuses each call by name of the device, and never touches it."""
+    if "cpu" in registry()[kernel].limits.devices:
+        pytest.skip("runs on the CPU")
+    outcome = testing.check(kernel, testing.Case((1, 2, 2, 8, 8, 16, 16)))
+    assert "device" in {code.value for code in outcome.codes}
+
+
+def test_cases_are_the_same_for_the_same_seed() -> None:
+    assert testing.cases(50, seed=7) == testing.cases(50, seed=7) != testing.cases(50, seed=8)
+
+
+def test_check_catches_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite itself can fail: a kernel that forgets the mask is found."""
+    kernel = registry()["native_math"]
+    honest = type(kernel).emit
+
+    def forgets(self, emitter, call, args):  # type: ignore[no-untyped-def]
+        return honest(self, emitter, call, type(args)(args.q, args.k, args.v, None, args.scale))
+
+    monkeypatch.setattr(type(kernel), "emit", forgets)
+    with pytest.raises(AssertionError, match="is off"):
+        testing.check("native_math", testing.Case((1, 2, 2, 8, 8, 16, 16), mask="bool"))

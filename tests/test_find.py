@@ -1,0 +1,232 @@
+"""find: every spelling of SDPA, in every kind of region, becomes a call with its place and its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+import attnpass
+from tests.compiled import codes, decisions, kernels_used, run
+
+S = F.scaled_dot_product_attention
+ATEN = torch.ops.aten.scaled_dot_product_attention
+
+SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "positional": lambda q: S(q, q, q, None, 0.0, True),
+    "keywords": lambda q: S(query=q, key=q, value=q, is_causal=True),
+    "mixed": lambda q: S(q, q, value=q, is_causal=True),
+    "torch._C._nn": lambda q: torch._C._nn.scaled_dot_product_attention(q, q, q, is_causal=True),
+    "aten packet": lambda q: ATEN(q, q, q, None, 0.0, True),
+    "aten overload": lambda q: ATEN.default(q, q, q, is_causal=True),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("kernel", ("native_flash", "native_math"))
+def test_each_spelling_is_found_and_right(spelling: str, kernel: str) -> None:
+    q = torch.randn(2, 3, 12, 16)
+    out = run(SPELLINGS[spelling], q, kernel=kernel, fullgraph=True)
+    torch.testing.assert_close(out, S(q, q, q, is_causal=True))
+    (decision,) = decisions()
+    assert decision.kernel == kernel
+    assert str(decision.call.mask) == "causal"
+    assert str(decision.call.source).endswith(f"{__file__.rsplit('/', 1)[-1]}:{decision.call.source.line}")
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.proj(x)
+        return S(q, q, q)
+
+
+def test_module_path_and_source_line() -> None:
+    model = nn.Sequential(Block(), nn.Sequential(Block()))
+    run(model, torch.randn(1, 2, 8, 16))
+    assert [d.call.module for d in decisions()] == ["0", "1.0"]
+    assert all(d.call.source.function == "forward" for d in decisions())
+
+
+@pytest.mark.parametrize("training", (True, False))
+@pytest.mark.parametrize("layer", ("encoder", "decoder", "mha"))
+def test_pytorchs_own_layers(layer: str, training: bool) -> None:
+    x = torch.randn(2, 6, 32)
+    if layer == "mha":
+        attention = nn.MultiheadAttention(32, 4, batch_first=True).train(training)
+
+        def fn(x: Tensor) -> Tensor:
+            return attention(x, x, x, need_weights=False)[0]
+    elif layer == "encoder":
+        module = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True).train(training)
+        fn = module
+    else:
+        decoder = nn.TransformerDecoderLayer(32, 4, 64, dropout=0.0, batch_first=True).train(training)
+
+        def fn(x: Tensor) -> Tensor:
+            return decoder(x, x)
+
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(run(fn, x, fullgraph=True), fn(x))
+    expected = 2 if layer == "decoder" else 1
+    assert kernels_used() == ["native_flash"] * expected
+    assert {d.call.pattern.value for d in decisions()} == {"multihead"}
+    assert all(d.call.needs_grad is training for d in decisions())
+
+
+def test_training_step_of_an_encoder_layer() -> None:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    x = torch.randn(2, 6, 32)
+    layer(x).square().sum().backward()
+    wanted = {name: p.grad.clone() for name, p in layer.named_parameters()}
+    layer.zero_grad()
+    run(layer, x).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
+
+
+def test_used_attention_weights_are_a_near_miss() -> None:
+    attention = nn.MultiheadAttention(32, 4, batch_first=True)
+    run(lambda x: sum(t.sum() for t in attention(x, x, x)), torch.randn(2, 6, 32))
+    report = attnpass.last_report()
+    assert not report.decisions
+    assert "need_weights=True" in report.near_misses[0].reason
+
+
+def test_unused_attention_weights_are_no_obstacle() -> None:
+    attention = nn.MultiheadAttention(32, 4, batch_first=True)
+    x = torch.randn(2, 6, 32)
+    torch.testing.assert_close(run(lambda x: attention(x, x, x)[0], x), attention(x, x, x)[0])
+    assert kernels_used() == ["native_flash"]
+
+
+def test_masked_fast_path_stays_closed() -> None:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[:, 4:] = True
+    x = torch.randn(2, 6, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            run(lambda x: layer(x, src_key_padding_mask=padding), x), layer(x, src_key_padding_mask=padding)
+        )
+    assert "fast path has a mask" in attnpass.last_report().near_misses[0].reason
+
+
+def test_regions() -> None:
+    """no_grad, autocast and activation checkpointing in one training function."""
+
+    def fn(q: Tensor) -> Tensor:
+        with torch.no_grad():
+            first = S(q, q, q)
+        with torch.autocast("cpu", torch.bfloat16):
+            second = S(q, q, q)
+        return first + second + checkpoint(lambda q: S(q, q, q, is_causal=True), q, use_reentrant=False)
+
+    q = torch.randn(1, 2, 20, 32, requires_grad=True)
+    for kernel in ("native_flash", "native_math", "reference"):
+        attnpass.clear_reports()
+        torch._dynamo.reset()
+        torch.testing.assert_close(run(fn, q, kernel=kernel), fn(q), atol=2e-2, rtol=2e-2)
+        calls = [d.call for d in decisions()]
+        assert [c.needs_grad for c in calls] == [False, True, True]
+        assert [c.context.autocast for c in calls] == [None, torch.bfloat16, None]
+        assert calls[2].context.nested_in == ("tag_activation_checkpoint",)
+        assert kernels_used() == [kernel] * 3
+    (gradient,) = torch.autograd.grad(run(fn, q).sum(), q)
+    (wanted,) = torch.autograd.grad(fn(q).sum(), q)
+    torch.testing.assert_close(gradient, wanted, atol=2e-2, rtol=2e-2)
+
+
+def test_autocast_around_the_program() -> None:
+    q = torch.randn(1, 2, 8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = run(lambda q: S(q, q, q), q)
+        assert out.dtype == torch.bfloat16
+        torch.testing.assert_close(out, S(q, q, q))
+    assert kernels_used() == ["native_flash"]
+
+
+def test_cond_and_scan() -> None:
+    from torch._higher_order_ops.scan import scan
+
+    q = torch.randn(1, 2, 8, 16)
+
+    def branches(q: Tensor) -> Tensor:
+        return torch.cond(q.sum() > 0, lambda q: S(q, q, q), lambda q: q * 2, (q,))
+
+    def steps(q: Tensor) -> Tensor:
+        return scan(lambda c, x: (S(c, x, x), x * 1), q, torch.stack([q, q * 2]))[0]
+
+    with torch.no_grad():
+        torch.testing.assert_close(run(branches, q), branches(q))
+        torch.testing.assert_close(run(steps, q), S(S(q, q, q), q * 2, q * 2))
+    assert kernels_used() == ["native_flash"] * 2
+    assert [d.call.context.nested_in for d in decisions()] == [("cond",), ("scan",)]
+
+
+def test_invoke_subgraph() -> None:
+    @torch.compiler.nested_compile_region
+    def layer(q: Tensor) -> Tensor:
+        return S(q, q, q) + 1
+
+    q = torch.randn(1, 2, 8, 16)
+    torch.testing.assert_close(run(lambda q: layer(layer(q)), q), S(w := S(q, q, q) + 1, w, w) + 1)
+    assert set(kernels_used()) == {"native_flash"}
+
+
+@pytest.mark.parametrize("transform", ("vmap", "grad"))
+def test_functorch_is_left_alone_with_the_reason(transform: str) -> None:
+    q = torch.randn(3, 2, 8, 16)
+    if transform == "vmap":
+        fn = torch.vmap(lambda q: S(q[None], q[None], q[None])[0])
+    else:
+        fn = torch.func.grad(lambda q: S(q, q, q).square().sum())
+    torch.testing.assert_close(run(lambda q: fn(q), q, kernel="native_math"), fn(q))
+    (decision,) = decisions()
+    assert decision.kernel == "native"
+    assert codes(decision, "native_math") == {"functorch"}
+
+
+def test_users_own_sdpa_kernel_wins() -> None:
+    def fn(q: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            inside = S(q, q, q)
+        return inside + S(q, q, q)
+
+    q = torch.randn(1, 2, 8, 16)
+    torch.testing.assert_close(run(fn, q), fn(q))
+    assert [d.reason.value for d in decisions()] == ["user_choice", "requested"]
+    assert "MATH" in decisions()[0].note
+
+
+def test_sdpa_kernel_around_the_program_wins() -> None:
+    q = torch.randn(1, 2, 8, 16)
+    with sdpa_kernel(SDPBackend.MATH):
+        run(lambda q: S(q, q, q), q)
+    assert [d.reason.value for d in decisions()] == ["user_choice"]
+
+
+def test_handwritten_attention_is_a_near_miss() -> None:
+    def fn(q: Tensor) -> Tensor:
+        return torch.softmax(q @ q.mT / 4 + 1, dim=-1) @ q
+
+    run(fn, torch.randn(1, 2, 8, 16))
+    (miss,) = attnpass.last_report().near_misses
+    assert "written by hand" in miss.reason
+    assert miss.source.file.endswith("test_find.py")
+
+
+@pytest.mark.parametrize(
+    "fn", (lambda q: torch.softmax(q, -1), lambda q: q @ q.mT, lambda q: torch.softmax(q @ q.mT, -1))
+)
+def test_what_is_no_attention_is_no_near_miss(fn: Callable[[Tensor], Tensor]) -> None:
+    run(fn, torch.randn(1, 2, 8, 16))
+    assert not attnpass.last_report().near_misses

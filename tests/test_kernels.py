@@ -1,0 +1,141 @@
+"""What single kernels emit: FlexAttention's blocks and masks, layouts, registration, graphs from torch.export."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+
+import attnpass
+from attnpass.errors import ConfigError
+from attnpass.kernels import registry
+from attnpass.kernels.flex import Flex, causal_blocks
+from tests.compiled import kernels_used, run
+
+S = F.scaled_dot_product_attention
+BLOCK_TENSORS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
+
+
+def visible(counts: Tensor, indices: Tensor) -> list[set[int]]:
+    return [set(indices[0, 0, row, :count].tolist()) for row, count in enumerate(counts[0, 0].tolist())]
+
+
+@settings(max_examples=60, deadline=None)
+@given(Sq=st.integers(1, 700), Sk=st.integers(1, 700))
+def test_causal_blocks_are_those_of_create_block_mask(Sq: int, Sk: int) -> None:
+    got = causal_blocks(torch.empty(1, 1, Sq, 1), torch.empty(1, 1, Sk, 1))
+    wanted = create_block_mask(lambda b, h, q, k: q >= k, 1, 1, Sq, Sk, device="cpu")
+    names = (*BLOCK_TENSORS, *(name.replace("kv", "q") for name in BLOCK_TENSORS))
+    for i in range(0, 8, 2):
+        counts, indices = getattr(wanted, names[i]), getattr(wanted, names[i + 1])
+        assert torch.equal(got[i], counts), names[i]
+        assert got[i + 1].shape == indices.shape
+        assert visible(got[i], got[i + 1]) == visible(counts, indices), names[i]
+
+
+class FlexWithMasks(Flex):
+    """Flex as it is on a GPU: with mask tensors, which Inductor's C++ template does not compile."""
+
+    name = "flex_with_masks"
+    aliases = ()
+    cpu_limits = Flex.limits
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 20), (1, 3, 12, 20), (12, 20), (2, 3, 12, 20), (3, 12, 20)])
+@pytest.mark.parametrize("kind", (torch.bool, torch.float32))
+def test_flex_reads_masks_of_every_shape(
+    shape: tuple[int, ...], kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attnpass.register_kernel(FlexWithMasks())
+    try:
+        q, k = torch.randn(2, 3, 12, 16), torch.randn(2, 3, 20, 16)
+        mask = torch.rand(shape) > 0.4 if kind == torch.bool else torch.randn(shape)
+        out = run(lambda q, k, m: S(q, k, k, attn_mask=m), q, k, mask, kernel="flex_with_masks")
+        torch.testing.assert_close(out, S(q, k, k, attn_mask=mask))
+        assert kernels_used() == ["flex_with_masks"]
+    finally:
+        import sys
+
+        sys.modules["attnpass.kernels"]._registry.pop("flex_with_masks")
+
+
+def test_flex_shares_its_block_mask_between_calls() -> None:
+    def three(q: Tensor) -> Tensor:
+        return S(S(S(q, q, q, is_causal=True), q, q, is_causal=True), q, q)
+
+    q = torch.randn(1, 2, 200, 16)
+    report = attnpass.rewrite(torch.fx.symbolic_trace(three), (q,), options={"attnpass.kernel": "flex"})
+    gm = report[0]
+    torch.testing.assert_close(gm(q), three(q))
+    made = [n for n in gm.graph.nodes if n.target is torch.ops.aten.arange.default]
+    assert len(made) == 2  # rows and columns of blocks, once for both causal calls
+    assert len([name for name, _ in gm.named_children() if "mask_mod" in name]) == 2  # causal, and none
+
+
+@pytest.mark.parametrize("kernel", ("native_flash", "native_math", "reference"))
+@pytest.mark.parametrize("order", list(itertools.permutations((0, 1, 2)))[:4])
+def test_output_strides_are_those_of_the_call(kernel: str, order: tuple[int, ...]) -> None:
+    """Whatever the layout of q, the graph behind the call sees the strides it was traced with."""
+    q = torch.randn(2, 3, 5, 16).permute(*order, 3).contiguous().permute(*(order.index(i) for i in range(3)), 3)
+
+    def strides(q: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        out = S(q, q, q)
+        return out, out.stride()
+
+    out, traced = run(strides, q, kernel=kernel)
+    assert out.stride() == traced == S(q, q, q).stride()
+
+
+def test_exported_program() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = torch.nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return S(self.proj(x), x, x)
+
+    model, x = Model(), torch.randn(2, 3, 9, 16)
+    program = torch.export.export(model, (x,), dynamic_shapes={"x": {2: torch.export.Dim("S", min=2, max=64)}})
+    gm, report = attnpass.rewrite(program.module(), options={"attnpass.kernel": "native_flash"})
+    (decision,) = report.decisions
+    assert decision.kernel == "native_flash"
+    assert decision.call.needs_grad  # its parameters are trainable, and export does not know what they reach
+    for length in (9, 5):
+        x = torch.randn(2, 3, length, 16)
+        torch.testing.assert_close(gm(x), model(x))
+
+
+def test_symbolically_traced_graph_keeps_gradients() -> None:
+    q = torch.randn(2, 3, 9, 16, requires_grad=True)
+    gm, report = attnpass.rewrite(torch.fx.symbolic_trace(lambda q: S(q, q, q)), (q,))
+    assert report.decisions[0].call.needs_grad
+    torch.testing.assert_close(torch.autograd.grad(gm(q).sum(), q), torch.autograd.grad(S(q, q, q).sum(), q))
+
+
+def test_explain_changes_nothing() -> None:
+    layer = torch.nn.TransformerEncoderLayer(32, 4, batch_first=True).eval()
+    (report,) = attnpass.explain(layer, torch.randn(2, 5, 32))
+    assert [d.kernel for d in report.decisions] == ["native_flash"]
+    assert not attnpass.reports()
+
+
+def test_names_are_unique() -> None:
+    with pytest.raises(ConfigError, match="the name 'flex' belongs to"):
+        attnpass.register_kernel(Flex())
+    names = [name for kernel in registry().values() for name in (kernel.name, *kernel.aliases)]
+    assert len(names) == len(set(names))
+
+
+def test_opcheck_of_cudnn_ops_schema() -> None:
+    schema = str(torch.ops.attnpass.cudnn_attention.default._schema)
+    assert "Tensor? bias, bool is_causal, float scale" in schema
+    for op in (torch.ops.attnpass.cudnn_attention.default, torch.ops.attnpass.cudnn_attention_backward.default):
+        assert torch.Tag.needs_exact_strides in op.tags
+        assert torch.Tag.pt2_compliant_tag in op.tags
