@@ -150,4 +150,4 @@ class Limits:
     last_stride_one: bool = True
     row_alignment: int = 1
     exact: bool = True
-    tolerance: float = 2.0
+    tolerance: float = 3.0

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 
 from attnpass.cli.table import print_table
 from benchmarks.environment import RESULTS, append, facts
+from benchmarks.small_gpt import BLOCKS
 
 CHILD = Path(__file__).with_name("overhead_child.py")
 MARK = "RECORD "
@@ -73,19 +75,22 @@ def measure_compile(args: argparse.Namespace) -> tuple[list[Row], bool]:
 
 
 def measure_calls(args: argparse.Namespace) -> tuple[list[Row], bool]:
-    """The target is met if attnpass lies within the spread of plain Inductor against itself."""
+    """The target is met if attnpass, on the graph with 32 calls, lies within plain Inductor's spread against itself.
+
+    The graph with one call has no target: it is the smallest that there can be, and shows the fixed cost of a call.
+    """
     rows, fine = [], True
-    for kernel in CALLED:
-        found = _child(args, "calls", kernel, {}, "--seconds", str(args.seconds))
+    for blocks, kernel in product((BLOCKS, 1), CALLED):
+        found = _child(args, "calls", kernel, {}, "--seconds", str(args.seconds), "--blocks", str(blocks))
         _write(args, "overhead.calls", kernel, found)
         ours, noise = found["attnpass_ratio"], found["inductor_again_ratio"]
         ok = ours["median"] <= noise["high_quartile"]
-        fine &= ok
-        row = {"kernel": kernel, "rewritten": str(found["rewritten"])}
+        row = {"attention calls": str(blocks), "kernel": kernel, "rewritten": str(found["rewritten"])}
         for side in ("inductor", "attnpass"):
             row[side] = f"{found[f'{side}_us']:.2f} µs, IQR {found[f'{side}_iqr_us']:.2f}"
         row |= {"attnpass / Inductor": _ratio(ours), "Inductor / Inductor": _ratio(noise)}
-        rows.append({**row, "target": "met" if ok else "MISSED"})
+        rows.append({**row, "target": "" if blocks != BLOCKS else "met" if ok else "MISSED"})
+        fine &= ok or blocks != BLOCKS
     return rows, fine
 
 
@@ -113,7 +118,7 @@ Measure = Callable[[argparse.Namespace], tuple[list[Row], bool]]
 MEASURES: dict[str, Measure] = {"compile": measure_compile, "calls": measure_calls, "caches": measure_caches}
 TITLES = {
     "compile": "One graph with 32 attention calls, cold (targets: at most 1 ms a call, 3 % of the compilation)",
-    "calls": "A call of the compiled model, so small that the host decides (target: within Inductor's own spread)",
+    "calls": "A call of the compiled model, tiny tensors (target: within the spread of Inductor against itself)",
     "caches": "The second process (targets: hits at least 1, misses 0, bypasses 0)",
 }
 

@@ -21,11 +21,11 @@ from torch import Tensor
 import attnpass
 import attnpass.backend
 from benchmarks.case import backend
-from benchmarks.small_gpt import small_gpt
+from benchmarks.small_gpt import BLOCKS, small_gpt
 
 INDUCTOR = "inductor"
-BLOCKS = 32
-BURST = 50  # calls in a row of one side
+BURST_S = 0.002  # how long one side runs before the next one does
+WARM_UP = 100
 
 
 def main() -> None:
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--kernel", required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--training", action="store_true")
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="attention calls, for calls")
     parser.add_argument("--seconds", type=float, default=20)
     args = parser.parse_args()
     torch._dynamo.config.recompile_limit = 100
@@ -110,7 +111,7 @@ def _first_call(model: torch.nn.Module, x: Tensor, args: argparse.Namespace) -> 
 def probe_calls(args: argparse.Namespace) -> dict[str, Any]:
     """Calls so small that the host decides, in bursts: Inductor, attnpass, and Inductor again to show the noise."""
     torch.set_num_threads(1)
-    model, x = _model(args, 1, width=32, length=4)
+    model, x = _model(args, args.blocks, width=32, length=4)
     sides = {name: _own_code(model, name) for name in ("inductor", "attnpass", "inductor_again")}
     times: dict[str, list[float]] = {name: [] for name in sides}
     with torch.no_grad():
@@ -119,16 +120,23 @@ def probe_calls(args: argparse.Namespace) -> dict[str, Any]:
             for name, call in sides.items()
         }
         for call in run.values():
-            for _ in range(3 * BURST):
+            for _ in range(WARM_UP):
                 call(x)
+        calls = max(1, int(BURST_S * 1e6 / _burst_us(run["inductor"], x, args.device, WARM_UP)))
         end, turn = time.perf_counter() + args.seconds, 0
         while time.perf_counter() < end:
             names = list(sides)[turn % 3 :] + list(sides)[: turn % 3]
             for name in names if turn % 2 else names[::-1]:
-                times[name].append(_burst_us(run[name], x, args.device))
+                times[name].append(_burst_us(run[name], x, args.device, calls))
             turn += 1
     report = attnpass.reports()[-1]
-    return {"rewritten": report.rewritten, "bursts": turn, "calls_a_burst": BURST, **_compare(times)}
+    return {
+        "blocks": args.blocks,
+        "rewritten": report.rewritten,
+        "bursts": turn,
+        "calls_a_burst": calls,
+        **_compare(times),
+    }
 
 
 def _own_code(model: torch.nn.Module, name: str) -> Callable[[Tensor], Tensor]:
@@ -141,14 +149,14 @@ def _own_code(model: torch.nn.Module, name: str) -> Callable[[Tensor], Tensor]:
     return types.FunctionType(code, call.__globals__, name, None, call.__closure__)
 
 
-def _burst_us(call: Callable[[Tensor], Tensor], x: Tensor, device: str) -> float:
+def _burst_us(call: Callable[[Tensor], Tensor], x: Tensor, device: str, calls: int) -> float:
     _wait(device)
     start = time.perf_counter()
-    for _ in range(BURST):
+    for _ in range(calls):
         call(x)
     spent = time.perf_counter() - start
     _wait(device)
-    return spent / BURST * 1e6
+    return spent / calls * 1e6
 
 
 def _compare(times: dict[str, list[float]]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BLOCKS = 32  # of the graph that the targets speak of
+
 
 class Block(nn.Module):
     """Pre-norm attention and feed-forward."""

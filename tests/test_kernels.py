@@ -39,30 +39,35 @@ def test_causal_blocks_are_those_of_create_block_mask(Sq: int, Sk: int) -> None:
         assert visible(got[i], got[i + 1]) == visible(counts, indices), names[i]
 
 
-class FlexWithMasks(Flex):
-    """Flex as it is on a GPU: with mask tensors, which Inductor's C++ template does not compile."""
-
-    name = "flex_with_masks"
-    aliases = ()
-    cpu_limits = Flex.limits
-
-
 @pytest.mark.parametrize("shape", [(2, 1, 1, 20), (1, 3, 12, 20), (12, 20), (2, 3, 12, 20), (3, 12, 20)])
 @pytest.mark.parametrize("kind", (torch.bool, torch.float32))
-def test_flex_reads_masks_of_every_shape(
-    shape: tuple[int, ...], kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attnpass.register_kernel(FlexWithMasks())
-    try:
-        q, k = torch.randn(2, 3, 12, 16), torch.randn(2, 3, 20, 16)
-        mask = torch.rand(shape) > 0.4 if kind == torch.bool else torch.randn(shape)
-        out = run(lambda q, k, m: S(q, k, k, attn_mask=m), q, k, mask, kernel="flex_with_masks")
-        torch.testing.assert_close(out, S(q, k, k, attn_mask=mask))
-        assert kernels_used() == ["flex_with_masks"]
-    finally:
-        import sys
+def test_flex_reads_masks_of_every_shape(shape: tuple[int, ...], kind: torch.dtype) -> None:
+    q, k = torch.randn(2, 3, 12, 16), torch.randn(2, 3, 20, 16)
+    mask = torch.rand(shape) > 0.4 if kind == torch.bool else torch.randn(shape)
+    out = run(lambda q, k, m: S(q, k, k, attn_mask=m), q, k, mask, kernel="flex")
+    torch.testing.assert_close(out, S(q, k, k, attn_mask=mask))
+    assert kernels_used() == ["flex"]
 
-        sys.modules["attnpass.kernels"]._registry.pop("flex_with_masks")
+
+@pytest.mark.parametrize("shape", [(2, 20), (2, 1, 20), (20, 20)])
+def test_flex_compiles_with_a_mask_that_is_computed_in_the_graph(shape: tuple[int, ...]) -> None:
+    """Inductor's templates fail on a captured tensor whose layout is still open; ours is fixed, once for both calls."""
+    q, given = torch.randn(2, 3, 20, 16), torch.rand(shape)
+
+    def two(q: Tensor, given: Tensor) -> Tensor:
+        mask = given > 0.4
+        mask = mask[:, None, None, :].expand(-1, 1, 20, -1) if mask.ndim == 2 and mask.shape[0] == 2 else mask
+        mask = mask[:, None] if mask.ndim == 3 else mask
+        return S(S(q * 2, q, q, attn_mask=mask), q, q, attn_mask=mask)
+
+    with torch.no_grad():
+        torch.testing.assert_close(run(two, q, given, kernel="flex", compiler="inductor"), two(q, given))
+    assert kernels_used() == ["flex", "flex"]
+
+
+def test_opcheck_of_fixed_layout() -> None:
+    for x in (torch.randn(2, 1, 3, 4), torch.randn(4, 3).T, torch.randn(2, 1, 1, 4).expand(2, 1, 3, 4)):
+        torch.library.opcheck(torch.ops.attnpass.fixed_layout.default, (x,))
 
 
 def test_flex_shares_its_block_mask_between_calls() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,13 +46,6 @@ class Flex(Kernel):
         mask_tensor=True,
     )
 
-    # Inductor 2.13's C++ template reads a mask that is computed in the graph with the wrong number of indices
-    # ("not enough values to unpack") and fails to compile.
-    cpu_limits = replace(limits, mask_tensor=False)
-
-    def limits_for(self, machine: Machine) -> Limits:
-        return self.cpu_limits if machine.kind == "cpu" else self.limits
-
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
         if call.needs_grad and machine.kind == "cpu":
             yield Rejection(Code.BACKWARD, "needs_grad", True, "False, FlexAttention has no backward on the CPU")
@@ -63,7 +55,7 @@ class Flex(Kernel):
             yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), "at most 128 in fp32 (shared memory)")
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-        score_mod, buffers = _score_mod(emitter, args.mask)
+        score_mod, buffers = _score_mod(emitter, _fixed(emitter, args.mask))
         results = emitter(
             torch.ops.higher_order.flex_attention,
             args.q,
@@ -81,6 +73,39 @@ class Flex(Kernel):
     def compile_options(self, call: AttentionCall) -> dict[str, Any]:
         """Inductor 2.13 fails on the CPU when it fuses pointwise arithmetic behind FlexAttention into its kernel."""
         return {"epilogue_fusion": False} if call.device.type == "cpu" else {}
+
+
+_ops = torch.library.Library("attnpass", "FRAGMENT")
+_ops.define("fixed_layout(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+
+
+def _fixed_layout(x: Tensor) -> Tensor:
+    """A contiguous copy of ``x`` whose layout Inductor cannot change any more."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
+
+
+_ops.impl("fixed_layout", _fixed_layout, "CompositeExplicitAutograd")
+torch.library.register_fake("attnpass::fixed_layout", _fixed_layout, lib=_ops)
+
+
+def _fixed(emitter: Emitter, mask: Node | None) -> Node | None:
+    """The mask as a buffer that Inductor's templates can index, copied once for all calls that read it.
+
+    A captured tensor that is computed in the graph fails to compile: "convert FlexibleLayout to FixedLayout first"
+    (CUDA, PyTorch 2.11), "not enough values to unpack" (CPU, 2.13).
+    """
+    if mask is None or mask.op == "placeholder":
+        return mask
+    source = mask
+    while source.target is aten.unsqueeze.default and isinstance(source.args[0], Node):
+        source = source.args[0]  # each call lifts the same mask to 4-D anew
+    key = ("flex mask", source, emitter.spec(mask).ndim)
+    if key not in emitter.shared:
+        first = len(emitter.made)
+        emitter.shared[key] = emitter(torch.ops.attnpass.fixed_layout.default, mask)
+        del emitter.made[first:]
+    fixed: Node = emitter.shared[key]
+    return fixed
 
 
 def _score_mod(emitter: Emitter, mask: Node | None) -> tuple[Node, tuple[Node, ...]]:
