@@ -25,6 +25,10 @@ from attnpass.symbolic import Size, known_equal, shown
 from attnpass.tensor import TensorSpec
 
 aten = torch.ops.aten
+IN_PLACE_OPERATORS = frozenset(
+    {"setitem", "delitem", "iadd", "iand", "iconcat", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow"}
+    | {"irshift", "isub", "itruediv", "ixor"}
+)
 COPIED_META = ("stack_trace", "nn_module_stack", "source_fn_stack")
 
 
@@ -90,6 +94,24 @@ class Emitter:
         """``node`` in ``dtype``; nothing is emitted if it is."""
         return node if self.value(node).dtype == dtype else self(aten._to_copy.default, node, dtype=dtype)
 
+    def writes_before(self) -> int:
+        """How many nodes before this place may write into a tensor: two places with the same count see the same values.
+
+        Dynamo's graphs are not functionalised, so a mask may be changed in place between two calls that read it.
+        """
+        key = ("writes", id(self.owner))
+        if key not in self.shared:
+            counts, writes = {}, 0
+            for node in self.owner.graph.nodes:
+                counts[node] = writes
+                writes += may_write(node)
+            self.shared[key] = counts
+        place = self._anchor
+        while place not in self.shared[key]:  # a node of an opened layer, inlined later
+            place = place.prev
+        seen: int = self.shared[key][place]
+        return seen
+
     def inline(self, function: Callable[..., Any], *inputs: Node) -> Any:
         """Trace ``function`` on the values of ``inputs`` and insert its ATen ops. Returns its outputs as nodes."""
         with self._mode, torch.no_grad():
@@ -130,6 +152,15 @@ class Emitter:
                 node.meta[key] = self._anchor.meta[key]
         self.made.append(node)
         return node
+
+
+def may_write(node: Node) -> bool:
+    """Could this node change a tensor in place? Errs on the side of yes."""
+    if node.op not in ("call_function", "call_method"):
+        return node.op == "call_module"
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name.split(".")[0]
+    return name.endswith("_") or name in IN_PLACE_OPERATORS or "out" in node.kwargs
 
 
 def additive_mask(emitter: Emitter, mask: Node, dtype: torch.dtype) -> Node:

@@ -65,6 +65,18 @@ def test_flex_compiles_with_a_mask_that_is_computed_in_the_graph(shape: tuple[in
     assert kernels_used() == ["flex", "flex"]
 
 
+def test_a_mask_changed_in_place_between_two_calls_is_read_anew() -> None:
+    def two(q: Tensor, given: Tensor) -> Tensor:
+        mask = given > 0.4
+        first = S(q, q, q, attn_mask=mask)
+        mask.fill_(True)
+        return first + S(q, q, q, attn_mask=mask)
+
+    q, given = torch.randn(2, 3, 20, 16), torch.rand(20, 20)
+    torch.testing.assert_close(run(two, q, given, kernel="flex"), two(q, given))
+    assert kernels_used() == ["flex", "flex"]
+
+
 def test_opcheck_of_fixed_layout() -> None:
     for x in (torch.randn(2, 1, 3, 4), torch.randn(4, 3).T, torch.randn(2, 1, 1, 4).expand(2, 1, 3, 4)):
         torch.library.opcheck(torch.ops.attnpass.fixed_layout.default, (x,))

@@ -55,7 +55,11 @@ class Flex(Kernel):
             yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), "at most 128 in fp32 (shared memory)")
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-        score_mod, buffers = _score_mod(emitter, _fixed(emitter, args.mask))
+        if call.device.type == "cpu":
+            q, k, v = (_fixed(emitter, node) for node in (args.q, args.k, args.v))
+            args = Operands(q, k, v, args.mask, args.scale)
+        mask = None if args.mask is None else _fixed(emitter, args.mask)
+        score_mod, buffers = _score_mod(emitter, mask)
         results = emitter(
             torch.ops.higher_order.flex_attention,
             args.q,
@@ -88,21 +92,22 @@ _ops.impl("fixed_layout", _fixed_layout, "CompositeExplicitAutograd")
 torch.library.register_fake("attnpass::fixed_layout", _fixed_layout, lib=_ops)
 
 
-def _fixed(emitter: Emitter, mask: Node | None) -> Node | None:
-    """The mask as a buffer that Inductor's templates can index, copied once for all calls that read it.
+def _fixed(emitter: Emitter, operand: Node) -> Node:
+    """A mask as a buffer that Inductor's templates can index, copied once for all calls that read it.
 
     A captured tensor that is computed in the graph fails to compile: "convert FlexibleLayout to FixedLayout first"
-    (CUDA, PyTorch 2.11), "not enough values to unpack" (CPU, 2.13).
+    (CUDA, PyTorch 2.11), "not enough values to unpack" (CPU, 2.13). On the CPU so does a q that is a view of a linear
+    layer's 2-D output, hence q, k and v go through here there.
     """
-    if mask is None or mask.op == "placeholder":
-        return mask
-    source = mask
+    if operand.op == "placeholder":
+        return operand
+    source = operand
     while source.target is aten.unsqueeze.default and isinstance(source.args[0], Node):
         source = source.args[0]  # each call lifts the same mask to 4-D anew
-    key = ("flex mask", source, emitter.spec(mask).ndim)
+    key = ("flex operand", source, emitter.spec(operand).ndim, emitter.writes_before())
     if key not in emitter.shared:
         first = len(emitter.made)
-        emitter.shared[key] = emitter(torch.ops.attnpass.fixed_layout.default, mask)
+        emitter.shared[key] = emitter(torch.ops.attnpass.fixed_layout.default, operand)
         del emitter.made[first:]
     fixed: Node = emitter.shared[key]
     return fixed
