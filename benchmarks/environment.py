@@ -22,13 +22,12 @@ LIBRARIES = ("triton", "transformers", "diffusers", "timm", "torchvision")
 COMMIT_VARIABLE = "ATTNPASS_COMMIT"  # for a copy of the sources without their repository
 
 
-@cache
 def facts(device: str) -> dict[str, Any]:
     """Hardware, versions, commit and date."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "hardware": _hardware(device),
+        "hardware": hardware(device),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         **{name: version for name in LIBRARIES if (version := _version(name))},
@@ -66,7 +65,8 @@ def _json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _hardware(device: str) -> dict[str, Any]:
+@cache
+def hardware(device: str) -> dict[str, Any]:
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         return {

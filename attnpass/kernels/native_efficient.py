@@ -44,6 +44,7 @@ class NativeEfficient(Kernel):
         mask_grad=True,
         dropout=True,
         row_alignment=16,
+        tolerance=5.0,  # fp32 gradients at large scores: 3.5 times the composite attention's error on an H200
     )
     old_limits = replace(limits, dtypes=FLOATS - {torch.bfloat16})
 
