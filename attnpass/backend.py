@@ -144,7 +144,7 @@ def _publish(report: Report, config: Config) -> None:
     if config.report:
         try:
             rendering.write(report, config.report)
-        except OSError as error:
+        except Exception as error:
             _say_once(
                 f"attnpass: writing the report to {config.report} failed with {error}; choose another ATTNPASS_REPORT"
             )

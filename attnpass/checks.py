@@ -95,8 +95,8 @@ def _mask(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rej
         actual = " & ".join(sorted(t.value for t in unknown_terms))
         yield Rejection(Code.MASK, "mask", actual, _one_of((t.value for t in limits.terms), empty="none"))
     if call.is_causal and limits.causal_needs_square and not known_equal(call.Sq, call.Sk):
-        actual = f"{shown(call.Sq)} and {shown(call.Sk)}"
-        yield Rejection(Code.CAUSAL_ALIGNMENT, "Sq and Sk of a causal call", actual, "the same length")
+        actual = f"{shown(call.Sq)}, {shown(call.Sk)}"
+        yield Rejection(Code.CAUSAL_ALIGNMENT, "length of q and k in a causal call", actual, "the same")
     if tensor is None:
         return
     kind = "a bool tensor" if tensor.dtype == torch.bool else f"an additive {dtype_name(tensor.dtype)} tensor"

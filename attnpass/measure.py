@@ -108,16 +108,21 @@ def own_results(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options:
         return [default, F.scaled_dot_product_attention(q, k, v, mask, **options)]
 
 
-def allowed_error(own: Iterable[Difference], dtype: torch.dtype, tolerance: float) -> float:
+def allowed_error(own: Iterable[Difference], dtype: torch.dtype, tolerance: float, largest: float = 0.0) -> float:
     """The error that a kernel may make: ``tolerance`` times the worst of PyTorch's own, at least two rounding steps.
 
     Args:
         own: how PyTorch's own results (its default choice, its composite attention) differ from the reference.
         dtype: in which they were computed.
         tolerance: the kernel's, from its `Limits`.
+        largest: largest value that went into the result, where that is more than the result's own (a gradient that
+            cancels to 0 carries the rounding of what cancelled).
     """
     finfo = torch.finfo(dtype)
     errors = [
-        error for d in own for error in (d.max_abs, 2 * finfo.eps * max(d.largest, finfo.tiny)) if error < math.inf
+        error
+        for d in own
+        for error in (d.max_abs, 2 * finfo.eps * max(d.largest, largest, finfo.tiny))
+        if error < math.inf
     ]
     return tolerance * max(errors, default=0.0)

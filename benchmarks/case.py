@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -45,6 +47,7 @@ class Group:
     device: str
     dtype: str
     lock: str = ""
+    math_baseline: bool = False  # PyTorch's own choice crashed the device in this group: eager uses composite attention
 
     @classmethod
     def from_json(cls, text: str) -> Group:
@@ -91,24 +94,53 @@ def run_group(group: Group) -> Iterator[dict[str, Any]]:
     device, dtype = torch.device(group.device), DTYPES[group.dtype]
     subject = build(group.model, device, dtype, group.step == TRAIN)
     judge = _reference(subject, dtype, group.step)
-    with counted_sdpa() as eager_calls:
-        judge.yardstick = judge.errors(run_step(subject, subject.model, group.step))
-    base: dict[str, Any] = {"eager_calls": dict(Counter(eager_calls))}
-    try:
-        plain = compiled_run(group, subject, judge, "inductor")
-    except Exception as error:  # Inductor's own failure is not ours, but is worth a line
-        plain, base["inductor_error"] = None, _one_line(error)
+    base = _eager(group, subject, judge)
+    plain = _plain_inductor(group, subject, judge, base)
+    eager_calls = sum(base["eager_calls"].values())
     for wish in group.wishes:
         identity = {"model": group.model, "step": group.step, "mode": group.mode, "kernel": wish, "dtype": group.dtype}
         os.environ["ATTNPASS_KERNEL"] = wish
         attnpass.clear_reports()
         try:
             ours = compiled_run(group, subject, judge, backend())
-            yield {**identity, **base, **_record(group, judge, ours, plain, len(eager_calls))}
+            yield {**identity, **base, **_record(group, judge, ours, plain, eager_calls)}
         except Exception as error:
             yield {**identity, **base, "ok": False, "problems": [_one_line(error)]}
-            if device.type == "cuda":
-                torch.cuda.synchronize()  # raises if the device is lost: the other cases need a fresh process
+            check_device(device)
+
+
+def check_device(device: torch.device) -> None:
+    """Raise if an earlier error has lost the device: the other cases need a fresh process, and are not to blame."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _eager(group: Group, subject: Subject, judge: Judge) -> dict[str, Any]:
+    """Fill in the yardstick; composite attention where PyTorch's own choice crashes or gives NaN."""
+    with counted_sdpa() as calls, sdpa_kernel(SDPBackend.MATH) if group.math_baseline else nullcontext():
+        judge.yardstick = judge.errors(run_step(subject, subject.model, group.step))
+    base = {"eager_calls": dict(Counter(calls)), "eager_attention": "math" if group.math_baseline else "default"}
+    if all(map(math.isfinite, judge.yardstick.values())):
+        return base
+    with sdpa_kernel(SDPBackend.MATH):
+        judge.yardstick = judge.errors(run_step(subject, subject.model, group.step))
+    return {**base, "eager_attention": "math, since the default is not finite"}
+
+
+def _plain_inductor(group: Group, subject: Subject, judge: Judge, base: dict[str, Any]) -> Compiled | None:
+    """What attnpass is compared with; a failure of Inductor's own goes into ``base``."""
+    device = torch.device(group.device)
+    if group.math_baseline:
+        base["inductor_error"] = "not run: PyTorch's own choice crashed the device"
+        return None
+    try:
+        plain = compiled_run(group, subject, judge, "inductor")
+        check_device(device)
+    except Exception as error:
+        base["inductor_error"] = _one_line(error)
+        check_device(device)
+        return None
+    return plain
 
 
 def exact_math() -> None:
@@ -162,15 +194,16 @@ def _record(group: Group, judge: Judge, ours: Compiled, plain: Compiled | None, 
     problems = [report.error for report in attnpass.reports() if report.error]
     record["beyond_eager"] = False
     for what, error in ours.errors.items():
-        eager, inductor = judge.yardstick[what], plain.errors[what] if plain else 0.0
-        record[what] = {"error": error, "eager": eager, "inductor": inductor or None, "ratio": error / eager}
+        eager, inductor = judge.yardstick[what], plain.errors[what] if plain else None
+        record[what] = {"error": error, "eager": eager, "inductor": inductor, "ratio": error / eager}
         record["beyond_eager"] |= not error <= LARGEST_RATIO * eager
-        if not error <= LARGEST_RATIO * max(eager, inductor):
-            problems.append(f"{what}: error {error:.2e}, eager's is {eager:.2e}, plain Inductor's {inductor:.2e}")
+        finite = [value for value in (eager, inductor) if value is not None and math.isfinite(value)]
+        if not (math.isfinite(error) and error <= LARGEST_RATIO * max(finite, default=0.0)):
+            problems.append(f"{what}: error {error:.2e}, eager's is {eager:.2e}, plain Inductor's {inductor or 0:.2e}")
     if len(decisions) != eager_calls:
         problems.append(f"{len(decisions)} calls in the reports, eager makes {eager_calls}")
     if group.mode != "default" and group.device == "cuda":
-        problems += _graph_problems(group.step, ours)
+        problems += _graph_problems(group.step, ours, plain)
     record |= {"graphs": ours.graphs, "compile_s": ours.compile_s, "ms": ours.ms, "counters": ours.counters}
     record |= {"replays_per_call": ours.replays_per_call, "captures_while_timed": ours.captures_while_timed}
     if plain:
@@ -178,14 +211,14 @@ def _record(group: Group, judge: Judge, ours: Compiled, plain: Compiled | None, 
     return {"ok": not problems, "problems": problems, **record}
 
 
-def _graph_problems(step: str, ours: Compiled) -> Iterator[str]:
+def _graph_problems(step: str, ours: Compiled, plain: Compiled | None) -> Iterator[str]:
     """Were CUDA graphs really used? Each timed call replays one at least, two in training, and records none."""
     wanted = 1 if step == FORWARD else 2
     if ours.counters["cudagraph_skips"]:
         yield f"CUDA graphs skipped {ours.counters['cudagraph_skips']} times"
     if ours.replays_per_call < wanted:
         yield f"{ours.replays_per_call:.2f} CUDA graphs replayed a call, wanted {wanted}"
-    if ours.captures_while_timed:
+    if ours.captures_while_timed > (plain.captures_while_timed if plain else 0):
         yield f"{ours.captures_while_timed} CUDA graphs recorded again while timed"
 
 

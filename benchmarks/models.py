@@ -110,6 +110,8 @@ class Run:
         if time.monotonic() >= self.deadline:
             self._give_up(group.name(wish) for wish in left)
             return replace(group, wishes=())
+        if status == DEVICE_LOST and not seen and not group.math_baseline:
+            return replace(group, math_baseline=True)
         if left and (status != DEVICE_LOST or not seen):
             self._keep(_crash(group, left.pop(0), status, said), group)
         return replace(group, wishes=tuple(left))
