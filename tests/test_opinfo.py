@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnpass.measure import allowed_error, difference
 from tests.compiled import decisions, run
@@ -44,11 +45,12 @@ def test_opinfo_samples(kernel: str) -> None:
         torch._dynamo.reset()
         inputs = (sample.input, *sample.args)
         out = run(lambda *a, k=sample.kwargs: S(*a, **k), *inputs, kernel=kernel)
-        results = zip(
-            with_gradients(out, inputs), eager(inputs, sample), eager(inputs, sample, exact=True), strict=True
-        )
-        for got, own, right in results:
-            allowed = allowed_error([difference(own, right)], torch.float32, tolerance=3.0, largest=10.0)
+        with sdpa_kernel(SDPBackend.MATH):
+            composite = eager(inputs, sample)
+        default, exact = eager(inputs, sample), eager(inputs, sample, exact=True)
+        for got, right, *own in zip(with_gradients(out, inputs), exact, default, composite, strict=True):
+            # OpInfo's values reach 9, so its scores some hundreds: one rounding step of a score is 3e-5 by itself.
+            allowed = allowed_error([difference(x, right) for x in own], torch.float32, tolerance=3.0, largest=100.0)
             assert difference(got, right).max_abs <= allowed, (sample, difference(got, right), allowed)
         seen += 1
     assert len(decisions()) == seen >= 12

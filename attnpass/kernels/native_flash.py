@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from torch.fx import Node
 
@@ -90,18 +91,12 @@ class NativeFlash(Kernel):
 
 
 def _emit_cpu(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-    mask = None if args.mask is None else additive_mask(emitter, args.mask, call.dtype)
-    results = emitter(
-        aten._scaled_dot_product_flash_attention_for_cpu.default,
-        args.q,
-        args.k,
-        args.v,
-        0.0,
-        call.is_causal,
-        attn_mask=mask,
-        scale=args.scale,
-    )
-    return emitter.item(results, 0)
+    # Only what differs from the op's defaults: each further keyword costs a call of compiled code 0.15 to 0.4 us.
+    options: dict[str, Any] = {} if call.scale is None else {"scale": call.scale}
+    if args.mask is not None:
+        options["attn_mask"] = additive_mask(emitter, args.mask, call.dtype)
+    flash = aten._scaled_dot_product_flash_attention_for_cpu.default
+    return emitter.item(emitter(flash, args.q, args.k, args.v, 0.0, call.is_causal, **options), 0)
 
 
 def _pad_to_8(emitter: Emitter, node: Node, D: int) -> Node:
