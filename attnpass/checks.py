@@ -109,6 +109,9 @@ def _mask(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rej
 def _mask_tensor(limits: Limits, call: AttentionCall, tensor: TensorSpec) -> Iterator[Rejection]:
     if tensor.dtype != torch.bool and not tensor.dtype.is_floating_point:
         yield Rejection(Code.MASK_DTYPE, "mask dtype", dtype_name(tensor.dtype), "bool or floating point")
+    same = tensor.dtype in (torch.bool, call.dtype) or call.context.autocast is not None
+    if not same and not limits.mask_dtype_may_differ:
+        yield Rejection(Code.MASK_DTYPE, "mask dtype", dtype_name(tensor.dtype), f"bool or {dtype_name(call.dtype)}")
     if tensor.requires_grad and call.needs_grad and not limits.mask_grad:
         yield Rejection(Code.MASK_GRAD, "mask.requires_grad", True, "False, there is no gradient for the mask")
     if call.mask.rows_may_be_empty and not limits.empty_rows_are_zero:

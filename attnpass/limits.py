@@ -106,6 +106,8 @@ class Limits:
         broadcasts: does the kernel broadcast batch and head sizes as PyTorch does?
         terms: mask terms that it computes by itself.
         mask_tensor: does it take a bool or additive mask tensor?
+        mask_dtype_may_differ: is an additive mask of another dtype than q's read as it is? (A cast could turn a large
+            finite value, which leaves a fully masked row an average, into -inf, which makes it 0.)
         mask_grad: does it give the mask tensor a gradient?
         causal_needs_square: is its causal mask top-left only where Sq == Sk?
         empty_rows_are_zero: does a row that sees no key come out as 0?
@@ -137,6 +139,7 @@ class Limits:
     broadcasts: bool = False
     terms: frozenset[Term] = field(default_factory=frozenset)
     mask_tensor: bool = False
+    mask_dtype_may_differ: bool = False
     mask_grad: bool = False
     causal_needs_square: bool = False
     empty_rows_are_zero: bool = True

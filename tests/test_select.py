@@ -137,6 +137,7 @@ def test_the_first_wish_that_fits_wins() -> None:
             "transform around the call is vmap of grad, needs none",
         ),
         ("native_math", call(context=Context(subclass="DTensor")), "operand type is DTensor, needs a plain tensor"),
+        ("native_cudnn", masked(torch.float32), "mask dtype is fp32, needs bool or bf16"),
         ("native_math", masked(mask_and_causal=True), "mask is a tensor beside is_causal=True, needs one of the two"),
         ("native_efficient", call(Hkv=3, enable_gqa=True), "number of heads is 8, needs a known multiple of Hkv, 3"),
         ("native_flash", call(Hkv=2), "enable_gqa is False, needs True for 8 heads on 2"),

@@ -44,6 +44,7 @@ class Flex(Kernel):
         gqa=True,
         terms=frozenset({Term.CAUSAL}),
         mask_tensor=True,
+        mask_dtype_may_differ=True,
     )
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:

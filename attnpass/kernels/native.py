@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch.fx import Node
 
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter
 from attnpass.kernel import Kernel, Operands
-from attnpass.limits import ALL_FLOATS, Limits
-from attnpass.masks import Term
+from attnpass.kernels.native_math import EVERYTHING
 
 ANYWHERE = frozenset({"cuda", "rocm", "cpu", "npu", "tpu", "xpu", "mps", "hpu", "meta"})
 
@@ -19,20 +20,7 @@ class Native(Kernel):
     name = "native"
     title = "PyTorch's own choice, the call stays as it is"
     keeps = True
-    limits = Limits(
-        devices=ANYWHERE,
-        dtypes=ALL_FLOATS,
-        value_dim_may_differ=True,
-        gqa=True,
-        broadcasts=True,
-        terms=frozenset({Term.CAUSAL}),
-        mask_tensor=True,
-        mask_grad=True,
-        empty_lengths=True,
-        dropout=True,
-        functorch=True,
-        last_stride_one=False,
-    )
+    limits = replace(EVERYTHING, devices=ANYWHERE, functorch=True)
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         raise AssertionError("native keeps the call; there is nothing to emit")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from attnpass.call import AttentionCall
@@ -51,6 +52,7 @@ class NativeFlash(Kernel):
         head_dim_may_be_symbolic=True,
         causal_needs_square=False,
         mask_tensor=True,
+        mask_dtype_may_differ=True,
         dropout=False,
     )
 
@@ -94,7 +96,8 @@ def _emit_cpu(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
     # Only what differs from the op's defaults: each further keyword costs a call of compiled code 0.15 to 0.4 us.
     options: dict[str, Any] = {} if call.scale is None else {"scale": call.scale}
     if args.mask is not None:
-        options["attn_mask"] = additive_mask(emitter, args.mask, call.dtype)
+        is_bool = emitter.value(args.mask).dtype == torch.bool
+        options["attn_mask"] = additive_mask(emitter, args.mask, call.dtype) if is_bool else args.mask
     flash = aten._scaled_dot_product_flash_attention_for_cpu.default
     return emitter.item(emitter(flash, args.q, args.k, args.v, 0.0, call.is_causal, **options), 0)
 

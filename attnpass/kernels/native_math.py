@@ -7,6 +7,7 @@ Takes everything, materialises the scores. AOTAutograd decomposes it, so Inducto
 
 from __future__ import annotations
 
+import torch
 from torch.fx import Node
 
 from attnpass.call import AttentionCall
@@ -25,6 +26,7 @@ EVERYTHING = Limits(
     broadcasts=True,
     terms=frozenset({Term.CAUSAL}),
     mask_tensor=True,
+    mask_dtype_may_differ=True,
     mask_grad=True,
     empty_lengths=True,
     dropout=True,
@@ -54,8 +56,9 @@ def emit_math(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
 
     The op adds its mask to the scores, whatever its dtype: a bool mask has to become 0 and -inf first.
     """
-    dtype = emitter.value(args.q).dtype
-    mask = None if args.mask is None else additive_mask(emitter, args.mask, dtype)
+    mask = args.mask
+    if mask is not None and emitter.value(mask).dtype == torch.bool:
+        mask = additive_mask(emitter, mask, emitter.value(args.q).dtype)
     with emitter.without_autocast(call.device.type, call.context.autocast is not None):
         results = emitter(
             aten._scaled_dot_product_attention_math.default,

@@ -29,7 +29,20 @@ SHAPES = (  # B, H, Hkv, Sq, Sk, D, Dv
     (1, 2, 2, 9, 0, 16, 16),
     (0, 2, 2, 9, 9, 16, 16),
 )
-MASKS = ("none", "none", "causal", "causal", "bool", "key_padding", "empty_rows", "bias", "bias_per_head", "bias_grad")
+MASKS = (
+    "none",
+    "none",
+    "causal",
+    "causal",
+    "bool",
+    "key_padding",
+    "empty_rows",
+    "bias",
+    "bias_per_head",
+    "bias_grad",
+    "bias_fp32",
+    "bias_min",
+)
 LAYOUTS = ("BHSD", "BSHD", "packed", "expanded", "offset", "transposed", "3-D", "2-D", "broadcast")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -99,9 +112,11 @@ def make_operands(case: Case, device: str = "cpu") -> tuple[list[Tensor | None],
 def runnable(case: Case, device: str = "cpu") -> Case | None:
     """``case`` if PyTorch itself computes it, else None: what PyTorch refuses, nobody has to compute.
 
-    On CUDA, PyTorch 2.11 itself faults on a misaligned offset and gives None for an empty batch.
+    On CUDA, PyTorch 2.11 itself faults on a misaligned offset, gives None for an empty batch, and wants the mask in
+    q's dtype.
     """
-    if device != "cpu" and (case.layout == "offset" or case.shape[0] == 0):
+    foreign_mask = case.mask in ("bias_fp32", "bias_min") and case.dtype != torch.float32
+    if device != "cpu" and (case.layout == "offset" or case.shape[0] == 0 or foreign_mask):
         return None
     case = replace(case, shape=_single_batch(case))
     operands, options = make_operands(case)
@@ -143,6 +158,12 @@ def _mask(case: Case, generator: torch.Generator) -> Tensor | None:
     B, H, _, Sq, Sk, *_ = case.shape
     if case.mask in ("none", "causal"):
         return None
+    if case.mask == "bias_min":  # hides all keys of one query by a large finite number: an average, not 0
+        hidden = torch.rand(Sq, Sk, generator=generator) > 0.6
+        hidden[:1] = True
+        return torch.zeros(Sq, Sk).masked_fill(hidden, torch.finfo(torch.float32).min)
+    if case.mask == "bias_fp32":
+        return torch.randn(Sq, Sk, generator=generator)
     if case.mask.startswith("bias"):
         shape = (1, H, Sq, Sk) if case.mask == "bias_per_head" else (Sq, Sk)
         return torch.randn(shape, generator=generator).to(case.dtype)
