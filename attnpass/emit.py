@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from attnpass.limits import Code, Rejection
 from attnpass.patterns.sdpa import value_of
-from attnpass.symbolic import Size, known_equal, shown
+from attnpass.symbolic import Size, is_hashable, known_equal, shown
 from attnpass.tensor import TensorSpec
 
 aten = torch.ops.aten
@@ -78,11 +78,7 @@ class Emitter:
 
         leaves, tree = pytree.tree_flatten((args, kwargs))
         key = (op, tree, *(facts(leaf) if isinstance(leaf, Node) else (type(leaf), leaf) for leaf in leaves))
-        try:
-            hash(key)
-        except TypeError:  # a SymInt has no hash
-            return object()
-        return key
+        return key if is_hashable(key) else object()
 
     def item(self, node: Node, index: int) -> Node:
         """``node[index]`` of a node with several outputs."""

@@ -25,6 +25,7 @@ from attnpass.patterns import Findings, find
 from attnpass.patterns.sdpa import value_of
 from attnpass.report.record import Report
 from attnpass.select import AUTO, NATIVE, Decision, Reason, select
+from attnpass.symbolic import is_hashable
 from attnpass.verify import Verifier
 
 Machines = Mapping[torch.device, Machine]
@@ -74,7 +75,6 @@ def run_pass(
     code_before = gm.print_readable(print_output=False) if config.log == "debug" or config.report else ""
     findings = find(gm, grad)
     decisions = decide(findings, kernels, machines, config, verifier)
-    _enforce_strict(decisions, config)
     work, options = gm, {}
     if not dry_run and any(decision.rewritten for decision in decisions):
         copied = GraphCopy.of(gm)
@@ -82,6 +82,7 @@ def run_pass(
         if any(decision.rewritten for decision in decisions):
             copied.finish()
             work, options = copied.module, _compile_options(decisions, kernels)
+    _enforce_strict(decisions, config)  # behind apply: a kernel may turn out not to fit only there
     report = replace(
         report,
         config=config,
@@ -110,7 +111,7 @@ def decide(
         call = found.call
         extra = verifier.verdicts(call, index) if verifier else {}
         anonymous = replace(call, node="", module="", source=Source())
-        key = None if extra or not _is_hashable(anonymous) else anonymous
+        key = None if extra or not is_hashable(anonymous) else anonymous
         decision = known.get(key) if key is not None else None
         decision = (
             replace(decision, call=call) if decision else select(call, kernels, machines[call.device], config, extra)
@@ -148,12 +149,6 @@ def _compile_options(decisions: Sequence[Decision], kernels: Mapping[str, Kernel
         if decision.rewritten:
             options.update(kernels[decision.kernel].compile_options(decision.call))
     return options
-
-
-def _is_hashable(call: AttentionCall) -> bool:
-    """SymInts have no hash; calls with symbolic sizes are decided one by one."""
-    specs = [s for s in (call.q, call.k, call.v, call.out, call.mask.tensor) if s is not None]
-    return all(isinstance(x, int) for s in specs for x in (*s.shape, *s.stride, s.storage_offset))
 
 
 def node_devices(gm: GraphModule) -> set[torch.device]:

@@ -47,6 +47,15 @@ def as_int(size: Size) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def is_hashable(value: Any) -> bool:
+    """False if a symbolic size is in ``value``: a SymInt has no hash, so what holds one cannot be a key."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
 def shown(size: Size) -> int | str:
     """A size as JSON and people want it: a number, or the symbol's name such as ``"s0"``."""
     return size if isinstance(size, int) else str(size)

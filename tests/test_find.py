@@ -108,6 +108,24 @@ def test_unused_attention_weights_are_no_obstacle() -> None:
     assert kernels_used() == ["native_flash"]
 
 
+def test_multi_head_attention_by_position() -> None:
+    """The functional form with every argument by position: masks are read from the right places."""
+    attention = nn.MultiheadAttention(32, 4)
+    x = torch.randn(6, 2, 32)
+    hidden = torch.zeros(2, 6, dtype=torch.bool)
+    hidden[:, 4:] = True
+    weights = (attention.in_proj_weight, attention.in_proj_bias, None, None, False, 0.0)
+
+    def fn(x: Tensor, padding: Tensor | None) -> Tensor:
+        out = (attention.out_proj.weight, attention.out_proj.bias, True, padding, True)
+        return F.multi_head_attention_forward(x, x, x, 32, 4, *weights, *out)[0]
+
+    torch.testing.assert_close(run(fn, x, None), fn(x, None))
+    assert kernels_used() == ["native_flash"]
+    torch.testing.assert_close(run(fn, x, hidden), fn(x, hidden))
+    assert "need_weights=True" in attnpass.last_report().near_misses[0].reason
+
+
 def test_masked_fast_path_stays_closed() -> None:
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
     padding = torch.zeros(2, 6, dtype=torch.bool)

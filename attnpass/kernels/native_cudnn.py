@@ -27,7 +27,7 @@ from attnpass.kernel import Kernel, Operands
 from attnpass.limits import Code, Limits, Rejection
 from attnpass.machine import Machine
 from attnpass.masks import Term
-from attnpass.symbolic import known, known_equal, shown
+from attnpass.symbolic import known, shown
 
 OLDEST_CUDNN = 90000
 NAN_ISSUE = "pytorch/pytorch#196678"
@@ -95,9 +95,7 @@ class NativeCudnn(Kernel):
 def _nan_in_backward(call: AttentionCall) -> Iterator[Rejection]:
     """NaN in grad_q where L % 128 == 64 with a mask, as reported upstream (not met on an H200 with cuDNN 9.19)."""
     for name, size in (("Sq", call.Sq), ("Sk", call.Sk)):
-        remainder = size % 128
-        safe = (not known_equal(remainder, 64)) if isinstance(size, int) else known(remainder != 64)
-        if not safe:
+        if not known(size % 128 != 64):
             wanted = f"{name} % 128 known not to be 64 in training with a mask, {NAN_ISSUE}"
             yield Rejection(Code.KNOWN_BUG, name, shown(size), wanted)
 

@@ -63,7 +63,7 @@ class NativeEfficient(Kernel):
                 known_equal(stride, 0) and not known_equal(size, 1)
                 for stride, size in zip(spec.stride, spec.shape, strict=True)
             )
-            if expanded and not _never_1_of_32(call):
+            if expanded and not known(call.Sk % 32 != 1):
                 wanted = f"no stride 0 where Sk % 32 may be 1, {STRIDE_0_ISSUE}"
                 yield Rejection(Code.KNOWN_BUG, f"strides of {name}", "with a 0 (expanded)", wanted)
 
@@ -81,10 +81,6 @@ class NativeEfficient(Kernel):
             scale=args.scale,
         )
         return emitter.item(results, 0)
-
-
-def _never_1_of_32(call: AttentionCall) -> bool:
-    return call.Sk % 32 != 1 if isinstance(call.Sk, int) else known(call.Sk % 32 != 1)
 
 
 def _repeat_heads(emitter: Emitter, call: AttentionCall, node: Node) -> Node:

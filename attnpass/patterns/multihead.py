@@ -7,6 +7,8 @@ which is put in the node's place only if a call in it is rewritten.
 
 from __future__ import annotations
 
+import inspect
+import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from attnpass.patterns.sdpa import value_of
 
 MULTIHEAD = F.multi_head_attention_forward
 ENCODER_LAYER = torch._transformer_encoder_layer_fwd
-NEED_WEIGHTS = 14  # position of need_weights among multi_head_attention_forward's arguments
+SIGNATURE = inspect.signature(MULTIHEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +81,20 @@ def _readable(node: Node) -> Callable[..., Any] | str:
         if masked:
             return "the encoder layer's fast path has a mask: its rows that see no key are not 0, unlike SDPA's"
         return encoder_layer
-    if not _argument(node, "need_weights", NEED_WEIGHTS, True):
+    given = SIGNATURE.bind(*node.args, **node.kwargs)
+    given.apply_defaults()
+    if not given.arguments["need_weights"]:
         return MULTIHEAD
-    weights_used = any(user.target is not getattr(torch, "_", None) and user.args[1:] != (0,) for user in node.users)
-    masked = any(
-        _argument(node, name, i, None) is not None for name, i in (("key_padding_mask", 13), ("attn_mask", 15))
-    )
+    weights_used = any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users)
+    masked = any(given.arguments[name] is not None for name in ("key_padding_mask", "attn_mask"))
     if weights_used or masked:
         return "need_weights=True: the attention weights are materialised, which no fused kernel does"
-    return lambda *args, **kwargs: MULTIHEAD(*args[:NEED_WEIGHTS], **{**kwargs, "need_weights": False})
+    return _without_weights
 
 
-def _argument(node: Node, name: str, position: int, default: Any) -> Any:
-    if name in node.kwargs:
-        return node.kwargs[name]
-    return node.args[position] if len(node.args) > position else default
+def _without_weights(*args: Any, **kwargs: Any) -> Any:
+    """Multi-head attention whose weights nobody reads."""
+    return MULTIHEAD(**{**SIGNATURE.bind(*args, **kwargs).arguments, "need_weights": False})
 
 
 def encoder_layer(
