@@ -10,9 +10,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from attnpass.call import AttentionCall
-from attnpass.emit import COPIED_META, EmitRefusedError, Emitter, aten, restore_layout
+from attnpass.emit import COPIED_META, EmitRefusedError, Emitter, aten
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernel import Kernel, Operands
+from attnpass.layout import restore_layout
 from attnpass.limits import Rejection
 from attnpass.patterns import FoundCall
 from attnpass.patterns.multihead import Opened

@@ -23,11 +23,11 @@ from attnpass import report as rendering
 from attnpass.compiler import compile_graph
 from attnpass.config import Config, split_options, unknown_variables
 from attnpass.errors import ISSUES_HINT, AttnpassError, PassError
-from attnpass.kernels import packages, registry
+from attnpass.kernels import libraries, registry, registry_for
 from attnpass.machine import Machine
 from attnpass.report.record import Report
 from attnpass.rewrite import Machines, Rewritten, node_devices, run_pass
-from attnpass.select import check_wishes, resolve_wishes
+from attnpass.select import check_wishes, resolve_wishes, spell_out
 from attnpass.verify import Verifier
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,7 @@ def attnpass(
     config = Config.load(ours)
     log.configure("info" if config.verify and config.log == "warning" else config.log)
     _say_unknown_variables()
-    resolve_wishes(config.kernel, registry())
-    machines = look_at(gm)
+    machines = look_at(gm, config)
     staleness.guard()
     rewritten = _guarded_pass(gm, machines, config)
     _publish(rewritten.report, config)
@@ -83,10 +82,19 @@ def reset() -> None:
 attnpass.reset = reset  # type: ignore[attr-defined]
 
 
-def look_at(gm: GraphModule) -> Machines:
-    """The facts about every device that ``gm`` touches."""
-    wanted = packages()
-    return {device: Machine.look(device, wanted) for device in node_devices(gm)}
+def look_at(gm: GraphModule, config: Config) -> Machines:
+    """The facts about every device that ``gm`` touches. Only libraries whose kernels are wished for are imported.
+
+    Raises:
+        UnknownKernelError: no kernel has a name that is wished for.
+    """
+    kernels = registry_for(config.kernel)
+    wishes = resolve_wishes(config.kernel, kernels)
+    machines = {}
+    for device in node_devices(gm):
+        wished = {name for name, _ in spell_out(wishes, Machine.look(device))}
+        machines[device] = Machine.look(device, libraries(), {kernels[name].limits.library for name in wished})
+    return machines
 
 
 def new_report(config: Config) -> Report:

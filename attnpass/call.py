@@ -74,6 +74,7 @@ class AttentionCall:
         out: what the user's program gets.
         mask: what the mask means.
         scale: factor on the scores, or None for 1/sqrt(D).
+        sinks: (H,), one more logit for each head that takes part in the softmax and gives nothing; None for none.
         softcap: scores become ``softcap * tanh(scores / softcap)``; None for none.
         dropout_p: probability of dropping an attention weight; None if it is not a number in the graph.
         enable_gqa: the call's own flag (Hkv = 1 broadcasts without it).
@@ -93,6 +94,7 @@ class AttentionCall:
     mask: MaskSpec = field(default_factory=MaskSpec)
     scale: float | None = None
     softcap: float | None = None
+    sinks: TensorSpec | None = None
     dropout_p: float | None = 0.0
     enable_gqa: bool = False
     needs_grad: bool = False

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from attnpass.call import AttentionCall
-from attnpass.limits import Code, Limits, Rejection
+from attnpass.limits import Alignment, Code, Limits, Rejection
 from attnpass.machine import Machine
 from attnpass.masks import Term
 from attnpass.symbolic import as_int, known, known_equal, known_multiple, shown
@@ -32,9 +32,9 @@ def _machine(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
         yield Rejection(Code.CAPABILITY, "GPU", machine.capability or "unknown", f"{low} to {high}")
     elif machine.kind == "rocm" and limits.gfx is not None and machine.capability not in limits.gfx:
         yield Rejection(Code.CAPABILITY, "GPU", machine.capability or "unknown", _one_of(limits.gfx))
-    problem = machine.library_problem(limits.package, limits.min_version)
+    problem = machine.library_problem(limits.library)
     if problem:
-        yield Rejection(Code.LIBRARY, limits.package, problem, f">= {limits.min_version}")
+        yield Rejection(Code.LIBRARY, limits.library.name, problem, limits.library.wanted)
 
 
 def _tensors(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
@@ -94,9 +94,7 @@ def _mask(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rej
     if unknown_terms:
         actual = " & ".join(sorted(t.value for t in unknown_terms))
         yield Rejection(Code.MASK, "mask", actual, _one_of((t.value for t in limits.terms), empty="none"))
-    if call.is_causal and limits.causal_needs_square and not known_equal(call.Sq, call.Sk):
-        actual = f"{shown(call.Sq)}, {shown(call.Sk)}"
-        yield Rejection(Code.CAUSAL_ALIGNMENT, "length of q and k in a causal call", actual, "the same")
+    yield from _alignment(limits, call)
     if tensor is None:
         return
     kind = "a bool tensor" if tensor.dtype == torch.bool else f"an additive {dtype_name(tensor.dtype)} tensor"
@@ -104,6 +102,29 @@ def _mask(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rej
         yield Rejection(Code.MASK, "mask", kind, _one_of((t.value for t in limits.terms), also="none"))
         return
     yield from _mask_tensor(limits, call, tensor)
+
+
+def _alignment(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
+    """Can the kernel start its causal masks and windows at the diagonals where this call's start?"""
+    for term in call.mask.terms:
+        if term.term not in (Term.CAUSAL, Term.WINDOW) or term.term not in limits.terms:
+            continue
+        top_left = known_equal(term.offset, 0)
+        bottom_right = known_equal(term.offset, call.Sk - call.Sq)
+        if top_left and bottom_right:
+            continue
+        if top_left and Alignment.TOP_LEFT not in limits.alignments:
+            actual = f"{shown(call.Sq)}, {shown(call.Sk)}"
+            yield Rejection(
+                Code.CAUSAL_ALIGNMENT, f"length of q and k in a {_kind(term.term)} call", actual, "the same"
+            )
+        elif not top_left and not (bottom_right and Alignment.BOTTOM_RIGHT in limits.alignments):
+            wanted = _one_of((alignment.value for alignment in limits.alignments), empty="0 and Sq == Sk")
+            yield Rejection(Code.CAUSAL_ALIGNMENT, "offset of the diagonal", shown(term.offset), wanted)
+
+
+def _kind(term: Term) -> str:
+    return "causal" if term is Term.CAUSAL else "windowed"
 
 
 def _mask_tensor(limits: Limits, call: AttentionCall, tensor: TensorSpec) -> Iterator[Rejection]:
@@ -132,6 +153,8 @@ def _softmax(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
         yield Rejection(Code.SCALE, "scale", call.scale, "a positive number")
     if call.softcap is not None and not limits.softcap:
         yield Rejection(Code.SOFTCAP, "softcap", call.softcap, "none")
+    if call.sinks is not None and not limits.sinks:
+        yield Rejection(Code.SINKS, "sinks", "a logit for each head", "none")
     if call.dropout_p is None:
         yield Rejection(Code.DROPOUT, "dropout_p", "not a constant", "a number in the graph")
     elif call.dropout_p > 0 and not limits.dropout:
@@ -156,7 +179,7 @@ def _layout(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[R
             continue  # the cast that is emitted makes a new, well-aligned tensor
         if limits.last_stride_one and not (known_equal(spec.stride[-1], 1) or known_equal(spec.shape[-1], 1)):
             yield Rejection(Code.STRIDES, f"last stride of {name}", shown(spec.stride[-1]), "1")
-        if limits.row_alignment > 1:
+        if limits.row_alignment > 1 and known_multiple(spec.shape[-1], limits.head_dim_padding):
             yield from row_alignment(limits.row_alignment, name, spec)
 
 
@@ -180,7 +203,8 @@ def _surroundings(limits: Limits, call: AttentionCall, machine: Machine) -> Iter
     if call.out.dtype != call.dtype:
         actual = f"{dtype_name(call.dtype)} in, {dtype_name(call.out.dtype)} out"
         yield Rejection(Code.AUTOCAST, "dtype around the call", actual, "what autocast at this place would give")
-    if call.context.functorch and not limits.functorch:
+    only_vmap = set(call.context.functorch) <= {"vmap"}
+    if call.context.functorch and not (limits.functorch or (limits.vmap and only_vmap and call.sinks is None)):
         yield Rejection(Code.FUNCTORCH, "transform around the call", " of ".join(call.context.functorch), "none")
 
 

@@ -1,7 +1,7 @@
 """Emit nodes: insert an ATen op, and at once compute the fake value that it has in the user's program.
 
 Every kernel builds its replacement through an `Emitter`. So each new node has a shape, dtype and strides that were
-computed, not assumed, and `restore_layout` can hold the output to what the replaced node had.
+computed, not assumed, and `attnpass.layout.restore_layout` can hold the output to what the replaced node had.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from attnpass.limits import Code, Rejection
+from attnpass.limits import Rejection
 from attnpass.patterns.sdpa import value_of
-from attnpass.symbolic import Size, is_hashable, known_equal, shown
+from attnpass.symbolic import is_hashable
 from attnpass.tensor import TensorSpec
 
 aten = torch.ops.aten
@@ -187,38 +187,3 @@ def additive_mask(emitter: Emitter, mask: Node, dtype: torch.dtype) -> Node:
     zero = emitter(aten.full.default, [], 0.0, dtype=dtype, device=value.device)
     hidden = emitter(aten.full.default, [], float("-inf"), dtype=dtype, device=value.device)
     return emitter(aten.where.self, mask, zero, hidden)
-
-
-def restore_layout(emitter: Emitter, node: Node, wanted: TensorSpec) -> Node:
-    """Give ``node`` the strides that the replaced node had; a copy is emitted only if they differ.
-
-    Raises:
-        EmitRefusedError: the wanted strides are of no permuted contiguous tensor.
-    """
-    if same_strides(emitter.spec(node), wanted):
-        return node
-    for order in itertools.permutations(range(wanted.ndim)):
-        if not _is_contiguous([wanted.shape[i] for i in order], [wanted.stride[i] for i in order]):
-            continue
-        permuted = emitter(aten.permute.default, node, list(order))
-        copied = emitter(aten.clone.default, permuted, memory_format=torch.contiguous_format)
-        return emitter(aten.permute.default, copied, [order.index(i) for i in range(wanted.ndim)])
-    strides = ", ".join(str(shown(s)) for s in wanted.stride)
-    raise EmitRefusedError(Rejection(Code.OUTPUT_LAYOUT, "output strides", f"({strides})", "those of a dense tensor"))
-
-
-def same_strides(left: TensorSpec, right: TensorSpec) -> bool:
-    """Do both have the same strides, dimensions of size 1 apart?"""
-    return all(
-        known_equal(a, b) or known_equal(size, 1)
-        for a, b, size in zip(left.stride, right.stride, right.shape, strict=True)
-    )
-
-
-def _is_contiguous(shape: list[Size], stride: list[Size]) -> bool:
-    expected: Size = 1
-    for size, step in zip(reversed(shape), reversed(stride), strict=True):
-        if not (known_equal(step, expected) or known_equal(size, 1)):
-            return False
-        expected = expected * size
-    return True

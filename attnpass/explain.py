@@ -33,7 +33,7 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report
 
     def dry(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         config = Config.load()
-        found.append(run_pass(gm, registry(), look_at(gm), config, new_report(config), dry_run=True).report)
+        found.append(run_pass(gm, registry(), look_at(gm, config), config, new_report(config), dry_run=True).report)
         return gm.forward
 
     torch.compile(model, backend=dry)(*args, **kwargs)
@@ -61,7 +61,7 @@ def rewrite(
     exported = any(isinstance(node.meta.get("val"), torch.Tensor) for node in gm.graph.nodes)
     trainable = any(tensor.requires_grad for tensor in (*gm.parameters(), *example_inputs) if torch.is_tensor(tensor))
     gm = _with_values(gm, example_inputs)
-    machines = look_at(gm)
+    machines = look_at(gm, config)
     for machine in machines.values():
         check_wishes(config.kernel, registry(), machine)
     # torch.export's values do not know what requires a gradient, so there every call may, if anything does.

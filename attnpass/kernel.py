@@ -31,6 +31,7 @@ class Operands:
         v: (B, Hkv, Sk, Dv).
         mask: bool (True = take part) or additive, 4-D with each size 1 or full; None if the mask is only a rule.
         scale: factor on the scores; None (1/sqrt(D)) only where the head dim is symbolic.
+        sinks: (H,), or None.
     """
 
     q: Node
@@ -38,6 +39,7 @@ class Operands:
     v: Node
     mask: Node | None
     scale: float | None
+    sinks: Node | None = None
 
 
 class Kernel(ABC):
@@ -48,7 +50,6 @@ class Kernel(ABC):
         title: one line for tables.
         aliases: other names for it, such as Diffusers'.
         limits: what it can take, as data.
-        install: the command that installs its library, for error messages; "" if it comes with PyTorch.
         keeps: True only for `native`: choosing it leaves the user's call alone.
     """
 
@@ -56,7 +57,6 @@ class Kernel(ABC):
     title: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
     limits: ClassVar[Limits]
-    install: ClassVar[str] = ""
     keeps: ClassVar[bool] = False
 
     def limits_for(self, machine: Machine) -> Limits:

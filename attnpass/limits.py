@@ -12,6 +12,7 @@ from enum import Enum
 
 import torch
 
+from attnpass.library import PYTORCH, Library
 from attnpass.masks import Term
 
 
@@ -59,7 +60,8 @@ class Code(str, Enum):
     KNOWN_BUG = ("known_bug", "A known bug of the kernel would be met here.")
     OUTPUT_LAYOUT = ("output_layout", "The kernel's output cannot be given the strides that the program expects.")
     VERIFY = ("verify", "ATTNPASS_VERIFY compared this call with the reference and found it off.")
-    INEXACT = ("inexact", "The kernel is approximate, and approximate kernels are taken only when named.")
+    SINKS = ("sinks", "The call has attention sinks and the kernel does not take them.")
+    UNPROVED = ("unproved", "The kernel was tried here on random data of this kind of call, and was wrong.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,18 @@ FLOATS = HALF | {torch.float32}
 ALL_FLOATS = FLOATS | {torch.float64}
 
 
+class Alignment(Enum):
+    """Where the diagonal of a causal mask or window starts when Sq != Sk."""
+
+    TOP_LEFT = "top-left"  # q 0 sees k 0: PyTorch's is_causal
+    BOTTOM_RIGHT = "bottom-right"  # the last q sees the last k: most libraries
+
+
+SQUARE_ONLY: frozenset[Alignment] = frozenset()
+TOP_LEFT = frozenset({Alignment.TOP_LEFT})
+BOTTOM_RIGHT = frozenset({Alignment.BOTTOM_RIGHT})
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a kernel can take. Every field is a promise that the conformance tests hold it to.
@@ -94,12 +108,12 @@ class Limits:
         devices: kinds of machine: ``cuda`` (NVIDIA), ``rocm``, ``cpu``, ``npu``, ``tpu``, ``xpu``, ``mps``.
         capabilities: inclusive range of NVIDIA generations such as ``("sm_80", "sm_121")``; None for no bound.
         gfx: AMD generations, such as ``{"gfx942"}``; None for no bound.
-        package: distribution that provides the kernel; ``torch`` for PyTorch's own.
-        min_version: oldest version of ``package`` that is known to work.
+        library: the distribution that provides the kernel, and the versions of it that work.
         dtypes: dtypes of q, k and v.
         head_dim_max: largest head dim; None for no bound.
         head_dim_min: smallest head dim.
         head_dim_multiple: head dims are multiples of this.
+        head_dim_padding: the head dim is zero-padded to the next multiple of this in the graph, which also aligns it.
         head_dim_may_be_symbolic: is a head dim that is no number (``dynamic=True`` on bare tensors) taken?
         value_dim_may_differ: may Dv differ from D?
         gqa: may Hkv be smaller than H (and divide it)?
@@ -109,30 +123,33 @@ class Limits:
         mask_dtype_may_differ: is an additive mask of another dtype than q's read as it is? (A cast could turn a large
             finite value, which leaves a fully masked row an average, into -inf, which makes it 0.)
         mask_grad: does it give the mask tensor a gradient?
-        causal_needs_square: is its causal mask top-left only where Sq == Sk?
+        alignments: diagonals at which its causal masks and windows can start; where Sq == Sk both are one.
         empty_rows_are_zero: does a row that sees no key come out as 0?
         empty_lengths: does it take Sq = 0, Sk = 0 or B = 0?
         positive_scale: must the softmax scale be positive?
         dropout: does it really drop out?
         softcap: does it have a softcap?
+        sinks: does it take attention sinks (one more logit for each head, that takes part in the softmax only)?
         backward: does it have a backward?
         deterministic: is it deterministic under ``torch.use_deterministic_algorithms(True)``?
         functorch: is it right inside vmap, grad and jvp?
+        vmap: is it right inside vmap?
         last_stride_one: must the innermost stride of q, k and v be 1?
         row_alignment: rows and storage offsets are multiples of this many bytes; 1 for no rule.
         exact: exact, or approximate (quantised)?
         tolerance: allowed error as a multiple of the error that PyTorch itself makes in this dtype.
+        relative_error: of an approximate kernel: allowed norm of the error over the norm of the result.
     """
 
     devices: frozenset[str]
     capabilities: tuple[str, str] | None = None
     gfx: frozenset[str] | None = None
-    package: str = "torch"
-    min_version: str = "2.9"
+    library: Library = PYTORCH
     dtypes: frozenset[torch.dtype] = HALF
     head_dim_max: int | None = None
     head_dim_min: int = 1
     head_dim_multiple: int = 1
+    head_dim_padding: int = 1
     head_dim_may_be_symbolic: bool = False
     value_dim_may_differ: bool = False
     gqa: bool = False
@@ -141,16 +158,19 @@ class Limits:
     mask_tensor: bool = False
     mask_dtype_may_differ: bool = False
     mask_grad: bool = False
-    causal_needs_square: bool = False
+    alignments: frozenset[Alignment] = TOP_LEFT
     empty_rows_are_zero: bool = True
     empty_lengths: bool = False
     positive_scale: bool = False
     dropout: bool = False
     softcap: bool = False
+    sinks: bool = False
     backward: bool = True
     deterministic: bool = True
     functorch: bool = False
+    vmap: bool = False
     last_stride_one: bool = True
     row_alignment: int = 1
     exact: bool = True
     tolerance: float = 3.0
+    relative_error: float | None = None

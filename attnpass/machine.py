@@ -5,14 +5,15 @@ So selection is a pure function, and a test (or ``attnpass explain --machine h10
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
-from packaging.version import InvalidVersion, Version
+
+from attnpass import library
+from attnpass.library import Build, Library
 
 SDP_BACKENDS = ("flash", "efficient", "math", "cudnn")
 
@@ -25,8 +26,9 @@ class Machine:
         kind: ``cuda`` (NVIDIA), ``rocm``, ``cpu``, ``npu``, ``tpu``, ``xpu``, ``mps``.
         name: what the device calls itself, such as ``NVIDIA H100 80GB HBM3``.
         capability: ``sm_90``, ``gfx942``, or "" where it has no meaning or is unknown.
-        versions: version of PyTorch and of each kernel library; a library that is not there is missing.
+        versions: version of PyTorch and of each kernel library (by `Library.key`); one that is not there is missing.
         unusable: for a library that is there but broken, what importing it said.
+        builds: for each library that was imported, what was compiled into its build.
         cudnn: cuDNN's version as PyTorch counts it (91900 is 9.19.0), None without cuDNN.
         sdp_enabled: PyTorch's SDPA backends that are switched on in this process (`SDP_BACKENDS` by default).
         deterministic: is ``torch.use_deterministic_algorithms(True)`` in force?
@@ -37,20 +39,30 @@ class Machine:
     capability: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
+    builds: Mapping[str, Build] = field(default_factory=dict)
     cudnn: int | None = None
     sdp_enabled: frozenset[str] = frozenset(SDP_BACKENDS)
     deterministic: bool = False
 
     @classmethod
-    def look(cls, device: torch.device, packages: Iterable[str] = ("torch",)) -> Machine:
-        """Read the facts about ``device``. A probe that fails becomes a value, never an exception."""
+    def look(cls, device: torch.device, libraries: Iterable[Library] = (), imported: Iterable[Library] = ()) -> Machine:
+        """Read the facts about ``device``. A probe that fails becomes a value, never an exception.
+
+        Args:
+            device: the device.
+            libraries: whose versions are read.
+            imported: those of them that are imported too, to see whether they work and what is in the build.
+        """
         kind, name, capability = _device_facts(device.type, device.index or 0)
-        versions = _versions(tuple(sorted({"torch", *packages})))
+        found = library.look((one for one in libraries if one is not library.PYTORCH), imported)
+        versions = {one.key: there.version for one, there in found.items() if there.version}
         return cls(
             kind=kind,
             name=name,
             capability=capability,
-            versions=versions,
+            versions={"torch": str(torch.__version__), **versions},
+            unusable={one.key: there.problem for one, there in found.items() if there.problem},
+            builds={one.key: there.build for one, there in found.items() if there.build},
             cudnn=torch.backends.cudnn.version() if kind == "cuda" else None,
             sdp_enabled=sdp_enabled(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
@@ -61,17 +73,13 @@ class Machine:
         here = sm_number(self.capability)
         return here is not None and (sm_number(low) or 0) <= here <= (sm_number(high) or 0)
 
-    def library_problem(self, package: str, min_version: str) -> str:
-        """Why ``package`` cannot be used here: not installed, its too old version, the import error; "" if fine."""
-        if package in self.unusable:
-            return self.unusable[package]
-        found = self.versions.get(package)
-        if found is None:
-            return "not installed"
-        try:
-            return found if Version(found).release < Version(min_version).release else ""
-        except InvalidVersion:
-            return found
+    def library_problem(self, library: Library) -> str:
+        """Why the library cannot be used here: not installed, its too old version, the import error; "" if fine."""
+        return self.unusable.get(library.key) or library.version_problem(self.versions.get(library.key))
+
+    def has_built(self, library: Library, feature: str) -> bool:
+        """Was ``feature`` compiled into this build of the library? True where that is not known."""
+        return self.builds.get(library.key, {}).get(feature, True)
 
     def user_choice(self) -> str:
         """Did the program around us already choose a backend with ``sdpa_kernel``? Its choice in words, or "".
@@ -90,6 +98,7 @@ class Machine:
             "capability": self.capability,
             "versions": dict(self.versions),
             "unusable": dict(self.unusable),
+            "builds": {key: dict(build) for key, build in self.builds.items()},
             "cudnn": self.cudnn,
             "sdp_enabled": sorted(self.sdp_enabled),
             "deterministic": self.deterministic,
@@ -128,15 +137,3 @@ def _device_facts(kind: str, index: int) -> tuple[str, str, str]:
     if kind == "cpu":
         return "cpu", torch.backends.cpu.get_cpu_capability(), ""
     return ("tpu" if kind == "xla" else kind), "", ""
-
-
-@cache
-def _versions(packages: tuple[str, ...]) -> Mapping[str, str]:
-    versions = {"torch": str(torch.__version__)}
-    for package in packages:
-        if package != "torch":
-            try:
-                versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-    return versions

@@ -31,7 +31,6 @@ class Reason(str, Enum):
     NONE_ACCEPTED = "none_accepted"
     LIMIT = "limit"
     USER_CHOICE = "user_choice"
-    PASS_FAILED = "pass_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +108,11 @@ def check_wishes(wishes: Sequence[str], kernels: Mapping[str, Kernel], machine: 
         if name == AUTO:
             continue
         limits = kernels[name].limits_for(machine)
-        problem = machine.library_problem(limits.package, limits.min_version)
+        problem = machine.library_problem(limits.library)
         if problem:
-            install = kernels[name].install or f"pip install '{limits.package}>={limits.min_version}'"
             raise KernelUnavailableError(
-                f"choosing a kernel: ATTNPASS_KERNEL names {name}, whose library {limits.package} is {problem} here, "
-                f"needs >= {limits.min_version}; run: {install}"
+                f"choosing a kernel: ATTNPASS_KERNEL names {name}, whose library {limits.library.name} is {problem} "
+                f"here, needs {limits.library.wanted}; run: {limits.library.installation()}"
             )
 
 

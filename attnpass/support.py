@@ -34,7 +34,7 @@ def limits_row(kernel: Kernel, machine: Machine | None = None) -> dict[str, str]
     return {
         "name": kernel.name,
         "title": kernel.title,
-        "library": f"{limits.package} >= {limits.min_version}",
+        "library": str(limits.library),
         "devices": _devices(limits.devices),
         "GPUs": _gpus(limits, limits.devices),
         "dtypes": _dtypes(limits),

@@ -9,6 +9,7 @@ import pytest
 
 from attnpass.cli import main
 from attnpass.kernel import Kernel
+from attnpass.library import Library
 from attnpass.limits import Limits
 from attnpass.masks import Term
 
@@ -31,8 +32,7 @@ class Picky(Native):
     limits: ClassVar[Limits] = Limits(
         devices=frozenset({"cuda"}),
         capabilities=("sm_90", "sm_90"),
-        package="picky-attn",
-        min_version="1.2",
+        library=Library("picky-attn", "1.2"),
         head_dim_max=128,
         head_dim_multiple=8,
         terms=frozenset({Term.CAUSAL}),

@@ -57,7 +57,6 @@ def test_kernels_that_nobody_asked_about_are_not_told():
     [
         (Reason.LIMIT, "ATTNPASS_LIMIT=3 stops before this call", "ATTNPASS_LIMIT=3 stops before this call"),
         (Reason.USER_CHOICE, "the program chose MATH", "the program chose MATH"),
-        (Reason.PASS_FAILED, "", "the pass failed"),
         (Reason.REQUESTED, "", "native was asked for by name"),
         (Reason.AUTO, "auto leaves the choice to PyTorch on tpu", "auto leaves the choice to PyTorch on tpu"),
     ],

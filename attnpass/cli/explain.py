@@ -138,9 +138,9 @@ def find_machine(name: str, kernels: Mapping[str, Kernel]) -> Machine:
     """The machine that is asked about; an invented one has every library in the oldest version that will do."""
     if name == HERE:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return Machine.look(accelerator or torch.device("cpu"), {k.limits.package for k in kernels.values()})
+        return Machine.look(accelerator or torch.device("cpu"), {k.limits.library for k in kernels.values()})
     machine = KNOWN_MACHINES[name]
-    libraries = {kernel.limits.package: kernel.limits.min_version for kernel in kernels.values()}
+    libraries = {k.limits.library.key: k.limits.library.min_version for k in kernels.values()}
     return replace(machine, versions={**libraries, **machine.versions})
 
 

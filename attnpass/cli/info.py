@@ -21,12 +21,14 @@ from attnpass.config import Config, unknown_variables
 from attnpass.errors import ConfigError
 from attnpass.kernel import Kernel
 from attnpass.kernels import registry
+from attnpass.library import Library
 from attnpass.limits import Code
 from attnpass.machine import Machine
 from attnpass.report.settings import settings_rows
 from attnpass.select import NATIVE, select
 from attnpass.tensor import TensorSpec
 
+COMPANIONS = (Library("triton"), Library("transformers"), Library("diffusers"))
 MACHINE_CODES = {Code.LIBRARY, Code.DEVICE, Code.CAPABILITY, Code.DISABLED, Code.DETERMINISTIC}
 
 
@@ -52,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
 
 def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
     """All facts, as JSON would have them."""
-    packages = sorted({kernel.limits.package for kernel in kernels.values()} | {"torch", "triton", "transformers"})
-    machines = {str(device): Machine.look(device, packages) for device in devices()}
+    libraries = {kernel.limits.library for kernel in kernels.values()}
+    machines = {str(device): Machine.look(device, {*libraries, *COMPANIONS}, libraries) for device in devices()}
+    packages = sorted({library.key for library in libraries} | {companion.key for companion in COMPANIONS})
     problems = unknown_variables()
     settings: list[tuple[str, str, str]] = []
     try:

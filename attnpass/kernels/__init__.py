@@ -7,12 +7,16 @@ Third parties add theirs with the entry point group ``attnpass.kernels`` (a `Ker
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 
 from attnpass.errors import ConfigError
 from attnpass.kernel import Kernel
+from attnpass.kernels import hub
+from attnpass.kernels.flash2 import Flash2
+from attnpass.kernels.flash3 import Flash3
+from attnpass.kernels.flash4 import Flash4
 from attnpass.kernels.flex import Flex
 from attnpass.kernels.native import Native
 from attnpass.kernels.native_cudnn import NativeCudnn
@@ -20,18 +24,31 @@ from attnpass.kernels.native_efficient import NativeEfficient
 from attnpass.kernels.native_flash import NativeFlash
 from attnpass.kernels.native_math import NativeMath
 from attnpass.kernels.reference import Reference
+from attnpass.kernels.sage import KERNELS as SAGE_KERNELS
+from attnpass.kernels.sage1 import Sage1
+from attnpass.kernels.sage3 import Sage3
+from attnpass.kernels.xformers import Xformers
+from attnpass.library import Library
 
 ENTRY_POINTS = "attnpass.kernels"
-_registry: dict[str, Kernel] = {
-    kernel.name: kernel
-    for kernel in (Native(), NativeCudnn(), NativeFlash(), NativeEfficient(), NativeMath(), Flex(), Reference())
-}
+_PYTORCH = (Native(), NativeCudnn(), NativeFlash(), NativeEfficient(), NativeMath(), Flex())
+_LIBRARIES = (Flash2(), Flash3(), Flash4(), *SAGE_KERNELS.values(), Sage1(), Sage3(), Xformers())
+_registry: dict[str, Kernel] = {kernel.name: kernel for kernel in (*_PYTORCH, *_LIBRARIES, Reference())}
 
 
 def registry() -> Mapping[str, Kernel]:
     """Every registered kernel by name, in table order."""
     _load_entry_points()
     return MappingProxyType(_registry)
+
+
+def registry_for(wishes: Iterable[str]) -> Mapping[str, Kernel]:
+    """Every registered kernel, and those that come into being by being named: ``hub:org/repo``."""
+    kernels = registry()
+    for wish in wishes:
+        if wish.startswith(hub.PREFIX) and wish not in kernels:
+            register(hub.Hub(wish))
+    return kernels
 
 
 def register(kernel: Kernel) -> Kernel:
@@ -48,9 +65,9 @@ def register(kernel: Kernel) -> Kernel:
     return kernel
 
 
-def packages() -> frozenset[str]:
-    """The distributions that the registered kernels need."""
-    return frozenset(kernel.limits.package for kernel in registry().values())
+def libraries() -> frozenset[Library]:
+    """The libraries that the registered kernels need."""
+    return frozenset(kernel.limits.library for kernel in registry().values())
 
 
 @lru_cache(maxsize=1)
@@ -60,4 +77,4 @@ def _load_entry_points() -> None:
         register(loaded() if isinstance(loaded, type) else loaded)
 
 
-__all__ = ["Kernel", "packages", "register", "registry"]
+__all__ = ["Kernel", "libraries", "register", "registry"]

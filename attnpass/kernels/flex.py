@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.attention import flex_attention as flex
 
+from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter, aten
 from attnpass.kernel import Kernel, Operands
@@ -80,17 +81,12 @@ class Flex(Kernel):
         return {"epilogue_fusion": False} if call.device.type == "cpu" else {}
 
 
-_ops = torch.library.Library("attnpass", "FRAGMENT")
-_ops.define("fixed_layout(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
-
-
 def _fixed_layout(x: Tensor) -> Tensor:
     """A contiguous copy of ``x`` whose layout Inductor cannot change any more."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
 
 
-_ops.impl("fixed_layout", _fixed_layout, "CompositeExplicitAutograd")
-torch.library.register_fake("attnpass::fixed_layout", _fixed_layout, lib=_ops)
+_copy = ops.define("fixed_layout(Tensor x) -> Tensor", _fixed_layout, _fixed_layout)
 
 
 def _fixed(emitter: Emitter, operand: Node) -> Node:
@@ -108,7 +104,7 @@ def _fixed(emitter: Emitter, operand: Node) -> Node:
     key = ("flex operand", source, emitter.spec(operand).ndim, emitter.writes_before())
     if key not in emitter.shared:
         first = len(emitter.made)
-        emitter.shared[key] = emitter(torch.ops.attnpass.fixed_layout.default, operand)
+        emitter.shared[key] = emitter(_copy, operand)
         del emitter.made[first:]
     fixed: Node = emitter.shared[key]
     return fixed

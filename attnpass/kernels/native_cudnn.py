@@ -15,12 +15,12 @@ cuDNN the gradient in the output's layout, always. Other cuDNN calls in the proc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter, additive_mask, aten
 from attnpass.kernel import Kernel, Operands
@@ -75,8 +75,7 @@ class NativeCudnn(Kernel):
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         mask = None if args.mask is None else additive_mask(emitter, args.mask, call.dtype)
         if call.needs_grad:
-            op = torch.ops.attnpass.cudnn_attention.default
-            return emitter.item(emitter(op, args.q, args.k, args.v, mask, call.is_causal, args.scale), 0)
+            return emitter.item(emitter(_train, args.q, args.k, args.v, mask, call.is_causal, args.scale), 0)
         results = emitter(
             aten._scaled_dot_product_cudnn_attention.default,
             args.q,
@@ -98,20 +97,6 @@ def _nan_in_backward(call: AttentionCall) -> Iterator[Rejection]:
         if not known(size % 128 != 64):
             wanted = f"{name} % 128 known not to be 64 in training with a mask, {NAN_ISSUE}"
             yield Rejection(Code.KNOWN_BUG, name, shown(size), wanted)
-
-
-_ops = torch.library.Library("attnpass", "FRAGMENT")
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-_ops.define(
-    "cudnn_attention(Tensor q, Tensor k, Tensor v, Tensor? bias, bool is_causal, float scale)"
-    " -> (Tensor out, Tensor lse, Tensor seed, Tensor offset)",
-    tags=_TAGS,
-)
-_ops.define(
-    "cudnn_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor out, Tensor lse,"
-    " Tensor seed, Tensor offset, bool is_causal, float scale) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
-    tags=_TAGS,
-)
 
 
 def _forward(
@@ -147,22 +132,16 @@ def _backward(
     return grads
 
 
-def _backward_fake(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.is_causal, ctx.scale = inputs
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _autograd(ctx: Any, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
-    op = torch.ops.attnpass.cudnn_attention_backward.default
-    return (*op(grad, *ctx.saved_tensors, ctx.is_causal, ctx.scale), None, None, None)
-
-
-_ops.impl("cudnn_attention", _forward, "CUDA")
-_ops.impl("cudnn_attention_backward", _backward, "CUDA")
-torch.library.register_fake("attnpass::cudnn_attention", _forward, lib=_ops)
-torch.library.register_fake("attnpass::cudnn_attention_backward", _backward_fake, lib=_ops)
-torch.library.register_autograd("attnpass::cudnn_attention", _autograd, setup_context=_save, lib=_ops)
+_TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? bias"
+_train = ops.define(
+    f"cudnn_attention({_TENSORS}, bool is_causal, float scale) -> (Tensor out, Tensor lse, Tensor seed, Tensor offset)",
+    _forward,
+    _forward,
+)
+_backward_op = ops.define(
+    f"cudnn_attention_backward(Tensor grad, {_TENSORS}, Tensor out, Tensor lse, Tensor seed, Tensor offset, "
+    "bool is_causal, float scale) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    _backward,
+    ops.gradients_like_operands,
+)
+ops.differentiable(_train, _backward_op, operands=4)

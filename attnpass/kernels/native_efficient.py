@@ -7,7 +7,6 @@ repeated for GQA, as PyTorch's own fallback would).
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,14 +14,14 @@ import torch
 from torch.fx import Node
 
 from attnpass.call import AttentionCall
-from attnpass.emit import Emitter, additive_mask, aten
+from attnpass.emit import Emitter, aten
 from attnpass.kernel import Kernel, Operands
+from attnpass.layout import aligned_bias, repeated_heads
 from attnpass.limits import FLOATS, Code, Limits, Rejection
 from attnpass.machine import Machine, sm_number
 from attnpass.masks import Term
-from attnpass.symbolic import as_int, known, known_equal, known_multiple, shown
+from attnpass.symbolic import as_int, known, known_equal, shown
 
-BIAS_ALIGNMENT = 16  # elements; PyTorch pads its own bias to this
 STRIDE_0_ISSUE = "pytorch/pytorch#191937"
 
 
@@ -68,12 +67,12 @@ class NativeEfficient(Kernel):
                 yield Rejection(Code.KNOWN_BUG, f"strides of {name}", "with a 0 (expanded)", wanted)
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-        mask = None if args.mask is None else _aligned_bias(emitter, call, args)
+        mask = None if args.mask is None else aligned_bias(emitter, call, args)
         results = emitter(
             aten._scaled_dot_product_efficient_attention.default,
             args.q,
-            _repeat_heads(emitter, call, args.k),
-            _repeat_heads(emitter, call, args.v),
+            repeated_heads(emitter, args.k, call.H, call.Hkv),
+            repeated_heads(emitter, args.v, call.H, call.Hkv),
             mask,
             call.needs_grad,  # compute_log_sumexp
             call.dropout_p,
@@ -81,31 +80,3 @@ class NativeEfficient(Kernel):
             scale=args.scale,
         )
         return emitter.item(results, 0)
-
-
-def _repeat_heads(emitter: Emitter, call: AttentionCall, node: Node) -> Node:
-    """Repeat key/value heads for grouped-query attention: head i of q reads head i // (H / Hkv)."""
-    if not call.is_gqa:
-        return node
-    return emitter(aten.repeat_interleave.self_int, node, int(call.H) // int(call.Hkv), 1)
-
-
-def _aligned_bias(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-    """The mask as an additive bias of (B, H, Sq, Sk) whose rows start at multiples of `BIAS_ALIGNMENT` elements."""
-    assert args.mask is not None
-    bias = additive_mask(emitter, args.mask, call.dtype)
-    full = [emitter.size(args.q, 0), emitter.size(args.q, 1), emitter.size(args.q, 2), emitter.size(args.k, 2)]
-    if known_equal(emitter.spec(bias).shape[-1], 1):
-        bias = emitter(aten.expand.default, bias, [-1, -1, -1, full[3]])
-    if not known_multiple(call.Sk, BIAS_ALIGNMENT) or not known_equal(emitter.spec(bias).stride[-1], 1):
-        padding = _padding(emitter, full[3])
-        padded = emitter(aten.constant_pad_nd.default, bias, [0, padding])
-        bias = emitter(aten.slice.Tensor, padded, -1, 0, full[3])
-    return emitter(aten.expand.default, bias, full)
-
-
-def _padding(emitter: Emitter, size: int | Node) -> int | Node:
-    """Elements to add to reach the next multiple; a whole extra step where the size is symbolic and may be aligned."""
-    if isinstance(size, int):
-        return -size % BIAS_ALIGNMENT
-    return emitter(operator.sub, BIAS_ALIGNMENT, emitter(operator.mod, size, BIAS_ALIGNMENT))

@@ -16,13 +16,13 @@ import torch
 from torch.fx import Node
 
 from attnpass.call import AttentionCall
-from attnpass.checks import row_alignment
 from attnpass.emit import Emitter, additive_mask, aten
 from attnpass.kernel import Kernel, Operands
-from attnpass.limits import ALL_FLOATS, Code, Limits, Rejection
+from attnpass.layout import multiple_of, padded, trimmed
+from attnpass.limits import ALL_FLOATS, BOTTOM_RIGHT, TOP_LEFT, Code, Limits, Rejection
 from attnpass.machine import Machine, sm_number
 from attnpass.masks import Term
-from attnpass.symbolic import known, known_multiple, shown
+from attnpass.symbolic import known, shown
 
 SMALL_SHARED_MEMORY = (86, 89, 120, 121)  # generations whose backward cannot hold every head dim
 
@@ -38,22 +38,26 @@ class NativeFlash(Kernel):
         capabilities=("sm_80", "sm_121"),
         gfx=frozenset({"gfx90a", "gfx942", "gfx950"}),
         head_dim_max=256,
+        head_dim_padding=8,
         gqa=True,
         terms=frozenset({Term.CAUSAL}),
-        causal_needs_square=True,
+        alignments=BOTTOM_RIGHT,
         positive_scale=True,
         dropout=True,
+        row_alignment=16,
     )
     cpu_limits = replace(
         limits,
         devices=frozenset({"cpu"}),
         dtypes=ALL_FLOATS,
         head_dim_max=None,
+        head_dim_padding=1,
         head_dim_may_be_symbolic=True,
-        causal_needs_square=False,
+        alignments=TOP_LEFT,
         mask_tensor=True,
         mask_dtype_may_differ=True,
         dropout=False,
+        row_alignment=1,
     )
 
     def limits_for(self, machine: Machine) -> Limits:
@@ -64,9 +68,6 @@ class NativeFlash(Kernel):
             yield Rejection(Code.DISABLED, "torch.backends.cuda.flash_sdp_enabled()", False, "True")
         if machine.kind == "cpu":
             return
-        if known_multiple(call.D, 8) and call.context.autocast is None:  # else it is copied, padded or cast
-            for name, operand in (("q", call.q), ("k", call.k), ("v", call.v)):
-                yield from row_alignment(16, name, operand)
         if call.needs_grad and sm_number(machine.capability) in SMALL_SHARED_MEMORY:
             large_without_dropout = call.dropout_p == 0 and known(call.D > 224)
             if not (known(call.D <= 192) or large_without_dropout):
@@ -77,7 +78,7 @@ class NativeFlash(Kernel):
         if call.device.type == "cpu":
             return _emit_cpu(emitter, call, args)
         D = int(call.D)
-        q, k, v = (_pad_to_8(emitter, node, D) for node in (args.q, args.k, args.v))
+        q, k, v = (padded(emitter, node, multiple_of(8, D)) for node in (args.q, args.k, args.v))
         results = emitter(
             aten._scaled_dot_product_flash_attention.default,
             q,
@@ -88,8 +89,7 @@ class NativeFlash(Kernel):
             False,  # return_debug_mask
             scale=args.scale,
         )
-        out = emitter.item(results, 0)
-        return out if D % 8 == 0 else emitter(aten.slice.Tensor, out, -1, 0, D)
+        return trimmed(emitter, emitter.item(results, 0), D)
 
 
 def _emit_cpu(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
@@ -100,8 +100,3 @@ def _emit_cpu(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         options["attn_mask"] = additive_mask(emitter, args.mask, call.dtype) if is_bool else args.mask
     flash = aten._scaled_dot_product_flash_attention_for_cpu.default
     return emitter.item(emitter(flash, args.q, args.k, args.v, 0.0, call.is_causal, **options), 0)
-
-
-def _pad_to_8(emitter: Emitter, node: Node, D: int) -> Node:
-    """Zero-pad the head dim to a multiple of 8, as PyTorch does; the scale is that of the original head dim."""
-    return node if D % 8 == 0 else emitter(aten.constant_pad_nd.default, node, [0, -D % 8])

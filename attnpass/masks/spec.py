@@ -27,10 +27,10 @@ class MaskTerm:
 
     Attributes:
         term: what it means.
-        offset: CAUSAL only: key k takes part for query q where ``k <= q + offset``; 0 is top-left, Sk - Sq is
-            bottom-right.
-        left: WINDOW only: keys seen to the left of the query, None for no bound.
-        right: WINDOW only: keys seen to the right of the query, None for no bound.
+        offset: CAUSAL and WINDOW: where the diagonal stands, at key ``q + offset``; 0 is top-left, Sk - Sq is
+            bottom-right. CAUSAL: keys up to the diagonal take part.
+        left: WINDOW only: keys seen to the left of the diagonal, None for no bound.
+        right: WINDOW only: keys seen to the right of the diagonal, None for no bound.
         tensor: KEY_PADDING, SAME_SEGMENT and TENSOR: the tensor that is read at run time.
     """
 
@@ -76,6 +76,22 @@ class MaskSpec:
 
     def has(self, term: Term) -> bool:
         return any(t.term is term for t in self.terms)
+
+    def band(self) -> tuple[Size, Size]:
+        """CAUSAL and WINDOW as one pair (left, right) of keys seen beside the diagonal, -1 for no bound.
+
+        >>> MaskSpec.causal().band()
+        (-1, 0)
+        """
+        left: Size = -1
+        right: Size = -1
+        for term in self.terms:
+            if term.term is Term.CAUSAL:
+                right = 0
+            elif term.term is Term.WINDOW:
+                left = left if term.left is None else term.left
+                right = right if term.right is None or right == 0 else term.right
+        return left, right
 
     @property
     def tensor(self) -> TensorSpec | None:

@@ -13,7 +13,7 @@ from attnpass.report.record import NearMiss, Report
 from attnpass.select import Decision, Reason, Trial
 
 MAX_NAMES = 3  # module patterns shown for one group
-TOLD_BY_NOTE = (Reason.LIMIT, Reason.USER_CHOICE, Reason.PASS_FAILED)
+TOLD_BY_NOTE = (Reason.LIMIT, Reason.USER_CHOICE)
 _SITE_PACKAGES = re.compile(r"^.*(?:site|dist)-packages[/\\]")
 
 Names = tuple[frozenset[str], ...]  # a dotted name whose parts may stand for several

@@ -81,7 +81,6 @@ def why(decision: Decision) -> str:
         Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
         Reason.LIMIT: "ATTNPASS_LIMIT was reached",
         Reason.USER_CHOICE: "the program itself chose",
-        Reason.PASS_FAILED: "the pass failed",
     }
     return decision.note or sentences[decision.reason]
 

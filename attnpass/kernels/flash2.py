@@ -1,0 +1,178 @@
+"""flash2: FlashAttention-2, the library ``flash-attn`` (>= 2.6.3). https://github.com/Dao-AILab/flash-attention
+
+What its source says (``flash_attn/flash_attn_interface.py``, ``csrc/flash_attn/flash_api.cpp``, 2.8.3):
+
+- causal and windows are bottom-right; PyTorch's is_causal is top-left: equal only where Sq == Sk;
+- Sq = 0 is not handled in the forward; B = 0 is refused;
+- the head dim is at most 256, a multiple of 8 (the Python function pads; here the graph does), the same for v;
+- no mask tensor; softcap excludes dropout;
+- with dropout and a head dim above 192, GPUs with little shared memory (sm_86, 89, 120, 121) leave the gradients
+  unwritten, without an error (``flash_bwd_launch_template.h:295``);
+- only the last stride is checked, while the kernel reads 16 bytes at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from attnpass import library, ops
+from attnpass.call import AttentionCall
+from attnpass.emit import Emitter
+from attnpass.kernel import Kernel, Operands
+from attnpass.layout import bhsd, bshd, multiple_of
+from attnpass.library import Library
+from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
+from attnpass.machine import Machine, sm_number
+from attnpass.masks import Term
+from attnpass.symbolic import known, shown
+
+FLASH_ATTN = Library("flash-attn", "2.6.3", modules=("flash_attn.flash_attn_interface", "flash_attn_2_cuda"))
+LITTLE_SHARED_MEMORY = (86, 89, 120, 121)
+
+
+class Flash2(Kernel):
+    """FlashAttention-2 as a library: newer than PyTorch's copy, with windows and softcap."""
+
+    name = "flash2"
+    title = "FlashAttention-2 (flash-attn)"
+    aliases = ("flash", "flash_attention_2")
+    limits = Limits(
+        devices=frozenset({"cuda"}),
+        capabilities=("sm_80", "sm_121"),
+        library=FLASH_ATTN,
+        head_dim_max=256,
+        head_dim_padding=8,
+        gqa=True,
+        terms=frozenset({Term.CAUSAL, Term.WINDOW}),
+        alignments=BOTTOM_RIGHT,
+        dropout=True,
+        softcap=True,
+        vmap=True,
+        row_alignment=16,
+    )
+
+    def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
+        if call.softcap and call.dropout_p:
+            yield Rejection(Code.DROPOUT, "dropout_p with softcap", call.dropout_p, "0")
+        little = sm_number(machine.capability) in LITTLE_SHARED_MEMORY
+        if call.needs_grad and call.dropout_p and little and not known(call.D <= 192):
+            wanted = f"at most 192 in training with dropout on {machine.capability}"
+            yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), wanted)
+
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        q, k, v = bshd(emitter, args, multiple_of(8, call.D))
+        numbers = (args.scale, *call.mask.band(), call.softcap or 0.0, call.dropout_p)
+        if call.needs_grad:
+            out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
+        else:
+            out = emitter(_infer, q, k, v, *numbers)
+        return bhsd(emitter, out, call.Dv)
+
+
+def _window(left: int, right: int) -> dict[str, Any]:
+    """The window's arguments, and causal; 2.6 takes the window as one tuple."""
+    causal = left < 0 and right == 0
+    if library.at_least(FLASH_ATTN, "2.7"):
+        return {"causal": causal, "window_size_left": left, "window_size_right": right}
+    return {"causal": causal, "window_size": (left, right)}
+
+
+def _call(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, left: int, right: int, softcap: float, dropout_p: float
+) -> Any:
+    from flash_attn import flash_attn_interface as flash
+
+    return flash._flash_attn_forward(
+        q=q,
+        k=k,
+        v=v,
+        dropout_p=dropout_p,
+        softmax_scale=scale,
+        softcap=softcap,
+        alibi_slopes=None,
+        return_softmax=False,
+        **_window(left, right),
+    )
+
+
+def _infer_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> Tensor:
+    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D) in q's layout."""
+    out: Tensor = _call(q, k, v, *numbers)[0]
+    return out
+
+
+def _infer_fake(q: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(q)
+
+
+def _train_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, its log-sum-exp (B, H, Sq) in fp32, and the state of the dropout's random numbers."""
+    results = _call(q, k, v, *numbers)
+    return results[0], results[-3], results[-1]  # 2.6 returns the padded operands in between
+
+
+def _train_fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    B, Sq, H, _D = q.shape
+    return torch.empty_like(q), q.new_empty((B, H, Sq), dtype=torch.float32), q.new_empty(2, dtype=torch.int64)
+
+
+def _backward_impl(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rng_state: Tensor,
+    scale: float,
+    left: int,
+    right: int,
+    softcap: float,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from flash_attn import flash_attn_interface as flash
+
+    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    flash._flash_attn_backward(
+        dout=grad,
+        q=q,
+        k=k,
+        v=v,
+        out=out,
+        softmax_lse=lse,
+        dq=grads[0],
+        dk=grads[1],
+        dv=grads[2],
+        dropout_p=dropout_p,
+        softmax_scale=scale,
+        softcap=softcap,
+        alibi_slopes=None,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        rng_state=rng_state,
+        **_window(left, right),
+    )
+    return grads
+
+
+_NUMBERS = "float scale, SymInt left, SymInt right, float softcap, float dropout_p"
+_infer = ops.define(
+    f"flash2(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, random=True, vmap=True
+)
+_train = ops.define(
+    f"flash2_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse, Tensor rng_state)",
+    _train_impl,
+    _train_fake,
+    random=True,
+)
+_backward = ops.define(
+    "flash2_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor rng_state, "
+    f"{_NUMBERS}) -> (Tensor, Tensor, Tensor)",
+    _backward_impl,
+    ops.gradients_like_operands,
+)
+ops.differentiable(_train, _backward, operands=3)

@@ -1,0 +1,202 @@
+"""flash3: FlashAttention-3 for Hopper. https://github.com/Dao-AILab/flash-attention (``hopper/``)
+
+It comes under several distributions with different things compiled in; ``flash_attn_config`` in the build says which.
+What the source says (``hopper/flash_attn_interface.py``, ``flash_api.cpp``):
+
+- the host checks only that the GPU is sm_80 or newer, and sends everything from sm_90 on to code for sm_90a, so newer
+  GPUs have no kernel image: sm_90 only;
+- the fourth positional argument is the scale, where FlashAttention-2 has dropout_p: keywords only;
+- causal and windows are bottom-right; there is no dropout and no mask tensor;
+- a head dim that is no multiple of 8 is an error (FlashAttention-2 pads; here the graph does);
+- Dv != D passes the host's checks even if its kernels are not compiled in: refused;
+- its own op's autograd is wrong for causal calls (25 gradients for 26 arguments), so it is not used.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from attnpass import ops
+from attnpass.call import AttentionCall
+from attnpass.emit import Emitter
+from attnpass.kernel import Kernel, Operands
+from attnpass.layout import bhsd, bshd, multiple_of
+from attnpass.library import Build, Library
+from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
+from attnpass.machine import Machine
+from attnpass.masks import Term
+from attnpass.symbolic import known, shown
+
+
+def _read_build() -> Build:
+    """What ``setup.py`` wrote beside the binary, as features; an old build without the file has everything."""
+    import flash_attn_interface
+
+    try:
+        from flash_attn_config import CONFIG
+    except ImportError:
+        flags: dict[str, bool] = {}
+    else:
+        flags = CONFIG["build_flags"]
+    names = ("BACKWARD", "SOFTCAP", "LOCAL", "FP16", "HDIM64", "HDIM96", "HDIM128", "HDIM192", "HDIM256")
+    build = {name.lower(): not flags.get(f"FLASHATTENTION_DISABLE_{name}", False) for name in names}
+    return {**build, "sinks": "sinks" in inspect.signature(flash_attn_interface.flash_attn_func).parameters}
+
+
+FLASH_ATTN_3 = Library(
+    "flash-attn-3",
+    modules=("flash_attn_3._C", "flash_attn_interface"),
+    also=("flash_attn_3", "tokenspeed-fa3", "flash-attn-hopper"),
+    build=_read_build,
+    install="pip install tokenspeed-fa3 (forward only), or build hopper/ of Dao-AILab/flash-attention",
+)
+
+
+class Flash3(Kernel):
+    """FlashAttention-3: the fastest forward on an H100 at long sequences and at head dim 256."""
+
+    name = "flash3"
+    title = "FlashAttention-3 for Hopper (flash_attn_interface)"
+    aliases = ("_flash_3", "flash_attention_3")
+    limits = Limits(
+        devices=frozenset({"cuda"}),
+        capabilities=("sm_90", "sm_90"),
+        library=FLASH_ATTN_3,
+        head_dim_max=256,
+        head_dim_padding=8,
+        gqa=True,
+        terms=frozenset({Term.CAUSAL, Term.WINDOW}),
+        alignments=BOTTOM_RIGHT,
+        softcap=True,
+        sinks=True,
+        vmap=True,
+        row_alignment=16,
+    )
+
+    def limits_for(self, machine: Machine) -> Limits:
+        def built(feature: str) -> bool:
+            return machine.has_built(FLASH_ATTN_3, feature)
+
+        terms = {Term.CAUSAL, Term.WINDOW} if built("local") else {Term.CAUSAL}
+        dtypes = {torch.float16, torch.bfloat16} if built("fp16") else {torch.bfloat16}
+        return replace(
+            self.limits,
+            backward=built("backward"),
+            softcap=built("softcap"),
+            sinks=built("sinks"),
+            terms=frozenset(terms),
+            dtypes=frozenset(dtypes),
+        )
+
+    def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
+        sizes = [size for size in (64, 96, 128, 192, 256) if machine.has_built(FLASH_ATTN_3, f"hdim{size}")]
+        if not any(known(size >= call.D) for size in sizes):
+            yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), f"at most {max(sizes, default=0)} in this build")
+        if call.needs_grad and machine.deterministic and not known(call.D < 256):
+            yield Rejection(Code.DETERMINISTIC, "head_dim", shown(call.D), "below 256 for a deterministic backward")
+        if call.needs_grad and call.sinks is not None:
+            yield Rejection(Code.SINKS, "sinks in training", "a logit for each head", "none, they get no gradient")
+
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        q, k, v = bshd(emitter, args, multiple_of(8, call.D))
+        numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
+        if call.needs_grad:
+            out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
+        else:
+            sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
+            out = emitter(_infer, q, k, v, sinks, *numbers)
+        return bhsd(emitter, out, call.Dv)
+
+
+def _arguments(scale: float, left: int, right: int, softcap: float) -> dict[str, Any]:
+    return {
+        "softmax_scale": scale,
+        "causal": left < 0 and right == 0,
+        "window_size": (left, right),
+        "softcap": softcap,
+        "num_splits": 1,
+    }
+
+
+def _infer_impl(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *numbers: Any) -> Tensor:
+    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous."""
+    import flash_attn_interface
+
+    more = {} if sinks is None else {"sinks": sinks}
+    out: Tensor = flash_attn_interface.flash_attn_func(q=q, k=k, v=v, **_arguments(*numbers), **more)
+    return out
+
+
+def _infer_fake(q: Tensor, *_: object) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _train_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
+    """The output and its log-sum-exp, (B, H, Sq) in fp32."""
+    import flash_attn_interface
+
+    out, lse = flash_attn_interface.flash_attn_func(q=q, k=k, v=v, return_attn_probs=True, **_arguments(*numbers))
+    return out, lse
+
+
+def _train_fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    B, Sq, H, _D = q.shape
+    return q.new_empty(q.shape), q.new_empty((B, H, Sq), dtype=torch.float32)
+
+
+def _backward_impl(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    left: int,
+    right: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    import flash_attn_interface
+
+    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    flash_attn_interface._flash_attn_backward(
+        dout=grad,
+        q=q,
+        k=k,
+        v=v,
+        out=out,
+        softmax_lse=lse,
+        dq=grads[0],
+        dk=grads[1],
+        dv=grads[2],
+        softmax_scale=scale,
+        is_causal=left < 0 and right == 0,
+        window_size_left=left,
+        window_size_right=right,
+        softcap=softcap,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    return grads
+
+
+_NUMBERS = "float scale, SymInt left, SymInt right, float softcap"
+_infer = ops.define(
+    f"flash3(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, vmap=True
+)
+_train = ops.define(
+    f"flash3_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse)", _train_impl, _train_fake
+)
+_backward = ops.define(
+    "flash3_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{_NUMBERS}) -> (Tensor, Tensor, Tensor)",
+    _backward_impl,
+    ops.gradients_like_operands,
+)
+ops.differentiable(_train, _backward, operands=3)

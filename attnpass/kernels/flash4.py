@@ -1,0 +1,216 @@
+"""flash4: FlashAttention-4 (CuTe DSL), the library ``flash-attn-4``. https://github.com/Dao-AILab/flash-attention
+
+What the source says (``flash_attn/cute/interface.py``, 4.0.0b36):
+
+- ``flash_attn_func`` always returns a tuple; its fourth positional argument is ``qv``: keywords only;
+- an unbounded side of a window is None; one -1 beside a number would become a real bound;
+- causal and windows are bottom-right; a mask function makes both silently ignored;
+- ``flash_attn.cute.__version__`` says 0.0.0, and an old copy of ``flash_attn.cute`` lies in flash-attn 2: the
+  distribution's version decides;
+- the kernels are compiled at their first call, in seconds, and kept for the process;
+- with ``k is v`` and a value head dim of 512 it computes another formula (refused by the head dim);
+- the GPU generation is read once, from the current device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from attnpass import ops
+from attnpass.call import AttentionCall
+from attnpass.emit import Emitter
+from attnpass.kernel import Kernel, Operands
+from attnpass.layout import bhsd, bshd
+from attnpass.library import Build, Library, UnusableError
+from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
+from attnpass.machine import Machine, sm_number
+from attnpass.masks import Term
+from attnpass.symbolic import as_int, known, shown
+
+
+def _read_build() -> Build:
+    """Is it flash-attn-4's own ``flash_attn.cute``, and not the old copy that flash-attn 2 brings along?"""
+    import inspect
+
+    from flash_attn.cute import interface
+
+    if "learnable_sink" not in inspect.signature(interface.flash_attn_func).parameters:
+        raise UnusableError("flash_attn.cute is the old copy of flash-attn 2; install flash-attn-4 after it")
+    return {}
+
+
+FLASH_ATTN_4 = Library(
+    "flash-attn-4",
+    "4.0.0b20",
+    modules=("flash_attn.cute.interface",),
+    build=_read_build,
+    install="pip install flash-attn-4",
+)
+
+
+class Flash4(Kernel):
+    """FlashAttention-4: Hopper and Blackwell, forward and backward; the fastest backward on an H100 for Llama."""
+
+    name = "flash4"
+    title = "FlashAttention-4 (flash-attn-4, CuTe DSL)"
+    aliases = ("flash_4_hub", "flash_attention_4")
+    limits = Limits(
+        devices=frozenset({"cuda"}),
+        capabilities=("sm_80", "sm_121"),
+        library=FLASH_ATTN_4,
+        head_dim_min=8,
+        head_dim_max=256,
+        head_dim_multiple=8,
+        value_dim_may_differ=True,
+        gqa=True,
+        terms=frozenset({Term.CAUSAL, Term.WINDOW}),
+        alignments=BOTTOM_RIGHT,
+        softcap=True,
+        sinks=True,
+        vmap=True,
+        row_alignment=16,
+    )
+
+    def limits_for(self, machine: Machine) -> Limits:
+        generation = (sm_number(machine.capability) or 90) // 10
+        if generation == 9:
+            return self.limits
+        if generation in (10, 11):
+            return replace(self.limits, head_dim_max=256)
+        return replace(  # nothing is checked by the library itself there
+            self.limits,
+            head_dim_max=128,
+            value_dim_may_differ=False,
+            backward=generation != 8,
+            deterministic=generation == 8,
+            softcap=False,
+            sinks=False,
+        )
+
+    def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
+        if (sm_number(machine.capability) or 0) // 10 in (10, 11):
+            small = known(call.D <= 128) and known(call.Dv <= 128)
+            if not small and (as_int(call.D), as_int(call.Dv)) not in ((192, 128), (256, 256)):
+                actual, wanted = f"{shown(call.D)}, {shown(call.Dv)}", "at most 128, (192, 128) or (256, 256)"
+                yield Rejection(Code.HEAD_DIM, "head dims of q and v", actual, f"{wanted} on {machine.capability}")
+        if call.needs_grad and call.sinks is not None:
+            yield Rejection(Code.SINKS, "sinks in training", "a logit for each head", "none, they get no gradient")
+
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        q, k, v = bshd(emitter, args)
+        numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
+        if call.needs_grad:
+            out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
+        else:
+            sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
+            out = emitter(_infer, q, k, v, sinks, *numbers)
+        return bhsd(emitter, out, call.Dv)
+
+
+def _sides(left: int, right: int) -> tuple[int | None, int | None]:
+    """The window with None for no bound; a causal mask is not a window."""
+    return (None if left < 0 else left, None if right < 0 or (left < 0 and right == 0) else right)
+
+
+def _call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    scale: float,
+    left: int,
+    right: int,
+    softcap: float,
+    lse: bool,
+) -> tuple[Tensor, Any]:
+    from flash_attn.cute.interface import flash_attn_func
+
+    results: tuple[Tensor, Any] = flash_attn_func(
+        q=q,
+        k=k,
+        v=v,
+        softmax_scale=scale,
+        causal=left < 0 and right == 0,
+        window_size=_sides(left, right),
+        learnable_sink=sinks,
+        softcap=softcap,
+        num_splits=1,
+        return_lse=lse,
+    )
+    return results
+
+
+def _infer_impl(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *numbers: Any) -> Tensor:
+    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, Dv) -> (B, Sq, H, Dv), contiguous."""
+    return _call(q, k, v, sinks, *numbers, lse=False)[0]
+
+
+def _infer_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    return q.new_empty((*q.shape[:3], v.shape[3]))
+
+
+def _train_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
+    """The output and its log-sum-exp, (B, H, Sq) in fp32."""
+    return _call(q, k, v, None, *numbers, lse=True)
+
+
+def _train_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    B, Sq, H, _D = q.shape
+    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty((B, H, Sq), dtype=torch.float32)
+
+
+def _backward_impl(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    left: int,
+    right: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from flash_attn.cute.interface import _flash_attn_bwd
+
+    low, high = _sides(left, right)
+    grads = _flash_attn_bwd(
+        q=q,
+        k=k,
+        v=v,
+        out=out,
+        dout=grad.contiguous(),
+        lse=lse,
+        softmax_scale=scale,
+        causal=left < 0 and right == 0,
+        softcap=softcap,
+        window_size_left=low,
+        window_size_right=high,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        dq=torch.empty_like(q, memory_format=torch.contiguous_format),
+        dk=torch.empty_like(k, memory_format=torch.contiguous_format),
+        dv=torch.empty_like(v, memory_format=torch.contiguous_format),
+    )
+    return grads[0], grads[1], grads[2]
+
+
+_NUMBERS = "float scale, SymInt left, SymInt right, float softcap"
+_infer = ops.define(
+    f"flash4(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, vmap=True
+)
+_train = ops.define(
+    f"flash4_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse)", _train_impl, _train_fake
+)
+_backward = ops.define(
+    "flash4_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{_NUMBERS}) -> (Tensor, Tensor, Tensor)",
+    _backward_impl,
+    ops.contiguous_gradients,
+)
+ops.differentiable(_train, _backward, operands=3)

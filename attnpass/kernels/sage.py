@@ -1,0 +1,197 @@
+"""sage: SageAttention 2, built from source (>= 2.1.1; PyPI has 1.0.6). https://github.com/thu-ml/SageAttention
+
+Scores in int8, the product with V in fp16 or fp8: approximate, so taken only by name. `sage` is the entry point that
+suits the GPU (the table of the library's own ``sageattn``); the others name one entry point.
+
+What the source says (``sageattention/core.py``, 2.2.0):
+
+- all entry points take ``**kwargs`` and ignore them: ``sageattn(..., attn_mask=m)`` drops the mask;
+- the Triton entry point adds a float mask in the log2 domain without the factor: masks are refused here altogether;
+- the head dim is at most 128 and padded to 64 or 128; the value head dim has to be the same;
+- causal is documented only for Sq == Sk;
+- which GPUs are compiled in shows only as an AssertionError at the call; ``SM80_ENABLED`` and its like say it before;
+- there is no backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from attnpass import ops
+from attnpass.call import AttentionCall
+from attnpass.emit import Emitter
+from attnpass.kernel import Kernel, Operands
+from attnpass.layout import either_layout, from_layout, multiple_of
+from attnpass.library import Build, Library
+from attnpass.limits import SQUARE_ONLY, Code, Limits, Rejection
+from attnpass.machine import Machine
+from attnpass.masks import Term
+
+
+def _read_build() -> Build:
+    """Which binaries the build has; the Triton entry point needs none."""
+    from sageattention import core
+
+    return {name: bool(getattr(core, f"{name.upper()}_ENABLED", False)) for name in ("sm80", "sm89", "sm90")}
+
+
+SAGE = Library(
+    "sageattention",
+    "2.1.1",
+    modules=("sageattention", "sageattention.core"),
+    build=_read_build,
+    install="build github.com/thu-ml/SageAttention (python setup.py install), or ATTNPASS_KERNEL=sage1 with PyPI's 1.0.6",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPoint:
+    """One function of the library.
+
+    Attributes:
+        function: its name.
+        binary: the part of the build that it needs; "" for none (Triton).
+        gpus: GPU generations that it runs on.
+        options: arguments that ``sageattn`` gives it.
+    """
+
+    function: str
+    binary: str
+    gpus: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+TRITON = EntryPoint("sageattn_qk_int8_pv_fp16_triton", "", ("sm_80", "sm_86", "sm_89", "sm_90"))
+FP16 = EntryPoint(
+    "sageattn_qk_int8_pv_fp16_cuda", "sm80", ("sm_80", "sm_86", "sm_89", "sm_90"), {"pv_accum_dtype": "fp32"}
+)
+FP8 = EntryPoint("sageattn_qk_int8_pv_fp8_cuda", "sm89", ("sm_89",), {"pv_accum_dtype": "fp32+fp16"})
+FP8_120 = replace(FP8, gpus=("sm_120", "sm_121"), options={**FP8.options, "qk_quant_gran": "per_warp"})
+FP8_90 = EntryPoint("sageattn_qk_int8_pv_fp8_cuda_sm90", "sm90", ("sm_90",), {"pv_accum_dtype": "fp32+fp32"})
+BY_GPU = {
+    "sm_80": FP16,
+    "sm_86": TRITON,
+    "sm_89": FP8,
+    "sm_90": FP8_90,
+    "sm_120": FP8_120,
+    "sm_121": FP8_120,
+}
+
+FP8_ERROR = 0.05
+LIMITS = Limits(
+    devices=frozenset({"cuda"}),
+    capabilities=("sm_80", "sm_121"),
+    library=SAGE,
+    head_dim_max=128,
+    head_dim_padding=64,
+    gqa=True,
+    terms=frozenset({Term.CAUSAL}),
+    alignments=SQUARE_ONLY,
+    backward=False,
+    vmap=True,
+    row_alignment=16,
+    exact=False,
+    relative_error=FP8_ERROR,
+)
+
+
+class SageKernel(Kernel):
+    """What all entry points share."""
+
+    limits = LIMITS
+    entries: tuple[EntryPoint, ...] = ()
+
+    def entry(self, capability: str) -> EntryPoint | None:
+        """The function that this kernel calls on a GPU of this generation."""
+        return next((entry for entry in self.entries if capability in entry.gpus), None)
+
+    def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
+        entry = self.entry(machine.capability)
+        if entry is None:
+            gpus = sorted({gpu for entry in self.entries for gpu in entry.gpus})
+            yield Rejection(Code.CAPABILITY, "GPU", machine.capability or "unknown", f"one of {', '.join(gpus)}")
+        elif entry.binary and not machine.has_built(SAGE, entry.binary):
+            yield Rejection(
+                Code.LIBRARY, "this build of sageattention", f"without {entry.binary}", f"{entry.binary} built"
+            )
+
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        layout, q, k, v = either_layout(emitter, args, multiple_of(64, call.D))
+        out = emitter(_infer, q, k, v, self.name, layout, call.is_causal, args.scale)
+        return from_layout(emitter, out, layout, call.Dv)
+
+
+class Sage(SageKernel):
+    """The best entry point for the GPU."""
+
+    name = "sage"
+    title = "SageAttention 2, the entry point that suits the GPU"
+    aliases = ("sage_hub", "sage2")
+    entries = tuple(replace(entry, gpus=(gpu,)) for gpu, entry in BY_GPU.items())
+
+
+class SageTriton(SageKernel):
+    name = "sage_triton"
+    title = "SageAttention 2 (int8 scores, fp16 values, Triton)"
+    aliases = ("_sage_qk_int8_pv_fp16_triton",)
+    entries = (TRITON,)
+
+
+class SageFp16(SageKernel):
+    name = "sage_fp16"
+    title = "SageAttention 2 (int8 scores, fp16 values)"
+    aliases = ("_sage_qk_int8_pv_fp16_cuda",)
+    entries = (FP16,)
+
+
+class SageFp8(SageKernel):
+    name = "sage_fp8"
+    title = "SageAttention 2 (int8 scores, fp8 values)"
+    aliases = ("_sage_qk_int8_pv_fp8_cuda",)
+    entries = (FP8, FP8_120)
+
+
+class SageFp8Sm90(SageKernel):
+    name = "sage_fp8_sm90"
+    title = "SageAttention 2 for Hopper (int8 scores, fp8 values)"
+    aliases = ("_sage_qk_int8_pv_fp8_cuda_sm90",)
+    entries = (FP8_90,)
+
+
+KERNELS = {kernel.name: kernel for kernel in (Sage(), SageTriton(), SageFp16(), SageFp8(), SageFp8Sm90())}
+
+
+@cache
+def _function(kernel: str, device: torch.device) -> tuple[Any, Mapping[str, Any]]:
+    """The library's function on this device, and its options."""
+    import sageattention
+
+    entry = KERNELS[kernel].entry("sm_{}{}".format(*torch.cuda.get_device_capability(device)))
+    assert entry is not None, f"{kernel} was chosen for a GPU that it does not run on"
+    return getattr(sageattention, entry.function), entry.options
+
+
+def _infer_impl(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_causal: bool, scale: float) -> Tensor:
+    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous; "HND" is BHSD."""
+    function, options = _function(kernel, q.device)
+    out: Tensor = function(q=q, k=k, v=v, tensor_layout=layout, is_causal=is_causal, sm_scale=scale, **options)
+    return out
+
+
+def _infer_fake(q: Tensor, *_: object) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+_infer = ops.define(
+    "sage(Tensor q, Tensor k, Tensor v, str kernel, str layout, bool is_causal, float scale) -> Tensor",
+    _infer_impl,
+    _infer_fake,
+    vmap=True,
+)

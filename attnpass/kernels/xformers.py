@@ -1,0 +1,211 @@
+"""xformers: memory-efficient attention (>= 0.0.29). https://github.com/facebookresearch/xformers
+
+The operator is chosen here, not by the library's dispatch, which would take a forward-only FlashAttention-3 for training
+if one is installed: ``flash`` (flash-attn 2 if it is there, else PyTorch's copy) where it can, ``cutlass`` for fp32,
+masks, another value head dim and causal calls with Sq != Sk.
+
+What its source says (``xformers/ops/fmha``, 0.0.35):
+
+- importing it fails if flash-attn-4 is installed without flash-attn 2 (``flash.py:57``);
+- its binary wants ``libcudart.so.12``, beside a CUDA 13 PyTorch too; without it every operator is "not supported";
+- a bias is additive, in q's dtype, of exactly (B, H, Sq, Sk), its rows aligned to 16 bytes;
+- grouped heads are a fifth dimension, with K and V expanded; there is no backward for it;
+- ``LowerTriangularMask`` is top-left; only ``cutlass`` takes it for Sq != Sk;
+- the non-autograd backward has no dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from attnpass import ops
+from attnpass.call import AttentionCall
+from attnpass.emit import Emitter
+from attnpass.kernel import Kernel, Operands
+from attnpass.layout import aligned_bias, bhsd, bshd, repeated_heads
+from attnpass.library import Build, Library, UnusableError
+from attnpass.limits import FLOATS, HALF, Code, Limits, Rejection
+from attnpass.machine import Machine, sm_number
+from attnpass.masks import Term
+from attnpass.symbolic import as_int, known, known_equal, shown
+
+
+def _read_build() -> Build:
+    """Did the binary load? The library itself goes on without it and calls every operator unsupported."""
+    import ctypes
+
+    from xformers import _cpp_lib
+
+    cause = getattr(_cpp_lib, "_cpp_library_load_exception", None)
+    if cause is None:
+        return {}
+    origin = cause.__cause__
+    if origin is None:
+        raise UnusableError(f"its binary does not load: {' '.join(str(cause).split())[:200]}")
+    try:
+        ctypes.CDLL("libcudart.so.12")
+    except OSError:
+        wanted = "pip install nvidia-cuda-runtime-cu12 and put its lib folder on LD_LIBRARY_PATH"
+        if "libcudart.so.12" in str(origin):
+            raise UnusableError(f"its binary wants libcudart.so.12, which is not here ({wanted})") from cause
+    raise UnusableError(f"its binary does not load: {origin}")
+
+
+XFORMERS = Library("xformers", "0.0.29", modules=("xformers.ops",), build=_read_build)
+FLASH, CUTLASS = "flash", "cutlass"
+
+
+class Xformers(Kernel):
+    """xFormers' memory-efficient attention: fp32, masks, and GPUs that others left behind."""
+
+    name = "xformers"
+    title = "xFormers memory-efficient attention"
+    limits = Limits(
+        devices=frozenset({"cuda"}),
+        capabilities=("sm_70", "sm_121"),
+        library=XFORMERS,
+        dtypes=FLOATS,
+        head_dim_multiple=8,
+        value_dim_may_differ=True,
+        gqa=True,
+        terms=frozenset({Term.CAUSAL}),
+        mask_tensor=True,
+        vmap=False,
+        row_alignment=16,
+        tolerance=5.0,
+    )
+
+    def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
+        generation = sm_number(machine.capability) or 0
+        if _operator(call) == CUTLASS and generation > 90:
+            yield Rejection(
+                Code.CAPABILITY, "GPU", machine.capability, "at most sm_90 for this call's operator, cutlass"
+            )
+        if _operator(call) == FLASH and generation < 80:
+            yield Rejection(
+                Code.CAPABILITY, "GPU", machine.capability, "at least sm_80 for this call's operator, flash"
+            )
+        if call.is_gqa and not (as_int(call.H) and as_int(call.Hkv)):
+            yield Rejection(Code.DYNAMIC, "heads", f"{shown(call.H)} on {shown(call.Hkv)}", "numbers")
+        if call.needs_grad and machine.deterministic and _operator(call) == FLASH:
+            yield Rejection(
+                Code.DETERMINISTIC, "torch.use_deterministic_algorithms", "on", "off, for its flash backward"
+            )
+
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        q, k, v = bshd(emitter, _full_heads(emitter, call, args) if call.needs_grad else args)
+        bias = None if args.mask is None else aligned_bias(emitter, call, args)
+        operands = (q, k, v, bias, _operator(call), call.is_causal, args.scale)
+        out = emitter.item(emitter(_train, *operands), 0) if call.needs_grad else emitter(_infer, *operands)
+        return bhsd(emitter, out, call.Dv)
+
+
+def _operator(call: AttentionCall) -> str:
+    """Which of the library's operators computes the call."""
+    square = not call.is_causal or known_equal(call.Sq, call.Sk)
+    small = known_equal(call.D, call.Dv) and known(call.D <= 256)
+    return FLASH if call.dtype in HALF and call.mask.tensor is None and square and small else CUTLASS
+
+
+def _full_heads(emitter: Emitter, call: AttentionCall, args: Operands) -> Operands:
+    """K and V with as many heads as q: there is no backward for grouped heads."""
+    k, v = (repeated_heads(emitter, node, call.H, call.Hkv) for node in (args.k, args.v))
+    return Operands(args.q, k, v, args.mask, args.scale)
+
+
+def _call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float) -> dict[str, Any]:
+    """The operands as the library wants them: grouped heads as a dimension of their own."""
+    from xformers.ops import LowerTriangularMask
+
+    H, Hkv = q.shape[2], k.shape[2]
+    if Hkv != H:
+        q = q.unflatten(2, (Hkv, H // Hkv))
+        k, v = (x.unsqueeze(3).expand(-1, -1, -1, H // Hkv, -1) for x in (k, v))
+        bias = None if bias is None else bias.unflatten(1, (Hkv, H // Hkv))
+    mask = LowerTriangularMask() if is_causal else bias
+    return {"query": q, "key": k, "value": v, "attn_bias": mask, "scale": scale}
+
+
+def _operators(name: str) -> tuple[Any, Any]:
+    from xformers.ops import fmha
+
+    module = fmha.flash if name == FLASH else fmha.cutlass
+    return module.FwOp, module.BwOp
+
+
+def _infer_impl(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, operator: str, is_causal: bool, scale: float
+) -> Tensor:
+    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, Dv) -> (B, Sq, H, Dv), contiguous."""
+    from xformers.ops import fmha
+
+    call = _call(q, k, v, bias, is_causal, scale)
+    out: Tensor = fmha.memory_efficient_attention_forward(**call, op=_operators(operator)[0])
+    return out.flatten(2, 3).contiguous() if out.ndim == 5 else out.contiguous()
+
+
+def _infer_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    return q.new_empty((*q.shape[:3], v.shape[3]))
+
+
+def _train_impl(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, operator: str, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The output and its log-sum-exp, (B, H, at least Sq) in fp32."""
+    from xformers.ops import fmha
+
+    call = _call(q, k, v, bias, is_causal, scale)
+    out, lse = fmha.memory_efficient_attention_forward_requires_grad(**call, op=_operators(operator)[0])
+    return out.contiguous(), lse.contiguous()
+
+
+def _train_fake(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, operator: str, *_: object
+) -> tuple[Tensor, Tensor]:
+    B, Sq, H, _D = q.shape
+    rows = Sq if operator == FLASH else (Sq + 31) // 32 * 32  # cutlass pads the rows of its log-sum-exp
+    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty((B, H, rows), dtype=torch.float32)
+
+
+def _backward_impl(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    operator: str,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from xformers.ops import fmha
+
+    call = _call(q, k, v, bias, is_causal, scale)
+    grads = fmha.memory_efficient_attention_backward(
+        grad=grad.contiguous(), output=out, lse=lse, **call, op=_operators(operator)[1]
+    )
+    return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
+
+
+_ARGUMENTS = "str operator, bool is_causal, float scale"
+_infer = ops.define(
+    f"xformers(Tensor q, Tensor k, Tensor v, Tensor? bias, {_ARGUMENTS}) -> Tensor", _infer_impl, _infer_fake
+)
+_train = ops.define(
+    f"xformers_train(Tensor q, Tensor k, Tensor v, Tensor? bias, {_ARGUMENTS}) -> (Tensor out, Tensor lse)",
+    _train_impl,
+    _train_fake,
+)
+_backward = ops.define(
+    "xformers_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor out, Tensor lse, "
+    f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    _backward_impl,
+    ops.contiguous_gradients,
+)
+ops.differentiable(_train, _backward, operands=4)

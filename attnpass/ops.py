@@ -1,0 +1,92 @@
+"""Ops of ours around a library's functions, defined once and for all that a compiled program asks of an op.
+
+``Library.define`` instead of ``torch.library.custom_op``: the latter costs 6 us a call more (aliasing checks), and
+``register_autograd`` 3.5 us even in inference, hence two ops for a library that has a backward. The graph holds these ops
+and never a library's Python function, for which AOTAutograd's cache steps aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+NAMESPACE = "attnpass"
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
+_ops = Library(NAMESPACE, "FRAGMENT")
+
+
+def define(
+    schema: str, function: Callable[..., Any], fake: Callable[..., Any], *, random: bool = False, vmap: bool = False
+) -> Any:
+    """Define ``attnpass::<schema>`` and return its overload.
+
+    Args:
+        schema: name, arguments and results; the leading arguments are tensors.
+        function: computes it on any device; imports its library inside.
+        fake: the same shapes, dtypes and *strides*, computed from metadata.
+        random: does it draw random numbers? Then recomputation in checkpoints replays them.
+        vmap: fold a mapped dimension into the batch, dimension 0 of every tensor.
+    """
+    name = schema.partition("(")[0]
+    _ops.define(schema, tags=(*TAGS, torch.Tag.nondeterministic_seeded) if random else TAGS)
+    _ops.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_ops)
+    op = getattr(torch.ops.attnpass, name).default
+    if vmap:
+        torch.library.register_vmap(op, _folds_into_batch(op), lib=_ops)
+    return op
+
+
+def differentiable(op: Any, backward: Any, operands: int) -> None:
+    """Give ``op`` its gradient: ``backward(grad, *operands, *results, *rest)``.
+
+    Args:
+        op: its first result is the output; the others are kept for the backward.
+        backward: gives the gradients of the first of ``op``'s arguments, as many as it returns.
+        operands: how many of ``op``'s arguments are tensors; the rest are numbers.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.rest = inputs[operands:]
+        ctx.save_for_backward(*inputs[:operands], *output)
+
+    def gradient(ctx: Any, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+        grads = tuple(backward(grad, *ctx.saved_tensors, *ctx.rest))
+        return (*grads, *[None] * (operands + len(ctx.rest) - len(grads)))
+
+    torch.library.register_autograd(op, gradient, setup_context=save, lib=_ops)
+
+
+def gradients_like_operands(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The fake of a backward whose gradients lie as q, k and v do."""
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def contiguous_gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The fake of a backward whose gradients are contiguous."""
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _folds_into_batch(op: Any) -> Callable[..., Any]:
+    """The batching rule of an op whose tensors all have the batch in front: (n, B, ...) is computed as (n * B, ...)."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        n = info.batch_size
+
+        def fold(arg: Any, dim: int | None) -> Any:
+            if not isinstance(arg, Tensor):
+                return arg
+            mapped = arg.unsqueeze(0).expand(n, *arg.shape) if dim is None else arg.movedim(dim, 0)
+            return mapped.flatten(0, 1)
+
+        result = op(*[fold(arg, dim) for arg, dim in zip(args, in_dims, strict=True)])
+        if isinstance(result, Tensor):
+            return result.unflatten(0, (n, -1)), 0
+        return tuple(each.unflatten(0, (n, -1)) for each in result), tuple(0 for _ in result)
+
+    return rule
