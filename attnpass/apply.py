@@ -67,7 +67,7 @@ def _place(copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, N
     return owner, inlined[opened.node][found.node]
 
 
-def emit_call(emitter: Emitter, node: Node, call: AttentionCall, kernel: Kernel) -> Node:
+def emit_call(emitter: Emitter, node: Node, call: AttentionCall, kernel: Kernel, sinks: Node | None = None) -> Node:
     """Emit ``kernel`` for the SDPA ``node``: views and casts in, the kernel, views and the wanted layout out."""
     args = arguments(node)
     wanted = emitter.spec(node)
@@ -82,7 +82,7 @@ def emit_call(emitter: Emitter, node: Node, call: AttentionCall, kernel: Kernel)
                 operand = emitter.cast(operand, call.dtype)
         operands.append(operand)
     q, k, v, mask = operands
-    out = kernel.emit(emitter, call, Operands(q, k, v, mask, call.scale_or_default()))
+    out = kernel.emit(emitter, call, Operands(q, k, v, mask, call.scale_or_default(), sinks))
     for _ in range(missing):
         out = emitter(aten.squeeze.dim, out, 0)
     return restore_layout(emitter, out, wanted)

@@ -12,19 +12,21 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch._guards import CompileContext
 from torch.fx import GraphModule
 
-from attnpass import log, staleness, verify
+from attnpass import log, staleness, verdicts, verify
 from attnpass import report as rendering
 from attnpass.compiler import compile_graph
 from attnpass.config import Config, split_options, unknown_variables
 from attnpass.errors import ISSUES_HINT, AttnpassError, PassError
 from attnpass.kernels import libraries, registry, registry_for
 from attnpass.machine import Machine
+from attnpass.probe import Prover
 from attnpass.report.record import Report
 from attnpass.rewrite import Machines, Rewritten, node_devices, run_pass
 from attnpass.select import check_wishes, resolve_wishes, spell_out
@@ -36,6 +38,7 @@ REPORTS_KEPT = 1000
 _reports: deque[Report] = deque(maxlen=REPORTS_KEPT)
 _numbers = itertools.count()
 _said: set[str] = set()
+_provers: dict[Path, Prover] = {}
 
 
 def attnpass(
@@ -120,7 +123,7 @@ def _guarded_pass(gm: GraphModule, machines: Machines, config: Config) -> Rewrit
     for device in machines:
         check_wishes(config.kernel, kernels, machines[device])
     try:
-        return run_pass(gm, kernels, machines, config, report, _verifier(config))
+        return run_pass(gm, kernels, machines, config, report, _verifier(config), prover(config))
     except AttnpassError:
         raise
     except Exception as error:
@@ -142,6 +145,14 @@ def _verifier(config: Config) -> Verifier | None:
         return None
     tolerances = {name: kernel.limits.tolerance for name, kernel in registry().items()}
     return Verifier(f"frame {compile_id.frame_id}", tolerances)
+
+
+def prover(config: Config) -> Prover | None:
+    """Tries kernels of libraries before they are used; one for each cache folder and process."""
+    if not config.probe:
+        return None
+    folder = Path(config.cache) if config.cache else verdicts.default_folder()
+    return _provers.setdefault(folder, Prover(folder))
 
 
 def _publish(report: Report, config: Config) -> None:

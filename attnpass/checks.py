@@ -203,8 +203,8 @@ def _surroundings(limits: Limits, call: AttentionCall, machine: Machine) -> Iter
     if call.out.dtype != call.dtype:
         actual = f"{dtype_name(call.dtype)} in, {dtype_name(call.out.dtype)} out"
         yield Rejection(Code.AUTOCAST, "dtype around the call", actual, "what autocast at this place would give")
-    only_vmap = set(call.context.functorch) <= {"vmap"}
-    if call.context.functorch and not (limits.functorch or (limits.vmap and only_vmap and call.sinks is None)):
+    only_vmap = set(call.context.functorch) <= {"vmap"} and call.sinks is None and not call.dropout_p
+    if call.context.functorch and not (limits.functorch or (limits.vmap and only_vmap)):
         yield Rejection(Code.FUNCTORCH, "transform around the call", " of ".join(call.context.functorch), "none")
 
 

@@ -115,6 +115,15 @@ VARIABLES = (
         _flag,
     ),
     Variable(
+        "probe",
+        "1: a library's kernel is tried once on random data before it is first used for a kind of call on this machine; "
+        "0 trusts it.",
+        "1",
+        FLAG_LEGAL,
+        _flag,
+    ),
+    Variable("cache", "Folder for what was learnt about kernels on this machine.", "", "a folder", _text),
+    Variable(
         "limit",
         "Rewrite only the first n calls of each graph and keep the others, to bisect a wrong result.",
         "",
@@ -141,6 +150,8 @@ class Config:
     log: str = "warning"
     report: str | None = None
     verify: bool = False
+    probe: bool = True
+    cache: str | None = None
     limit: int | None = None
     compiler: str = "inductor"
     origin: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)

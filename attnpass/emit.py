@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from attnpass.limits import Rejection
-from attnpass.patterns.sdpa import value_of
+from attnpass.patterns.sdpa import unwrapped, value_of
 from attnpass.symbolic import is_hashable
 from attnpass.tensor import TensorSpec
 
@@ -55,7 +55,7 @@ class Emitter:
         self.shared: dict[Any, Any] = {} if shared is None else shared
         self._anchor = anchor
         self._value_key = "example_value" if "example_value" in anchor.meta else "val"
-        self._mode: FakeTensorMode = value_of(anchor).fake_mode
+        self._mode: FakeTensorMode = unwrapped(value_of(anchor)).fake_mode
 
     def __call__(self, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """Insert ``op(*args, **kwargs)`` and compute its value, once for equal operands of static size.
@@ -95,8 +95,15 @@ class Emitter:
         return self._insert("get_attr", free, (), {}, getattr(self.owner, free))
 
     def value(self, node: Node) -> Any:
-        """The fake value of a node; of a node that reads a graph module, the module."""
-        return getattr(self.owner, str(node.target)) if node.op == "get_attr" else value_of(node)
+        """The fake value of a node, inside vmap that of one example; of a node that reads a graph module, the module."""
+        if node.op == "get_attr":
+            return getattr(self.owner, str(node.target))
+        value = value_of(node)
+        if unwrapped(value) is value:
+            return value
+        with self._mode:  # what vmap left behind cannot be computed with once its level is gone
+            shape, stride = tuple(value.shape), tuple(value.stride())
+            return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
 
     def spec(self, node: Node) -> TensorSpec:
         return TensorSpec.of(self.value(node))

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 
-from attnpass.backend import look_at, new_report
+from attnpass.backend import look_at, new_report, prover
 from attnpass.config import Config
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernels import registry
@@ -33,7 +33,11 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report
 
     def dry(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         config = Config.load()
-        found.append(run_pass(gm, registry(), look_at(gm, config), config, new_report(config), dry_run=True).report)
+        found.append(
+            run_pass(
+                gm, registry(), look_at(gm, config), config, new_report(config), prover=prover(config), dry_run=True
+            ).report
+        )
         return gm.forward
 
     torch.compile(model, backend=dry)(*args, **kwargs)
@@ -66,7 +70,8 @@ def rewrite(
         check_wishes(config.kernel, registry(), machine)
     # torch.export's values do not know what requires a gradient, so there every call may, if anything does.
     report = new_report(config)
-    result = run_pass(gm, registry(), machines, config, report, grad=trainable if exported else None)
+    grad = trainable if exported else None
+    result = run_pass(gm, registry(), machines, config, report, prover=prover(config), grad=grad)
     return result.module, result.report
 
 

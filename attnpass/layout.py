@@ -20,6 +20,7 @@ from attnpass.limits import Code, Rejection
 from attnpass.symbolic import Size, known, known_equal, known_multiple, shown
 from attnpass.tensor import TensorSpec
 
+LOWEST = -1e38  # as good as -inf beside any score, and finite after a factor of log2(e)
 BIAS_ALIGNMENT = 16  # elements; PyTorch pads its own bias to this
 
 
@@ -46,8 +47,10 @@ def either_layout(emitter: Emitter, args: Operands, head_dim: int | None = None)
     """
     _B, H, S, _D = emitter.spec(args.q).stride
     if known(H < S):
-        return "NHD", *bshd(emitter, args, head_dim)
-    return "HND", *(padded(emitter, node, head_dim) for node in (args.q, args.k, args.v))
+        q, k, v = bshd(emitter, args, head_dim)
+        return "NHD", q, k, v
+    q, k, v = (padded(emitter, node, head_dim) for node in (args.q, args.k, args.v))
+    return "HND", q, k, v
 
 
 def from_layout(emitter: Emitter, out: Node, layout: str, head_dim: Size) -> Node:
@@ -85,7 +88,7 @@ def repeated_heads(emitter: Emitter, node: Node, H: Size, Hkv: Size) -> Node:
 def aligned_bias(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
     """The mask as an additive bias of (B, H, Sq, Sk) whose rows start at multiples of `BIAS_ALIGNMENT` elements."""
     assert args.mask is not None
-    bias = additive_mask(emitter, args.mask, call.dtype)
+    bias = _above_overflow(emitter, additive_mask(emitter, args.mask, call.dtype))
     full = [emitter.size(args.q, 0), emitter.size(args.q, 1), emitter.size(args.q, 2), emitter.size(args.k, 2)]
     if known_equal(emitter.spec(bias).shape[-1], 1):
         bias = emitter(aten.expand.default, bias, [-1, -1, -1, full[3]])
@@ -94,6 +97,19 @@ def aligned_bias(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         padded = emitter(aten.constant_pad_nd.default, bias, [0, padding])
         bias = emitter(aten.slice.Tensor, padded, -1, 0, full[3])
     return emitter(aten.expand.default, bias, full)
+
+
+def _above_overflow(emitter: Emitter, bias: Node) -> Node:
+    """``bias`` with its lowest finite values raised to `LOWEST`; -inf stays.
+
+    CUTLASS's kernel multiplies by log2(e) first: finfo.min becomes -inf, and a row hidden by it 0 instead of an average
+    (off by 0.55 on an H200).
+    """
+    spec = emitter.spec(bias)
+    if torch.finfo(spec.dtype).min > LOWEST:
+        return bias
+    hidden = emitter(aten.eq.Scalar, bias, float("-inf"))
+    return emitter(aten.where.self, hidden, bias, emitter(aten.clamp_min.default, bias, LOWEST))
 
 
 def _padding(emitter: Emitter, size: int | Node) -> int | Node:

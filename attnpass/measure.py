@@ -29,6 +29,7 @@ class Difference:
         cosine: cosine of the angle between both, 1.0 for equal directions.
         nan: elements that are NaN or infinite in the result but not in the reference.
         largest: largest absolute value of the reference, the scale of the errors.
+        relative: norm of the difference over the norm of the reference.
     """
 
     max_abs: float
@@ -36,6 +37,7 @@ class Difference:
     cosine: float
     nan: int
     largest: float
+    relative: float = 0.0
 
     def __str__(self) -> str:
         text = f"max error {self.max_abs:.2e}, mean {self.mean_abs:.2e}, cosine {self.cosine:.6f}"
@@ -58,6 +60,7 @@ def difference(result: Tensor, reference: Tensor) -> Difference:
         cosine=1.0 if same else cosine.item(),
         nan=int(broken.sum().item()),
         largest=right.abs().nan_to_num(posinf=0.0).max().item(),
+        relative=(gap.norm() / right.nan_to_num().norm().clamp_min(torch.finfo(right.dtype).tiny)).item(),
     )
 
 
@@ -66,10 +69,13 @@ def reference_attention(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None = None,
+    sinks: Tensor | None = None,
     *,
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    softcap: float | None = None,
+    seen: Tensor | None = None,
 ) -> Tensor:
     """What attention means: PyTorch's composite attention in fp32, or fp64 where the operands are fp32 or fp64.
 
@@ -78,31 +84,92 @@ def reference_attention(
         k: (..., Hkv, Sk, D).
         v: (..., Hkv, Sk, Dv).
         mask: bool (True = take part) or additive, broadcastable to (..., H, Sq, Sk).
+        sinks: (H,), one more logit for each head, that gives nothing.
         is_causal: top-left causal.
         scale: factor on the scores, 1/sqrt(D) if None.
         enable_gqa: Hkv may divide H.
+        softcap: scores become ``softcap * tanh(scores / softcap)``.
+        seen: (Sq, Sk) bool, one mask more: True where a key takes part.
     """
     exact = torch.float64 if q.dtype in (torch.float32, torch.float64) else torch.float32
     q, k, v = (x.to(exact) for x in (q, k, v))
-    if mask is not None:  # the composite op adds its mask, a bool one too
-        hidden = (
-            torch.zeros_like(mask, dtype=exact).masked_fill_(~mask, float("-inf")) if mask.dtype == torch.bool else mask
-        )
-        mask = hidden.to(exact)
+    mask = additive(_both(mask, seen), exact)
+    options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if q.ndim == 4 and q.shape[0] > 1 and q.shape[:3].numel() * k.shape[-2] > CHUNK and k.shape[0] == q.shape[0]:
         rows = []
         for b in range(q.shape[0]):
             row = mask[b : b + 1] if mask is not None and mask.ndim == 4 and mask.shape[0] > 1 else mask
-            options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-            rows.append(reference_attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], row, **options))  # type: ignore[arg-type]
+            one = [x[b : b + 1] for x in (q, k, v)]
+            rows.append(reference_attention(one[0], one[1], one[2], row, sinks, **options, softcap=softcap))
         return torch.cat(rows)
+    if softcap is not None or sinks is not None:
+        return written_out(q, k, v, mask, sinks, **options, softcap=softcap)
     composite = torch.ops.aten._scaled_dot_product_attention_math.default
     result: Tensor = composite(q, k, v, mask, 0.0, is_causal, None, scale=scale, enable_gqa=enable_gqa)[0]
     return result
 
 
-def own_results(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> list[Tensor]:
+def written_out(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    *,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    softcap: float | None,
+) -> Tensor:
+    """Attention with softcap and sinks, which SDPA does not have, in the operands' own dtype; arguments as above."""
+    if enable_gqa:
+        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    scores = q @ k.mT * (scale if scale is not None else q.shape[-1] ** -0.5)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if is_causal:
+        scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -math.inf)
+    bias = additive(mask, scores.dtype)
+    if bias is not None:
+        scores = scores + bias
+    if sinks is not None:
+        extra = sinks.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.softmax(torch.cat([scores, extra], -1), -1)[..., :-1]
+    else:
+        weights = torch.softmax(scores, -1).nan_to_num()
+    return weights @ v
+
+
+def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A bool mask (True = take part) as 0 and -inf, or an additive one, in ``dtype``."""
+    if mask is None or mask.dtype != torch.bool:
+        return None if mask is None else mask.to(dtype)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
+
+
+def _both(mask: Tensor | None, seen: Tensor | None) -> Tensor | None:
+    """A key takes part where both let it."""
+    if mask is None or seen is None:
+        return seen if mask is None else mask
+    return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -math.inf)
+
+
+def own_results(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    sinks: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    seen: Tensor | None = None,
+    **options: Any,
+) -> list[Tensor]:
     """What PyTorch itself makes of the call in its own dtype: its default choice, and its composite attention."""
+    mask = _both(mask, seen)
+    if softcap is not None or sinks is not None:
+        written = {"is_causal": False, "scale": None, "enable_gqa": False, **options}
+        return [written_out(q, k, v, mask, sinks, softcap=softcap, **written)]
     default = F.scaled_dot_product_attention(q, k, v, mask, **options)
     with sdpa_kernel(SDPBackend.MATH):
         return [default, F.scaled_dot_product_attention(q, k, v, mask, **options)]

@@ -30,7 +30,8 @@ def define(
         function: computes it on any device; imports its library inside.
         fake: the same shapes, dtypes and *strides*, computed from metadata.
         random: does it draw random numbers? Then recomputation in checkpoints replays them.
-        vmap: fold a mapped dimension into the batch, dimension 0 of every tensor.
+        vmap: fold a mapped dimension into the batch, dimension 0 of every tensor; a one-dimensional result (the state
+            of random numbers) belongs to all of them.
     """
     name = schema.partition("(")[0]
     _ops.define(schema, tags=(*TAGS, torch.Tag.nondeterministic_seeded) if random else TAGS)
@@ -62,6 +63,16 @@ def differentiable(op: Any, backward: Any, operands: int) -> None:
     torch.library.register_autograd(op, gradient, setup_context=save, lib=_ops)
 
 
+def aligned(grad: Tensor, alignment: int = 16) -> Tensor:
+    """``grad``, copied if its rows do not lie at multiples of ``alignment`` bytes: libraries check no more than its last
+    stride, and a gradient's layout is not known when the call is decided.
+    """
+    step = alignment // grad.dtype.itemsize
+    strides = [stride for size, stride in zip(grad.shape[:-1], grad.stride()[:-1], strict=True) if size > 1]
+    good = grad.stride(-1) == 1 and not any(stride % step for stride in (*strides, grad.storage_offset()))
+    return grad if good else grad.contiguous()
+
+
 def gradients_like_operands(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     """The fake of a backward whose gradients lie as q, k and v do."""
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -82,11 +93,12 @@ def _folds_into_batch(op: Any) -> Callable[..., Any]:
             if not isinstance(arg, Tensor):
                 return arg
             mapped = arg.unsqueeze(0).expand(n, *arg.shape) if dim is None else arg.movedim(dim, 0)
-            return mapped.flatten(0, 1)
+            return mapped.contiguous().flatten(0, 1)  # the mapped dimension's stride need not be an aligned one
+
+        def unfold(result: Tensor) -> tuple[Tensor, int | None]:
+            return (result, None) if result.ndim == 1 else (result.unflatten(0, (n, -1)), 0)
 
         result = op(*[fold(arg, dim) for arg, dim in zip(args, in_dims, strict=True)])
-        if isinstance(result, Tensor):
-            return result.unflatten(0, (n, -1)), 0
-        return tuple(each.unflatten(0, (n, -1)) for each in result), tuple(0 for _ in result)
+        return unfold(result) if isinstance(result, Tensor) else tuple(zip(*map(unfold, result), strict=True))
 
     return rule

@@ -20,9 +20,11 @@ from attnpass.config import Config
 from attnpass.errors import StrictError
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernel import Kernel
+from attnpass.limits import Rejection
 from attnpass.machine import Machine
 from attnpass.patterns import Findings, find
 from attnpass.patterns.sdpa import value_of
+from attnpass.probe import Prover
 from attnpass.report.record import Report
 from attnpass.select import AUTO, NATIVE, Decision, Reason, select
 from attnpass.symbolic import is_hashable
@@ -53,6 +55,7 @@ def run_pass(
     config: Config,
     report: Report,
     verifier: Verifier | None = None,
+    prover: Prover | None = None,
     dry_run: bool = False,
     grad: bool | None = None,
 ) -> Rewritten:
@@ -65,6 +68,7 @@ def run_pass(
         config: the settings in force.
         report: the report to complete (its running number and names are set by the caller).
         verifier: compares rewritten calls with the reference at run time, or None.
+        prover: tries a library's kernel before it is used, or None.
         dry_run: decide everything, change nothing.
         grad: do gradients flow through the calls, where the graph's values do not say it.
 
@@ -74,7 +78,7 @@ def run_pass(
     start = time.perf_counter()
     code_before = gm.print_readable(print_output=False) if config.log == "debug" or config.report else ""
     findings = find(gm, grad)
-    decisions = decide(findings, kernels, machines, config, verifier)
+    decisions = decide(findings, kernels, machines, config, verifier, prover)
     work, options = gm, {}
     if not dry_run and any(decision.rewritten for decision in decisions):
         copied = GraphCopy.of(gm)
@@ -103,6 +107,7 @@ def decide(
     machines: Machines,
     config: Config,
     verifier: Verifier | None = None,
+    prover: Prover | None = None,
 ) -> list[Decision]:
     """One decision for each call found; equal calls are decided once."""
     known: dict[AttentionCall, Decision] = {}
@@ -113,9 +118,10 @@ def decide(
         anonymous = replace(call, node="", module="", source=Source())
         key = None if extra or not is_hashable(anonymous) else anonymous
         decision = known.get(key) if key is not None else None
-        decision = (
-            replace(decision, call=call) if decision else select(call, kernels, machines[call.device], config, extra)
-        )
+        if decision:
+            decision = replace(decision, call=call)
+        else:
+            decision = _select_proved(call, kernels, machines[call.device], config, extra, prover)
         if key is not None:
             known[key] = decision
         if decision.rewritten and config.limit is not None and sum(d.rewritten for d in decisions) >= config.limit:
@@ -123,6 +129,24 @@ def decide(
             decision = replace(decision, kernel=NATIVE, reason=Reason.LIMIT, note=note)
         decisions.append(decision)
     return decisions
+
+
+def _select_proved(
+    call: AttentionCall,
+    kernels: Mapping[str, Kernel],
+    machine: Machine,
+    config: Config,
+    extra: Mapping[str, Sequence[Rejection]],
+    prover: Prover | None,
+) -> Decision:
+    """Select; if the chosen kernel fails its trial, that is a reason like any other, and the next one is asked."""
+    reasons = dict(extra)
+    while True:
+        decision = select(call, kernels, machine, config, reasons)
+        refusals = prover.refusals(kernels[decision.kernel], call, machine) if prover and decision.rewritten else ()
+        if not refusals:
+            return decision
+        reasons[decision.kernel] = [*reasons.get(decision.kernel, ()), *refusals]
 
 
 def _enforce_strict(decisions: Sequence[Decision], config: Config) -> None:

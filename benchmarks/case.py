@@ -33,6 +33,7 @@ from benchmarks.zoo import Subject, build
 
 RUNS = 3  # the first warms a CUDA graph up, the second records it, the third replays it
 LARGEST_RATIO = 2.0
+DYNAMIC, GRAPHS = "dynamic", "reduce-overhead"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -109,6 +110,10 @@ def run_group(group: Group) -> Iterator[dict[str, Any]]:
             check_device(device)
 
 
+class BaselineError(Exception):
+    """PyTorch itself went wrong, and may have left the process unfit (a bad cuDNN plan stays in its cache)."""
+
+
 def check_device(device: torch.device) -> None:
     """Raise if an earlier error has lost the device: the other cases need a fresh process, and are not to blame."""
     if device.type == "cuda":
@@ -116,15 +121,13 @@ def check_device(device: torch.device) -> None:
 
 
 def _eager(group: Group, subject: Subject, judge: Judge) -> dict[str, Any]:
-    """Fill in the yardstick; composite attention where PyTorch's own choice crashes or gives NaN."""
+    """Fill in the yardstick; composite attention where PyTorch's own choice crashed or gave NaN before."""
     with counted_sdpa() as calls, sdpa_kernel(SDPBackend.MATH) if group.math_baseline else nullcontext():
         judge.yardstick = judge.errors(run_step(subject, subject.model, group.step))
     base = {"eager_calls": dict(Counter(calls)), "eager_attention": "math" if group.math_baseline else "default"}
-    if all(map(math.isfinite, judge.yardstick.values())):
-        return base
-    with sdpa_kernel(SDPBackend.MATH):
-        judge.yardstick = judge.errors(run_step(subject, subject.model, group.step))
-    return {**base, "eager_attention": "math, since the default is not finite"}
+    if not all(map(math.isfinite, judge.yardstick.values())):
+        raise BaselineError("PyTorch's own attention gives no finite result here")
+    return base
 
 
 def _plain_inductor(group: Group, subject: Subject, judge: Judge, base: dict[str, Any]) -> Compiled | None:
@@ -166,8 +169,8 @@ def compiled_run(group: Group, subject: Subject, judge: Judge, with_backend: str
     """Compile, run `RUNS` times, keep the worst error, then measure."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    mode = None if group.mode == "default" else group.mode
-    call = torch.compile(subject.model, backend=with_backend, mode=mode)
+    mode = group.mode if group.mode == GRAPHS else None
+    call = torch.compile(subject.model, backend=with_backend, mode=mode, dynamic=group.mode == DYNAMIC or None)
     start = time.perf_counter()
     results = [run_step(subject, call, group.step)]
     compile_s = time.perf_counter() - start
@@ -198,17 +201,24 @@ def _record(group: Group, judge: Judge, ours: Compiled, plain: Compiled | None, 
         record[what] = {"error": error, "eager": eager, "inductor": inductor, "ratio": error / eager}
         record["beyond_eager"] |= not error <= LARGEST_RATIO * eager
         finite = [value for value in (eager, inductor) if value is not None and math.isfinite(value)]
-        if not (math.isfinite(error) and error <= LARGEST_RATIO * max(finite, default=0.0)):
+        allowed = max(LARGEST_RATIO * max(finite, default=0.0), _declared(decisions))
+        if not (math.isfinite(error) and error <= allowed):
             problems.append(f"{what}: error {error:.2e}, eager's is {eager:.2e}, plain Inductor's {inductor or 0:.2e}")
     if len(decisions) != eager_calls:
         problems.append(f"{len(decisions)} calls in the reports, eager makes {eager_calls}")
-    if group.mode != "default" and group.device == "cuda":
+    if group.mode == GRAPHS and group.device == "cuda":
         problems += _graph_problems(group.step, ours, plain)
     record |= {"graphs": ours.graphs, "compile_s": ours.compile_s, "ms": ours.ms, "counters": ours.counters}
     record |= {"replays_per_call": ours.replays_per_call, "captures_while_timed": ours.captures_while_timed}
     if plain:
         record["inductor"] = {key: value for key, value in asdict(plain).items() if key != "errors"}
     return {"ok": not problems, "problems": problems, **record}
+
+
+def _declared(decisions: list[Decision]) -> float:
+    """The error that the approximate kernels in use declare for one call, relative; 0 if all are exact."""
+    used = {decision.kernel for decision in decisions}
+    return max((k.limits.relative_error or 0.0 for k in attnpass.kernels() if k.name in used), default=0.0)
 
 
 def _graph_problems(step: str, ours: Compiled, plain: Compiled | None) -> Iterator[str]:

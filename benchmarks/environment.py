@@ -18,7 +18,17 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-LIBRARIES = ("triton", "transformers", "diffusers", "timm", "torchvision")
+LIBRARIES = (
+    "triton",
+    "transformers",
+    "diffusers",
+    "timm",
+    "torchvision",
+    "flash-attn",
+    "flash-attn-4",
+    "tokenspeed-fa3",
+)
+LIBRARIES += ("sageattention", "xformers")
 COMMIT_VARIABLE = "ATTNPASS_COMMIT"  # for a copy of the sources without their repository
 
 

@@ -31,14 +31,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.case import DTYPES, Group, run_group
+from benchmarks.case import DTYPES, DYNAMIC, GRAPHS, BaselineError, Group, run_group
 from benchmarks.environment import RESULTS, append, facts
 from benchmarks.steps import FORWARD, TRAIN
 from benchmarks.zoo import MODELS
 
 CUDA_KERNELS = ("auto", "native_cudnn", "flex", "native_flash", "native_efficient", "native_math")
 CPU_KERNELS = ("auto", "flex", "native_flash", "native_math")
-MODES = ("default", "reduce-overhead")
+MODES = ("default", GRAPHS, DYNAMIC)
 MARK = "RECORD "
 DEVICE_LOST = 3
 
@@ -159,7 +159,7 @@ def _work(group: Group) -> int:
         for wish in group.wishes:
             record = {"model": group.model, "step": group.step, "mode": group.mode, "kernel": wish, "ok": False}
             print(MARK + json.dumps({**record, "problems": [], "skipped": str(missing)}), flush=True)
-    except torch.AcceleratorError:
+    except (torch.AcceleratorError, BaselineError):
         sys.stdout.flush()
         os._exit(DEVICE_LOST)  # taking a lost device down in good order may hang or abort
     return 0
@@ -215,7 +215,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--group", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.kernels = args.kernels or (CUDA_KERNELS if args.device == "cuda" else CPU_KERNELS)
-    args.modes = args.modes or (MODES if args.device == "cuda" else MODES[:1])
+    args.modes = args.modes or (MODES[:2] if args.device == "cuda" else MODES[:1])
     args.out = args.out or str(RESULTS / f"models_{args.device}.jsonl")
     return args
 

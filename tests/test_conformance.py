@@ -12,16 +12,36 @@ import pytest
 import torch
 
 from attnpass import testing
+from attnpass.call import AttentionCall
+from attnpass.config import Config
 from attnpass.kernels import registry
+from attnpass.known_machines import KNOWN_MACHINES
+from attnpass.library import PYTORCH
+from attnpass.machine import Machine
+from attnpass.select import select
+from attnpass.tensor import TensorSpec
 
 COUNT = 250
 CPU_KERNELS = ("native_flash", "native_math", "reference", "flex")
 CUDA_KERNELS = ("native_flash", "native_cudnn", "native_efficient", "native_math", "reference", "flex")
+CUDA_LIBRARIES = (
+    "flash2",
+    "flash3",
+    "flash4",
+    "sage",
+    "sage_triton",
+    "sage_fp16",
+    "sage_fp8_sm90",
+    "sage1",
+    "xformers",
+)
 
 
 def conform(kernel: str, device: str, seed: int) -> Counter[str]:
     outcomes: Counter[str] = Counter()
-    for case in testing.cases(COUNT, seed):
+    limits = registry()[kernel].limits
+    own = testing.cases_for(limits, COUNT, seed) if limits.library != PYTORCH else []
+    for case in own or testing.cases(COUNT, seed):
         fit = testing.runnable(case, device)
         if fit is not None:
             outcome = testing.check(kernel, fit, device)
@@ -40,8 +60,12 @@ def test_right_or_refused_on_cpu(kernel: str, seed: int, record_property: pytest
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kernel", CUDA_KERNELS)
+@pytest.mark.parametrize("kernel", (*CUDA_KERNELS, *CUDA_LIBRARIES))
 def test_right_or_refused_on_cuda(kernel: str) -> None:
+    limits = registry()[kernel].limits
+    problem = Machine.look(torch.device("cuda"), [limits.library], [limits.library]).library_problem(limits.library)
+    if problem:
+        pytest.skip(f"{limits.library.name} is {problem}")
     outcomes = conform(kernel, "cuda", seed=3)
     print(f"\nconformance of {kernel} on CUDA: {dict(outcomes)}, none wrong")
     assert outcomes["right"] >= 10
@@ -52,8 +76,9 @@ def test_every_refusal_on_another_device_says_so(kernel: str) -> None:
     """A kernel that does not run here refuses each call by name of the device, and never touches it."""
     if "cpu" in registry()[kernel].limits.devices:
         pytest.skip("runs on the CPU")
-    outcome = testing.check(kernel, testing.Case((1, 2, 2, 8, 8, 16, 16)))
-    assert "device" in {code.value for code in outcome.codes}
+    spec = TensorSpec((1, 2, 8, 16), (256, 128, 16, 1), torch.float16, torch.device("cpu"))
+    decision = select(AttentionCall(q=spec, k=spec, v=spec, out=spec), registry(), KNOWN_MACHINES["cpu"], Config())
+    assert "device" in {reason.code.value for reason in decision.rejections(kernel)}
 
 
 def test_cases_are_the_same_for_the_same_seed() -> None:
@@ -69,5 +94,5 @@ def test_check_catches_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         return honest(self, emitter, call, type(args)(args.q, args.k, args.v, None, args.scale))
 
     monkeypatch.setattr(type(kernel), "emit", forgets)
-    with pytest.raises(AssertionError, match="is off"):
+    with pytest.raises(AssertionError, match="off by"):
         testing.check("native_math", testing.Case((1, 2, 2, 8, 8, 16, 16), mask="bool"))

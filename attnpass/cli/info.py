@@ -10,11 +10,13 @@ import argparse
 import json
 import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import attnpass
+from attnpass import verdicts
 from attnpass.call import AttentionCall
 from attnpass.cli.table import print_table
 from attnpass.config import Config, unknown_variables
@@ -73,8 +75,17 @@ def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
         "machines": {device: machine.to_dict() for device, machine in machines.items()},
         "kernels": {device: usable(kernels, torch.device(device), machines[device]) for device in machines},
         "settings": [{"name": name, "value": value, "from": origin} for name, value, origin in settings],
+        "verdicts": verdicts.everything(_cache_folder()),
         "problems": problems,
     }
+
+
+def _cache_folder() -> Path:
+    try:
+        chosen = Config.load().cache
+    except ConfigError:
+        chosen = None
+    return Path(chosen) if chosen else verdicts.default_folder()
 
 
 def devices() -> list[torch.device]:
@@ -131,5 +142,18 @@ def _print(facts: Mapping[str, Any]) -> None:
         print_table(rows, title=f"Kernels on {device}: {machine_name(machine)}")
     print()
     print_table(facts["settings"], title="Settings")
+    if facts["verdicts"]:
+        print()
+        rows = [
+            {
+                "kernel": v["kernel"],
+                "library": v["library"],
+                "GPU": v["gpu"],
+                "verdict": "proved" if v["good"] else "WRONG",
+            }
+            | {"trial": v["text"], "date": v["date"]}
+            for v in facts["verdicts"]
+        ]
+        print_table(rows, title="Kernels that were tried on this machine")
     for problem in facts["problems"]:
         print(f"problem: {problem}")

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from attnpass.errors import ConfigError
 from attnpass.kernel import Kernel
 from attnpass.kernels import hub
+from attnpass.kernels.aiter import Aiter
 from attnpass.kernels.flash2 import Flash2
 from attnpass.kernels.flash3 import Flash3
 from attnpass.kernels.flash4 import Flash4
@@ -23,16 +24,18 @@ from attnpass.kernels.native_cudnn import NativeCudnn
 from attnpass.kernels.native_efficient import NativeEfficient
 from attnpass.kernels.native_flash import NativeFlash
 from attnpass.kernels.native_math import NativeMath
+from attnpass.kernels.npu import Npu
 from attnpass.kernels.reference import Reference
 from attnpass.kernels.sage import KERNELS as SAGE_KERNELS
 from attnpass.kernels.sage1 import Sage1
 from attnpass.kernels.sage3 import Sage3
 from attnpass.kernels.xformers import Xformers
+from attnpass.kernels.xla import Xla
 from attnpass.library import Library
 
 ENTRY_POINTS = "attnpass.kernels"
 _PYTORCH = (Native(), NativeCudnn(), NativeFlash(), NativeEfficient(), NativeMath(), Flex())
-_LIBRARIES = (Flash2(), Flash3(), Flash4(), *SAGE_KERNELS.values(), Sage1(), Sage3(), Xformers())
+_LIBRARIES = (Flash2(), Flash3(), Flash4(), *SAGE_KERNELS.values(), Sage1(), Sage3(), Xformers(), Aiter(), Npu(), Xla())
 _registry: dict[str, Kernel] = {kernel.name: kernel for kernel in (*_PYTORCH, *_LIBRARIES, Reference())}
 
 

@@ -1,4 +1,4 @@
-"""flash2: FlashAttention-2, the library ``flash-attn`` (>= 2.6.3). https://github.com/Dao-AILab/flash-attention
+"""flash2: FlashAttention-2, the library ``flash-attn`` (>= 2.6.3) (https://github.com/Dao-AILab/flash-attention).
 
 What its source says (``flash_attn/flash_attn_interface.py``, ``csrc/flash_attn/flash_api.cpp``, 2.8.3):
 
@@ -6,6 +6,7 @@ What its source says (``flash_attn/flash_attn_interface.py``, ``csrc/flash_attn/
 - Sq = 0 is not handled in the forward; B = 0 is refused;
 - the head dim is at most 256, a multiple of 8 (the Python function pads; here the graph does), the same for v;
 - no mask tensor; softcap excludes dropout;
+- a negative scale turns the maximum, taken before the scale, into the minimum: the weights overflow;
 - with dropout and a head dim above 192, GPUs with little shared memory (sm_86, 89, 120, 121) leave the gradients
   unwritten, without an error (``flash_bwd_launch_template.h:295``);
 - only the last stride is checked, while the kernel reads 16 bytes at a time.
@@ -50,6 +51,7 @@ class Flash2(Kernel):
         gqa=True,
         terms=frozenset({Term.CAUSAL, Term.WINDOW}),
         alignments=BOTTOM_RIGHT,
+        positive_scale=True,
         dropout=True,
         softcap=True,
         vmap=True,
@@ -139,7 +141,7 @@ def _backward_impl(
 
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     flash._flash_attn_backward(
-        dout=grad,
+        dout=ops.aligned(grad),
         q=q,
         k=k,
         v=v,
@@ -168,6 +170,7 @@ _train = ops.define(
     _train_impl,
     _train_fake,
     random=True,
+    vmap=True,
 )
 _backward = ops.define(
     "flash2_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor rng_state, "

@@ -1,4 +1,4 @@
-"""flash3: FlashAttention-3 for Hopper. https://github.com/Dao-AILab/flash-attention (``hopper/``)
+"""flash3: FlashAttention-3 for Hopper (https://github.com/Dao-AILab/flash-attention, ``hopper/``).
 
 It comes under several distributions with different things compiled in; ``flash_attn_config`` in the build says which.
 What the source says (``hopper/flash_attn_interface.py``, ``flash_api.cpp``):
@@ -7,6 +7,7 @@ What the source says (``hopper/flash_attn_interface.py``, ``flash_api.cpp``):
   GPUs have no kernel image: sm_90 only;
 - the fourth positional argument is the scale, where FlashAttention-2 has dropout_p: keywords only;
 - causal and windows are bottom-right; there is no dropout and no mask tensor;
+- a negative scale turns the maximum, taken before the scale, into the minimum: the weights overflow;
 - a head dim that is no multiple of 8 is an error (FlashAttention-2 pads; here the graph does);
 - Dv != D passes the host's checks even if its kernels are not compiled in: refused;
 - its own op's autograd is wrong for causal calls (25 gradients for 26 arguments), so it is not used.
@@ -74,6 +75,7 @@ class Flash3(Kernel):
         gqa=True,
         terms=frozenset({Term.CAUSAL, Term.WINDOW}),
         alignments=BOTTOM_RIGHT,
+        positive_scale=True,
         softcap=True,
         sinks=True,
         vmap=True,
@@ -167,7 +169,7 @@ def _backward_impl(
 
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     flash_attn_interface._flash_attn_backward(
-        dout=grad,
+        dout=ops.aligned(grad),
         q=q,
         k=k,
         v=v,
@@ -191,7 +193,10 @@ _infer = ops.define(
     f"flash3(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, vmap=True
 )
 _train = ops.define(
-    f"flash3_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse)", _train_impl, _train_fake
+    f"flash3_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse)",
+    _train_impl,
+    _train_fake,
+    vmap=True,
 )
 _backward = ops.define(
     "flash3_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "

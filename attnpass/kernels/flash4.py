@@ -1,4 +1,4 @@
-"""flash4: FlashAttention-4 (CuTe DSL), the library ``flash-attn-4``. https://github.com/Dao-AILab/flash-attention
+"""flash4: FlashAttention-4 (CuTe DSL), the library ``flash-attn-4`` (https://github.com/Dao-AILab/flash-attention).
 
 What the source says (``flash_attn/cute/interface.py``, 4.0.0b36):
 
@@ -8,8 +8,12 @@ What the source says (``flash_attn/cute/interface.py``, 4.0.0b36):
 - ``flash_attn.cute.__version__`` says 0.0.0, and an old copy of ``flash_attn.cute`` lies in flash-attn 2: the
   distribution's version decides;
 - the kernels are compiled at their first call, in seconds, and kept for the process;
+- a negative scale turns the maximum, taken before the scale, into the minimum: the weights overflow;
 - with ``k is v`` and a value head dim of 512 it computes another formula (refused by the head dim);
 - the GPU generation is read once, from the current device.
+
+Measured (H200, 4.0.0b36): the backward is wrong without any error, or faults, where the head dim is not one of
+`TRAINED_DIMS` (16, 40, 48, 72, 80, 112: gradients off by 1 to 3) or v's is another one; so the graph pads to the next.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from attnpass.library import Build, Library, UnusableError
 from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
 from attnpass.machine import Machine, sm_number
 from attnpass.masks import Term
-from attnpass.symbolic import as_int, known, shown
+from attnpass.symbolic import as_int, known, known_equal, shown
 
 
 def _read_build() -> Build:
@@ -54,6 +58,9 @@ FLASH_ATTN_4 = Library(
 )
 
 
+TRAINED_DIMS = (32, 64, 96, 128, 192, 256)
+
+
 class Flash4(Kernel):
     """FlashAttention-4: Hopper and Blackwell, forward and backward; the fastest backward on an H100 for Llama."""
 
@@ -71,6 +78,7 @@ class Flash4(Kernel):
         gqa=True,
         terms=frozenset({Term.CAUSAL, Term.WINDOW}),
         alignments=BOTTOM_RIGHT,
+        positive_scale=True,
         softcap=True,
         sinks=True,
         vmap=True,
@@ -99,11 +107,13 @@ class Flash4(Kernel):
             if not small and (as_int(call.D), as_int(call.Dv)) not in ((192, 128), (256, 256)):
                 actual, wanted = f"{shown(call.D)}, {shown(call.Dv)}", "at most 128, (192, 128) or (256, 256)"
                 yield Rejection(Code.HEAD_DIM, "head dims of q and v", actual, f"{wanted} on {machine.capability}")
+        if call.needs_grad and not known_equal(call.D, call.Dv):
+            yield Rejection(Code.VALUE_DIM, "value head_dim", shown(call.Dv), f"{shown(call.D)} in training")
         if call.needs_grad and call.sinks is not None:
             yield Rejection(Code.SINKS, "sinks in training", "a logit for each head", "none, they get no gradient")
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-        q, k, v = bshd(emitter, args)
+        q, k, v = bshd(emitter, args, _trained_dim(call) if call.needs_grad else None)
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
         if call.needs_grad:
             out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
@@ -111,6 +121,11 @@ class Flash4(Kernel):
             sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
             out = emitter(_infer, q, k, v, sinks, *numbers)
         return bhsd(emitter, out, call.Dv)
+
+
+def _trained_dim(call: AttentionCall) -> int:
+    """The next head dim that the backward is right for."""
+    return next(dim for dim in TRAINED_DIMS if dim >= int(call.D))
 
 
 def _sides(left: int, right: int) -> tuple[int | None, int | None]:
@@ -205,7 +220,10 @@ _infer = ops.define(
     f"flash4(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, vmap=True
 )
 _train = ops.define(
-    f"flash4_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse)", _train_impl, _train_fake
+    f"flash4_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse)",
+    _train_impl,
+    _train_fake,
+    vmap=True,
 )
 _backward = ops.define(
     "flash4_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "

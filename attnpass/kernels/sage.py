@@ -1,4 +1,4 @@
-"""sage: SageAttention 2, built from source (>= 2.1.1; PyPI has 1.0.6). https://github.com/thu-ml/SageAttention
+"""sage: SageAttention 2, built from source (>= 2.1.1; PyPI has 1.0.6) (https://github.com/thu-ml/SageAttention).
 
 Scores in int8, the product with V in fp16 or fp8: approximate, so taken only by name. `sage` is the entry point that
 suits the GPU (the table of the library's own ``sageattn``); the others name one entry point.
@@ -10,7 +10,12 @@ What the source says (``sageattention/core.py``, 2.2.0):
 - the head dim is at most 128 and padded to 64 or 128; the value head dim has to be the same;
 - causal is documented only for Sq == Sk;
 - which GPUs are compiled in shows only as an AssertionError at the call; ``SM80_ENABLED`` and its like say it before;
+- a negative scale turns the maximum, which is taken before the scale, into the minimum, and the weights overflow;
 - there is no backward.
+
+Met on an H200 (2.2.0, rarely, because it takes bad luck with what lies in memory): NaN. `sage_fp16` reads values beyond the
+last key where Sk is no multiple of 64 and multiplies them by 0; `sage_triton` reads one scale beyond the last key block of
+a causal call where the number of blocks of 64 keys is odd. `sage_fp8_sm90` pads, and was right at every length.
 """
 
 from __future__ import annotations
@@ -28,11 +33,13 @@ from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter
 from attnpass.kernel import Kernel, Operands
+from attnpass.kernels.sage1 import EVEN_BLOCKS, KEY_BLOCK, has_even_blocks
 from attnpass.layout import either_layout, from_layout, multiple_of
 from attnpass.library import Build, Library
 from attnpass.limits import SQUARE_ONLY, Code, Limits, Rejection
 from attnpass.machine import Machine
 from attnpass.masks import Term
+from attnpass.symbolic import known_multiple, shown
 
 
 def _read_build() -> Build:
@@ -84,7 +91,7 @@ BY_GPU = {
     "sm_121": FP8_120,
 }
 
-FP8_ERROR = 0.05
+FP8_ERROR = 0.05  # 0.041 at most on an H200; the fp16 entry points 0.014
 LIMITS = Limits(
     devices=frozenset({"cuda"}),
     capabilities=("sm_80", "sm_121"),
@@ -94,6 +101,7 @@ LIMITS = Limits(
     gqa=True,
     terms=frozenset({Term.CAUSAL}),
     alignments=SQUARE_ONLY,
+    positive_scale=True,
     backward=False,
     vmap=True,
     row_alignment=16,
@@ -121,6 +129,11 @@ class SageKernel(Kernel):
             yield Rejection(
                 Code.LIBRARY, "this build of sageattention", f"without {entry.binary}", f"{entry.binary} built"
             )
+
+        elif entry.binary == "sm80" and not known_multiple(call.Sk, KEY_BLOCK):
+            yield Rejection(Code.KNOWN_BUG, "Sk", shown(call.Sk), f"a known multiple of {KEY_BLOCK} (NaN else)")
+        elif entry is not None and not entry.binary and call.is_causal and not has_even_blocks(call.Sk):
+            yield Rejection(Code.KNOWN_BUG, "Sk of a causal call", shown(call.Sk), EVEN_BLOCKS)
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         layout, q, k, v = either_layout(emitter, args, multiple_of(64, call.D))

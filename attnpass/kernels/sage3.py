@@ -1,4 +1,4 @@
-"""sage3: SageAttention 3 for Blackwell (fp4), ``sageattn3``. https://github.com/thu-ml/SageAttention
+"""sage3: SageAttention 3 for Blackwell (fp4), ``sageattn3`` (https://github.com/thu-ml/SageAttention).
 
 What its source says (``sageattention3_blackwell/sageattn3/api.py``, 1.0.0):
 

@@ -1,4 +1,4 @@
-"""xformers: memory-efficient attention (>= 0.0.29). https://github.com/facebookresearch/xformers
+"""xformers: memory-efficient attention (>= 0.0.29) (https://github.com/facebookresearch/xformers).
 
 The operator is chosen here, not by the library's dispatch, which would take a forward-only FlashAttention-3 for training
 if one is installed: ``flash`` (flash-attn 2 if it is there, else PyTorch's copy) where it can, ``cutlass`` for fp32,

@@ -93,6 +93,18 @@ class MaskSpec:
                 right = right if term.right is None or right == 0 else term.right
         return left, right
 
+    def seen(self, Sq: int, Sk: int, device: torch.device) -> torch.Tensor:
+        """CAUSAL and WINDOW as a bool tensor (Sq, Sk), True where a key takes part; the other terms are left out."""
+        q, k = torch.arange(Sq, device=device)[:, None], torch.arange(Sk, device=device)[None]
+        shown = torch.ones(Sq, Sk, dtype=torch.bool, device=device)
+        for term in self.terms:
+            if term.term is Term.CAUSAL:
+                shown &= k <= q + term.offset
+            elif term.term is Term.WINDOW:
+                shown &= k >= q + term.offset - (Sk + Sq if term.left is None else term.left)
+                shown &= k <= q + term.offset + (Sk + Sq if term.right is None else term.right)
+        return shown
+
     @property
     def tensor(self) -> TensorSpec | None:
         """The operand that a kernel has to read: the bool mask or the bias; None if the mask is only a rule."""

@@ -48,6 +48,13 @@ def value_of(node: Node) -> Any:
     return node.meta.get("example_value", node.meta.get("val"))
 
 
+def unwrapped(value: Any) -> Any:
+    """The tensor inside functorch's wrappers; anything else as it is."""
+    while isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value
+
+
 def read_call(
     node: Node, region: Region, pattern: Pattern = Pattern.SDPA, outer: Node | None = None, grad: bool | None = None
 ) -> AttentionCall:
@@ -79,7 +86,7 @@ def read_call(
         scale=None if scale is None else float(scale),
         dropout_p=float(dropout_p) if isinstance(dropout_p, (int, float)) else None,
         enable_gqa=args["enable_gqa"] is True,
-        needs_grad=region.grad and (any(t.requires_grad for t in operands) if grad is None else grad),
+        needs_grad=region.grad and (any(unwrapped(t).requires_grad for t in operands) if grad is None else grad),
         mask_and_causal=mask_and_causal,
         context=_context(region, q, operands, unreadable),
         node=where.name,

@@ -9,7 +9,7 @@ For the kernels of this package and for third parties' alike:
         testing.check("my_kernel", case, device="cuda")
 """
 
-from attnpass.testing.cases import Case, cases, make_operands, runnable
+from attnpass.testing.cases import Case, cases, cases_for, make_operands, runnable
 from attnpass.testing.conformance import Outcome, check, sdpa_graph
 
-__all__ = ["Case", "Outcome", "cases", "check", "make_operands", "runnable", "sdpa_graph"]
+__all__ = ["Case", "Outcome", "cases", "cases_for", "check", "make_operands", "runnable", "sdpa_graph"]

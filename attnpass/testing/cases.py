@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnpass.limits import Limits
+from attnpass.masks import Term
 from attnpass.tensor import dtype_name
 
 SHAPES = (  # B, H, Hkv, Sq, Sk, D, Dv
@@ -45,6 +47,8 @@ MASKS = (
 )
 LAYOUTS = ("BHSD", "BSHD", "packed", "expanded", "offset", "transposed", "3-D", "2-D", "broadcast")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HEAD_DIMS = (8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 128, 160, 192, 256)
+LENGTHS = (1, 2, 7, 16, 33, 64, 77, 100, 128, 192, 200, 256, 300, 384, 513)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,32 @@ def cases(count: int, seed: int = 0, dtypes: tuple[torch.dtype, ...] = DTYPES) -
         mask, grad = rng.choice(MASKS), rng.random() < 0.4
         grad = grad or mask == "bias_grad"
         made[Case(rng.choice(SHAPES), rng.choice(dtypes), mask, layout, scale, grad, seed=len(made))] = None
+    return list(made)
+
+
+def cases_for(limits: Limits, count: int, seed: int = 0) -> list[Case]:
+    """``count`` different calls, drawn from what ``limits`` promise; most stand inside them, or just outside."""
+    rng = random.Random(seed)
+    dims = [d for d in HEAD_DIMS if limits.head_dim_min <= d <= (limits.head_dim_max or d)]
+    dims = [d for d in dims if d % limits.head_dim_multiple == 0] or [64]
+    masks = ["none", *(["causal"] * (Term.CAUSAL in limits.terms)), *(MASKS[4:] if limits.mask_tensor else ())]
+    layouts = ("BHSD", "BSHD", "BSHD", "packed", "3-D")
+    dtypes = sorted(limits.dtypes & set(DTYPES), key=str)
+    made: dict[Case, None] = {}
+    while len(made) < count:
+        near_miss = rng.random() < 0.2
+        H, Hkv = rng.choice(((2, 2), (4, 2), (4, 1), (8, 2)) if limits.gqa else ((2, 2), (3, 3)))
+        Sq = rng.choice(LENGTHS)
+        Sk = Sq if rng.random() < 0.6 else rng.choice(LENGTHS)
+        D = rng.choice((*HEAD_DIMS, 5, 20) if near_miss else dims)
+        Dv = rng.choice(dims) if limits.value_dim_may_differ and rng.random() < 0.3 else D
+        mask = rng.choice(MASKS if near_miss else masks)
+        grad = rng.random() < (0.4 if limits.backward else 0.1)
+        scale = rng.choice((None, None, 0.3) if limits.positive_scale or not near_miss else (None, -0.5))
+        layout = rng.choice(LAYOUTS if near_miss else layouts)
+        shape = (rng.choice((1, 2, 3)), H, Hkv, Sq, Sk, D, Dv)
+        dtype = rng.choice(DTYPES if near_miss else dtypes)
+        made[Case(shape, dtype, mask, layout, scale, grad or mask == "bias_grad", seed=len(made))] = None
     return list(made)
 
 

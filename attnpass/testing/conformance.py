@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 
 from attnpass.explain import rewrite
+from attnpass.judge import judge
 from attnpass.kernels import registry
 from attnpass.limits import Code
-from attnpass.measure import allowed_error, difference, own_results, reference_attention
 from attnpass.select import Decision
 from attnpass.testing.cases import Case, make_operands
 
@@ -53,19 +52,11 @@ def check(kernel: str, case: Case, device: str = "cpu") -> Outcome:
     if not decision.rewritten:
         assert torch.equal(result.nan_to_num(), native.nan_to_num()), f"{case}: kept, but not what PyTorch gives"
         return Outcome(decision.kernel, tuple(r.code for r in decision.rejections(kernel)))
-    tolerance, worst = registry()[kernel].limits.tolerance, 0.0
-    exact = reference_attention(*_detached(operands), **options)  # type: ignore[arg-type]
-    own = own_results(*operands, **options)  # type: ignore[arg-type]
-    results = [("output", result, own, exact)]
-    if case.grad and result.numel():
-        results += _gradients(operands, options, inputs, [result, *own])
-    largest = max((difference(right, right).largest for *_, right in results), default=0.0)
-    for name, got, own, right in results:
-        found = difference(got, right)
-        allowed = allowed_error([difference(x, right) for x in own], case.dtype, tolerance, largest)
-        assert found.nan == 0, f"{case}: {name} of {decision.kernel} has {found.nan} NaN"
-        assert found.max_abs <= allowed, f"{case}: {name} of {decision.kernel} is off: {found}, allowed {allowed:.2e}"
-        worst = max(worst, found.max_abs / allowed if allowed else 0.0)
+    limits = registry()[kernel].limits_for(next(iter(report.machines.values())))
+    judgements = judge(limits, rewritten, operands if case.grad else _detached(operands), options)
+    for judgement in judgements:
+        assert judgement.good, f"{case}: {decision.kernel}: {judgement}"
+    worst = max((j.error / j.allowed for j in judgements if j.allowed), default=0.0)
     return Outcome(decision.kernel, worst=worst)
 
 
@@ -88,21 +79,6 @@ def _check_strides(case: Case, result: Tensor, native: Tensor) -> None:
     pairs = [(a, b) for a, b, size in zip(result.stride(), native.stride(), result.shape, strict=True) if size > 1]
     if result.numel():
         assert all(a == b for a, b in pairs), f"{case}: strides {result.stride()}, not {native.stride()}"
-
-
-def _gradients(
-    operands: list[Tensor | None], options: dict[str, Any], inputs: list[Tensor], outputs: list[Tensor]
-) -> Iterator[tuple[str, Tensor, list[Tensor], Tensor]]:
-    wanted = [x for x in inputs if x.requires_grad]
-    weight = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(1)).to(outputs[0])
-    got, *own = (torch.autograd.grad((out * weight).sum(), wanted, materialize_grads=True) for out in outputs)
-    exact_in = [None if x is None else x.detach().double() if x.is_floating_point() else x for x in operands]
-    pairs = zip(exact_in, operands, strict=True)
-    leaves = [x.requires_grad_() for x, given in pairs if x is not None and given is not None and given.requires_grad]
-    exact = reference_attention(*exact_in, **options)  # type: ignore[arg-type]
-    right = torch.autograd.grad((exact * weight.double()).sum(), leaves, materialize_grads=True)
-    for i, (mine, exact_one) in enumerate(zip(got, right, strict=True)):
-        yield f"gradient {i}", mine, [each[i] for each in own], exact_one
 
 
 def _detached(operands: list[Tensor | None]) -> list[Tensor | None]:

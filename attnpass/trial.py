@@ -1,0 +1,199 @@
+"""Run one kernel once, on random data of one kind of call, and compare it with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import tracing
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import Graph, GraphModule
+
+from attnpass.apply import emit_call
+from attnpass.checks import rejections
+from attnpass.emit import EmitRefusedError, Emitter
+from attnpass.judge import judge
+from attnpass.kernel import Kernel
+from attnpass.machine import Machine
+from attnpass.masks import MaskSpec, MaskTerm, Term
+from attnpass.patterns import find
+from attnpass.tensor import TensorSpec, dtype_name
+
+SDPA = torch.nn.functional.scaled_dot_product_attention
+
+
+class UnfitError(Exception):
+    """The kernel does not take the sample, or the device is not there: nothing can be said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A small call that stands for a class of calls.
+
+    Attributes:
+        shape: (B, H, Hkv, Sq, Sk, D, Dv).
+        dtype: of q, k and v.
+        device: where it runs.
+        mask: the mask of a call of the class; its rules are taken over, its tensors only by their kind.
+        shifted: does the mask's diagonal end bottom-right instead of starting top-left?
+        bshd: do q, k and v lie as (B, S, H, D)?
+        scale: factor on the scores, or None.
+        softcap: or None.
+        sinks: are there attention sinks?
+        grad: are gradients compared too?
+    """
+
+    shape: tuple[int, int, int, int, int, int, int]
+    dtype: torch.dtype
+    device: torch.device
+    mask: MaskSpec
+    shifted: bool = False
+    bshd: bool = True
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    grad: bool = False
+
+    def __str__(self) -> str:
+        B, H, Hkv, Sq, Sk, D, Dv = self.shape
+        words = [f"B{B} H{H} Hkv{Hkv} Sq{Sq} Sk{Sk} D{D}" + (f" Dv{Dv}" if Dv != D else ""), dtype_name(self.dtype)]
+        kept = self.mask.tensor
+        words += [str(self.rules)] if self.rules.terms else []
+        words += [] if kept is None else ["bool mask" if kept.dtype == torch.bool else f"{dtype_name(kept.dtype)} bias"]
+        words += [f"softcap {self.softcap:g}"] if self.softcap else []
+        words += ["sinks"] if self.sinks else []
+        words += ["negative scale"] if self.scale is not None and self.scale <= 0 else []
+        words += ["BSHD" if self.bshd else "BHSD"]
+        return ", ".join(words + (["training"] if self.grad else []))
+
+    @property
+    def rules(self) -> MaskSpec:
+        """The mask's causal and window terms at the sample's own lengths; a window of its own size."""
+        Sq, Sk = self.shape[3:5]
+        offset = Sk - Sq if self.shifted else 0
+        terms = []
+        for term in self.mask.terms:
+            if term.term is Term.CAUSAL:
+                terms.append(replace(term, offset=offset))
+            elif term.term is Term.WINDOW:
+                left = None if term.left is None else max(1, Sk // 3)
+                right = term.right if term.right is None or term.right == 0 else max(1, Sk // 4)
+                terms.append(MaskTerm(Term.WINDOW, offset, left, right))
+        return MaskSpec(tuple(terms))
+
+
+def run_trial(kernel: Kernel, sample: Sample, machine: Machine) -> tuple[bool, str, float, float]:
+    """Was it right, what was tried and came out in words, the worst error, and the error allowed.
+
+    Raises:
+        UnfitError: the kernel refuses the sample, or the device cannot be used.
+    """
+    with _undisturbed(sample):
+        tensors = _tensors(sample)
+        gm = _emitted(kernel, sample, machine, tensors)
+        given = [x for x in tensors.values() if x is not None]
+        before = [x.detach().clone() for x in given]
+        try:
+            found = judge(kernel.limits_for(machine), gm, list(tensors.values()), _meaning(sample))
+        except Exception as error:
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({sample})"
+            return False, text, float("inf"), 0.0
+        worst = max(found, key=lambda one: (not one.good, one.error / max(one.allowed, 1e-30)))
+        if not all(map(torch.equal, given, before)):
+            return False, f"it changes its operands in place ({sample})", float("inf"), 0.0
+        return worst.good, f"{worst} ({sample})", worst.error, worst.allowed
+
+
+@contextmanager
+def _undisturbed(sample: Sample) -> Iterator[None]:
+    """Neither disturbed by the compilation around us nor disturbing it, or the program's random numbers."""
+    cuda = sample.device.type == "cuda"
+    with ExitStack() as stack:
+        stack.enter_context(tracing(None))
+        stack.enter_context(unset_fake_temporarily())
+        stack.enter_context(torch.random.fork_rng([sample.device] if cuda else []))
+        stack.enter_context(torch.autocast(sample.device.type, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(sample.grad))
+        yield
+
+
+def _tensors(sample: Sample) -> dict[str, Tensor | None]:
+    """q, k, v, mask and sinks on the device."""
+    B, H, Hkv, Sq, Sk, D, Dv = sample.shape
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def operand(heads: int, length: int, size: int) -> Tensor:
+        lying = normal(B, length, heads, size) if sample.bshd else normal(B, heads, length, size)
+        there = lying.to(sample.device, sample.dtype).requires_grad_(sample.grad)
+        return (there.transpose(1, 2) if sample.bshd else there).detach().requires_grad_(sample.grad)
+
+    mask, kind = None, sample.mask.tensor
+    if kind is not None and kind.dtype == torch.bool:
+        mask = torch.rand(B, 1, Sq, Sk, generator=generator) > 0.3
+        mask[..., 0] = True
+    elif kind is not None:
+        mask = normal(B, H, Sq, Sk).to(kind.dtype)
+    try:
+        return {
+            "q": operand(H, Sq, D),
+            "k": operand(Hkv, Sk, D),
+            "v": operand(Hkv, Sk, Dv),
+            "mask": None if mask is None else mask.to(sample.device),
+            "sinks": normal(H).to(sample.device, sample.dtype) if sample.sinks else None,
+        }
+    except (RuntimeError, AssertionError) as error:
+        raise UnfitError(str(error)) from error
+
+
+def _emitted(kernel: Kernel, sample: Sample, machine: Machine, tensors: dict[str, Tensor | None]) -> GraphModule:
+    """A graph that computes the sample with the kernel."""
+    graph = Graph()
+    nodes = {name: graph.placeholder(name) for name, tensor in tensors.items() if tensor is not None}
+    options: dict[str, Any] = {"scale": sample.scale, "enable_gqa": sample.shape[1] != sample.shape[2]}
+    operands = [nodes.get(name) for name in ("q", "k", "v", "mask")]
+    out = graph.call_function(SDPA, tuple(operands), options)
+    graph.output(out)
+    gm = GraphModule(torch.nn.Module(), graph)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = {name: mode.from_tensor(tensor) for name, tensor in tensors.items() if tensor is not None}
+    for name, node in nodes.items():
+        node.meta["example_value"] = fake[name]
+    with mode:
+        out.meta["example_value"] = SDPA(fake["q"], fake["k"], fake["v"], fake.get("mask"), **options)
+    call = replace(find(gm).calls[0].call, softcap=sample.softcap, needs_grad=sample.grad)
+    call = replace(call, mask=replace(call.mask, terms=(*call.mask.terms, *sample.rules.terms)))
+    if tensors["sinks"] is not None:
+        call = replace(call, sinks=TensorSpec.of(tensors["sinks"]))
+    refused = [*rejections(kernel.limits_for(machine), call, machine), *kernel.check(call, machine)]
+    if refused:
+        raise UnfitError("; ".join(map(str, refused)))
+    try:
+        emitted = emit_call(Emitter(gm, out), out, call, kernel, nodes.get("sinks"))
+    except EmitRefusedError as error:
+        raise UnfitError(str(error)) from error
+    out.replace_all_uses_with(emitted)
+    graph.erase_node(out)
+    gm.recompile()
+    return gm
+
+
+def _meaning(sample: Sample) -> dict[str, Any]:
+    """The keyword arguments of the reference; the mask's rules are spelled out as a tensor for it."""
+    Sq, Sk = sample.shape[3:5]
+    meaning: dict[str, Any] = {
+        "scale": sample.scale,
+        "enable_gqa": sample.shape[1] != sample.shape[2],
+        "softcap": sample.softcap,
+    }
+    if sample.rules.terms:
+        meaning["seen"] = sample.rules.seen(Sq, Sk, sample.device)
+    return meaning

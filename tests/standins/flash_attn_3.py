@@ -1,0 +1,160 @@
+"""FlashAttention-3: `flash_attn_func` and `_flash_attn_backward` with their real signatures.
+
+Traps kept: the fourth positional argument is the scale, a head dim that is no multiple of 8 is an error, what a build
+left out raises at the call, bottom-right causal and windows, Dv != D computes something else, the output is contiguous
+whatever q is, sinks are bf16 and only in some builds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.standins import module
+from tests.standins.formula import attention, band, gradients, is_aligned
+
+# the flags of the wheel tokenspeed-fa3
+FORWARD_ONLY = ("BACKWARD", "SOFTCAP", "HDIM96", "SM8x")
+disabled: frozenset[str] = frozenset()
+
+
+def _seen(q: Tensor, k: Tensor, causal: bool, left: int, right: int) -> Tensor:
+    right = 0 if causal else right
+    return band(q.shape[1], k.shape[1], None if left < 0 else left, None if right < 0 else right)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, left: int, right: int, softcap: float) -> None:
+    D = q.shape[-1]
+    assert q.dtype in (torch.float16, torch.bfloat16) and q.dtype == k.dtype == v.dtype
+    assert not (q.dtype == torch.float16 and "FP16" in disabled), "This flash attention build does not support FP16."
+    assert D % 8 == 0 and D <= 256, "head_size should be a multiple of 8"
+    assert D <= max(d for d in (64, 96, 128, 192, 256) if f"HDIM{d}" not in disabled), "no kernel for this head_size"
+    assert v.shape[-1] == D, "computes with q's head dim what has v's"
+    assert q.shape[2] % k.shape[2] == 0 and q.shape[0] == k.shape[0]
+    assert all(is_aligned(x) for x in (q, k, v)), "TMA wants aligned strides"
+    assert not (softcap and "SOFTCAP" in disabled), "This flash attention build does not support tanh softcapping."
+    local = (left >= 0 or right >= 0) and not (left < 0 and right == 0)
+    assert not (local and "LOCAL" in disabled), "This flash attention build does not support local attention."
+
+
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    qv: Tensor | None = None,
+    q_descale: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    attention_chunk: int = 0,
+    softcap: float = 0.0,
+    num_splits: int = 1,
+    pack_gqa: bool | None = None,
+    deterministic: bool = False,
+    sm_margin: int = 0,
+    return_attn_probs: bool = False,
+) -> Any:
+    return _forward(q, k, v, softmax_scale, causal, window_size, softcap, num_splits, return_attn_probs, None)
+
+
+def flash_attn_func_with_sinks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    qv: Tensor | None = None,
+    q_descale: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    attention_chunk: int = 0,
+    softcap: float = 0.0,
+    num_splits: int = 1,
+    pack_gqa: bool | None = None,
+    deterministic: bool = False,
+    sm_margin: int = 0,
+    return_attn_probs: bool = False,
+    sinks: Tensor | None = None,
+) -> Any:
+    return _forward(q, k, v, softmax_scale, causal, window_size, softcap, num_splits, return_attn_probs, sinks)
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    causal: bool,
+    window: tuple[int, int],
+    softcap: float,
+    num_splits: int,
+    with_lse: bool,
+    sinks: Tensor | None,
+) -> Any:
+    _check(q, k, v, causal, *window, softcap)
+    assert num_splits == 1, "tracing refuses the heuristic"
+    if sinks is not None:
+        assert sinks.dtype == torch.bfloat16 and sinks.is_contiguous() and sinks.shape == (q.shape[2],)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out, lse = attention(q, k, v, scale, _seen(q, k, causal, *window), softcap=softcap, sinks=sinks)
+    return (out, lse) if with_lse else out
+
+
+def _flash_attn_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    softmax_lse: Tensor,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    sequed_q: Tensor | None = None,
+    sequed_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    dq: Tensor | None = None,
+    dk: Tensor | None = None,
+    dv: Tensor | None = None,
+    softmax_scale: float | None = None,
+    is_causal: bool = False,
+    window_size_left: int = -1,
+    window_size_right: int = -1,
+    softcap: float = 0.0,
+    deterministic: bool = False,
+    sm_margin: int = 0,
+) -> Tensor:
+    if "BACKWARD" in disabled:
+        raise RuntimeError("This flash attention build does not support backward.")
+    dout = dout if dout.stride(-1) == 1 else dout.contiguous()
+    assert is_aligned(dout) and softmax_scale is not None and dq is not None and dk is not None and dv is not None
+    assert not (deterministic and q.shape[-1] == 256), "deterministic backward is not supported for head dim 256"
+    window = (window_size_left, window_size_right)
+    _check(q, k, v, is_causal, *window, softcap)
+    results = gradients(dout, q, k, v, softmax_scale, _seen(q, k, is_causal, *window), softcap=softcap)
+    for buffer, grad in zip((dq, dk, dv), results, strict=True):
+        buffer.copy_(grad)
+    return softmax_lse
+
+
+def install(
+    monkeypatch: pytest.MonkeyPatch, without: Iterable[str] = (), sinks: bool = False, config: bool = True
+) -> None:
+    """Let ``import flash_attn_interface`` find this, built ``without`` some features."""
+    monkeypatch.setattr(f"{__name__}.disabled", frozenset(without))
+    forward = flash_attn_func_with_sinks if sinks else flash_attn_func
+    module(monkeypatch, "flash_attn_3._C")
+    module(
+        monkeypatch, "flash_attn_interface", flash_attn_func=forward, _flash_attn_backward=_flash_attn_backward
+    )
+    if config:
+        names = ("BACKWARD", "SOFTCAP", "LOCAL", "FP16", "HDIM64", "HDIM96", "HDIM128", "HDIM192", "HDIM256", "SM8x")
+        flags = {f"FLASHATTENTION_DISABLE_{name}": name in disabled for name in names}
+        module(monkeypatch, "flash_attn_config", CONFIG={"build_flags": flags})

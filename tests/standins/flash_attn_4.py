@@ -1,0 +1,114 @@
+"""flash-attn-4: `flash_attn_func` and `_flash_attn_bwd` of ``flash_attn.cute.interface``, the arguments that matter here.
+
+Traps kept: always a tuple, qv as the fourth positional argument, an unbounded side of a window is None and one -1 is a
+bound, another formula for ``k is v`` with Dv = 512, causal is lost beside a mask function, bottom-right, head dims that
+are no multiple of 8, wrong gradients at most head dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.standins import module
+from tests.standins.formula import attention, band, gradients
+
+
+TRAINED = (32, 64, 96, 128, 192, 256)
+
+
+def _seen(q: Tensor, k: Tensor, causal: bool, left: int | None, right: int | None, mask_mod: Any = None) -> Tensor:
+    if mask_mod is not None:
+        causal, left, right = False, None, None
+    if left is not None and right is not None and left < 0 and right < 0:
+        left = right = None
+    return band(q.shape[1], k.shape[1], left, 0 if causal else right)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    assert q.dtype in (torch.float16, torch.bfloat16) and q.dtype == k.dtype == v.dtype
+    for size in (q.shape[-1], v.shape[-1]):
+        assert 8 <= size <= 256 and size % 8 == 0, f"head dim {size} is not supported on SM90"
+    assert q.shape[2] % k.shape[2] == 0 and q.shape[0] == k.shape[0] == v.shape[0]
+
+
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    qv: Tensor | None = None,
+    gather_kv_indices: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int | None, int | None] = (None, None),
+    learnable_sink: Tensor | None = None,
+    softcap: float = 0.0,
+    num_splits: int = 1,
+    pack_gqa: bool | None = None,
+    deterministic: bool = False,
+    score_mod: Callable[..., Any] | None = None,
+    score_mod_bwd: Callable[..., Any] | None = None,
+    mask_mod: Callable[..., Any] | None = None,
+    aux_tensors: list[Tensor] | None = None,
+    aux_scalars: tuple[Any, ...] | None = None,
+    block_sparse_tensors: Any = None,
+    block_sparse_tensors_bwd: Any = None,
+    return_lse: bool = False,
+    gather_bwd_recompute_p: bool = False,
+    gather_bwd_token_chunk: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    assert not (k is v and v.shape[-1] == 512), "takes q as qv and forgets q and k"
+    assert qv is None and num_splits == 1
+    _check(q, k, v)
+    if learnable_sink is not None:
+        assert learnable_sink.dtype == torch.bfloat16 and learnable_sink.shape == (q.shape[2],)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    seen = _seen(q, k, causal, *window_size, mask_mod)
+    out, lse = attention(q, k, v, scale, seen, softcap=softcap, sinks=learnable_sink)
+    return out, lse if return_lse else None
+
+
+def _flash_attn_bwd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    softcap: float = 0.0,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
+    pack_gqa: bool = False,
+    deterministic: bool = False,
+    dq: Tensor | None = None,
+    dk: Tensor | None = None,
+    dv: Tensor | None = None,
+    dlse: Tensor | None = None,
+    learnable_sink: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    _check(q, k, v)
+    assert softmax_scale is not None and lse.dtype == torch.float32
+    seen = _seen(q, k, causal, window_size_left, window_size_right)
+    results = gradients(dout, q, k, v, softmax_scale, seen, softcap=softcap)
+    buffers = [torch.empty_like(x) if b is None else b for b, x in zip((dq, dk, dv), (q, k, v), strict=True)]
+    assert all(buffer.is_contiguous() for buffer in buffers)
+    if q.shape[-1] not in TRAINED or q.shape[-1] != v.shape[-1]:
+        results = tuple(grad + 1 for grad in results)  # type: ignore[assignment]
+    return tuple(buffer.copy_(grad) for buffer, grad in zip(buffers, results, strict=True))
+
+
+def _old_copy(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = None, causal: bool = False) -> Any:
+    raise AssertionError("the copy of flash_attn.cute that flash-attn 2 brings along was called")
+
+
+def install(monkeypatch: pytest.MonkeyPatch, old_copy: bool = False) -> None:
+    """Let ``import flash_attn.cute.interface`` find this, or the old copy that lies in flash-attn 2."""
+    functions = {"flash_attn_func": _old_copy if old_copy else flash_attn_func, "_flash_attn_bwd": _flash_attn_bwd}
+    module(monkeypatch, "flash_attn.cute", __version__="0.0.0")
+    module(monkeypatch, "flash_attn.cute.interface", **functions)
