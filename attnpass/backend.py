@@ -143,8 +143,7 @@ def _verifier(config: Config) -> Verifier | None:
     compile_id = CompileContext.current_compile_id()
     if not config.verify or compile_id is None:
         return None
-    tolerances = {name: kernel.limits.tolerance for name, kernel in registry().items()}
-    return Verifier(f"frame {compile_id.frame_id}", tolerances)
+    return Verifier(f"frame {compile_id.frame_id}", {name: kernel.limits for name, kernel in registry().items()})
 
 
 def prover(config: Config) -> Prover | None:
@@ -156,6 +155,9 @@ def prover(config: Config) -> Prover | None:
 
 
 def _publish(report: Report, config: Config) -> None:
+    context = CompileContext.try_get()
+    if context and context.attempt and _reports and _reports[-1].compile_id == report.compile_id:
+        _reports.pop()  # Dynamo started this very graph over
     _reports.append(report)
     torch._dynamo.utils.counters["attnpass"]["calls"] += len(report.decisions)
     torch._dynamo.utils.counters["attnpass"]["rewritten"] += report.rewritten

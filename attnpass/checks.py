@@ -135,6 +135,9 @@ def _mask_tensor(limits: Limits, call: AttentionCall, tensor: TensorSpec) -> Ite
         yield Rejection(Code.MASK_DTYPE, "mask dtype", dtype_name(tensor.dtype), f"bool or {dtype_name(call.dtype)}")
     if tensor.requires_grad and call.needs_grad and not limits.mask_grad:
         yield Rejection(Code.MASK_GRAD, "mask.requires_grad", True, "False, there is no gradient for the mask")
+    if call.needs_grad and not limits.hidden_rows_train and tensor.dtype in (torch.float32, torch.bfloat16):
+        wanted = "a bool mask in training (a row hidden by a large finite number would get wrong gradients)"
+        yield Rejection(Code.KNOWN_BUG, "mask", f"an additive {dtype_name(tensor.dtype)} tensor", wanted)
     if call.mask.rows_may_be_empty and not limits.empty_rows_are_zero:
         yield Rejection(Code.EMPTY_ROWS, "mask", "a tensor that may hide all keys of a query", "at least one key a row")
     if tensor.device != call.device:
@@ -142,10 +145,10 @@ def _mask_tensor(limits: Limits, call: AttentionCall, tensor: TensorSpec) -> Ite
     if tensor.ndim > 4:
         yield Rejection(Code.RANK, "number of mask dims", tensor.ndim, "at most 4")
         return
-    wanted = (call.B, call.H, call.Sq, call.Sk)[4 - tensor.ndim :]
-    for name, size, full in zip("BHQK"[4 - tensor.ndim :], tensor.shape, wanted, strict=True):
+    sizes = (call.B, call.H, call.Sq, call.Sk)[4 - tensor.ndim :]
+    for axis, size, full in zip("BHQK"[4 - tensor.ndim :], tensor.shape, sizes, strict=True):
         if not (known_equal(size, full) or known_equal(size, 1)):
-            yield Rejection(Code.MASK_SHAPE, f"mask size over {name}", shown(size), f"1 or {shown(full)}, known")
+            yield Rejection(Code.MASK_SHAPE, f"mask size over {axis}", shown(size), f"1 or {shown(full)}, known")
 
 
 def _softmax(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:

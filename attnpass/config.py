@@ -116,8 +116,8 @@ VARIABLES = (
     ),
     Variable(
         "probe",
-        "1: a library's kernel is tried once on random data before it is first used for a kind of call on this machine; "
-        "0 trusts it.",
+        "1: a library's kernel is tried once on random data before its first use for a kind of call on this machine; 0 "
+        "trusts it.",
         "1",
         FLAG_LEGAL,
         _flag,

@@ -55,9 +55,9 @@ class Library:
 
     @property
     def wanted(self) -> str:
-        """The versions that work, in words: ``>= 2.1.1``, ``>= 1.0, < 2``; "installed" for any."""
+        """The versions that work, in words: ``>= 2.1.1``, ``>= 1.0, < 2``; "any version" otherwise."""
         bounds = [f">= {self.min_version}"] if self.min_version else []
-        return ", ".join(bounds + ([f"< {self.below}"] if self.below else [])) or "installed"
+        return ", ".join(bounds + ([f"< {self.below}"] if self.below else [])) or "any version"
 
     @property
     def key(self) -> str:
@@ -104,10 +104,8 @@ class Found:
 def version(library: Library) -> str | None:
     """The installed version, from the metadata of the distribution (module attributes lie: flash-attn-4 says 0.0.0)."""
     for name in (library.name, *library.also):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        for distribution in importlib.metadata.distributions(name=name):
+            return distribution.version
     return None
 
 
@@ -120,7 +118,7 @@ def at_least(library: Library, wanted: str) -> bool:
 
 @cache
 def try_out(library: Library) -> Found:
-    """Import the library and read its build. A failure becomes a value; nothing is printed, and none of it is raised."""
+    """Import the library and read its build. A failure becomes a value; nothing is printed or raised."""
     found = version(library)
     if library.version_problem(found):
         return Found(found)
@@ -131,12 +129,12 @@ def try_out(library: Library) -> Found:
                 importlib.import_module(module)
             return Found(found, build=library.build() if library.build else {})
     except UnusableError as error:
-        return Found(found, f"{found} is installed, but {error}")
+        return Found(found, f"{found}, which cannot be used ({error})")
     except BaseException as error:  # a broken binary raises what it likes, SystemExit included
         if isinstance(error, KeyboardInterrupt):
             raise
         logger.debug("importing %s failed", library.name, exc_info=True)
-        return Found(found, f"{found} is installed, but importing it fails: {_one_line(error)}")
+        return Found(found, f"{found}, which cannot be imported ({_one_line(error)})")
 
 
 def glance(library: Library) -> Found:

@@ -122,6 +122,8 @@ class Limits:
         mask_tensor: does it take a bool or additive mask tensor?
         mask_dtype_may_differ: is an additive mask of another dtype than q's read as it is? (A cast could turn a large
             finite value, which leaves a fully masked row an average, into -inf, which makes it 0.)
+        hidden_rows_train: is its backward right where an additive mask hides a whole row by a large finite number? (The
+            row is an average; a kernel that keeps one log-sum-exp a row loses log(Sk) beside such a number.)
         mask_grad: does it give the mask tensor a gradient?
         alignments: diagonals at which its causal masks and windows can start; where Sq == Sk both are one.
         empty_rows_are_zero: does a row that sees no key come out as 0?
@@ -157,6 +159,7 @@ class Limits:
     terms: frozenset[Term] = field(default_factory=frozenset)
     mask_tensor: bool = False
     mask_dtype_may_differ: bool = False
+    hidden_rows_train: bool = True
     mask_grad: bool = False
     alignments: frozenset[Alignment] = TOP_LEFT
     empty_rows_are_zero: bool = True

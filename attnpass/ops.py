@@ -1,8 +1,8 @@
 """Ops of ours around a library's functions, defined once and for all that a compiled program asks of an op.
 
 ``Library.define`` instead of ``torch.library.custom_op``: the latter costs 6 us a call more (aliasing checks), and
-``register_autograd`` 3.5 us even in inference, hence two ops for a library that has a backward. The graph holds these ops
-and never a library's Python function, for which AOTAutograd's cache steps aside.
+``register_autograd`` 3.5 us even in inference, hence two ops for a library that has a backward. The graph holds these
+ops and never a library's Python function, for which AOTAutograd's cache steps aside.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ _ops = Library(NAMESPACE, "FRAGMENT")
 
 
 def define(
-    schema: str, function: Callable[..., Any], fake: Callable[..., Any], *, random: bool = False, vmap: bool = False
+    schema: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    random: bool = False,
+    vmap: bool = False,
+    graphs: bool = True,
 ) -> Any:
     """Define ``attnpass::<schema>`` and return its overload.
 
@@ -30,11 +36,13 @@ def define(
         function: computes it on any device; imports its library inside.
         fake: the same shapes, dtypes and *strides*, computed from metadata.
         random: does it draw random numbers? Then recomputation in checkpoints replays them.
+        graphs: can a CUDA graph hold it? If not, Inductor splits its graphs around it.
         vmap: fold a mapped dimension into the batch, dimension 0 of every tensor; a one-dimensional result (the state
             of random numbers) belongs to all of them.
     """
     name = schema.partition("(")[0]
-    _ops.define(schema, tags=(*TAGS, torch.Tag.nondeterministic_seeded) if random else TAGS)
+    tags = [*TAGS, *([torch.Tag.nondeterministic_seeded] if random else [])]
+    _ops.define(schema, tags=tuple(tags if graphs else [*tags, torch.Tag.cudagraph_unsafe]))
     _ops.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_ops)
     op = getattr(torch.ops.attnpass, name).default
@@ -64,8 +72,9 @@ def differentiable(op: Any, backward: Any, operands: int) -> None:
 
 
 def aligned(grad: Tensor, alignment: int = 16) -> Tensor:
-    """``grad``, copied if its rows do not lie at multiples of ``alignment`` bytes: libraries check no more than its last
-    stride, and a gradient's layout is not known when the call is decided.
+    """``grad``, copied if its rows do not lie at multiples of ``alignment`` bytes.
+
+    Libraries check no more than its last stride, and a gradient's layout is not known when the call is decided.
     """
     step = alignment // grad.dtype.itemsize
     strides = [stride for size, stride in zip(grad.shape[:-1], grad.stride()[:-1], strict=True) if size > 1]
@@ -99,6 +108,9 @@ def _folds_into_batch(op: Any) -> Callable[..., Any]:
             return (result, None) if result.ndim == 1 else (result.unflatten(0, (n, -1)), 0)
 
         result = op(*[fold(arg, dim) for arg, dim in zip(args, in_dims, strict=True)])
-        return unfold(result) if isinstance(result, Tensor) else tuple(zip(*map(unfold, result), strict=True))
+        if isinstance(result, Tensor):
+            return unfold(result)
+        unfolded = [unfold(each) for each in result]
+        return tuple(each for each, _ in unfolded), tuple(dim for _, dim in unfolded)
 
     return rule

@@ -1,13 +1,13 @@
 """A kernel proves itself before it is used: tried once on random data against the reference, at compile time.
 
 Why: on an H100, SageAttention 1.0.6 is off by 28 % (Sk = 77) and 15 % (Sk = 197) in calls without causal, and nothing
-tells its user. A library's kernel is tried the first time that it is chosen for a *class* of calls on this machine, and the
-verdict is kept on disk until its key changes (kernel, versions, GPU, class). PyTorch's own kernels are held to the same
-reference by the conformance tests instead.
+tells its user. A library's kernel is tried the first time that it is chosen for a *class* of calls on this machine, and
+the verdict is kept on disk until its key changes (kernel, versions, GPU, class). PyTorch's own kernels are held to the
+same reference by the conformance tests instead.
 
-A class is what kernels branch on: dtype, head dims, how many heads share a key, the kind of mask, gradients, the layout, and
-of each length what it is a multiple of. The trial uses the shortest awkward length of the class, where the error of a badly
-handled last block weighs most, so 40 layers of a model are tried once or twice and lengths do not multiply that.
+A class is what kernels branch on: dtype, head dims, how many heads share a key, mask, gradients, layout, and of each
+length what it is a multiple of. The trial uses a short length of the class, where the error of a badly
+handled last block weighs most; so 40 layers of a model are tried once or twice, and lengths do not multiply that.
 """
 
 from __future__ import annotations

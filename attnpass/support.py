@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 
 from attnpass.kernel import Kernel
 from attnpass.limits import ALL_FLOATS, Limits
 from attnpass.machine import Machine
 from attnpass.tensor import dtype_name
 
+VERIFIED = Path(__file__).with_name("verified.json")
 MANY = 6  # kinds of machine: a kernel that runs on more runs anywhere
 
 
@@ -18,7 +22,8 @@ def support_rows(kernel: Kernel) -> list[dict[str, str]]:
     for kind in sorted(kernel.limits.devices):
         kinds.setdefault(kernel.limits_for(Machine(kind)), []).append(kind)
     return [
-        limits_row(kernel, Machine(same[0])) | {"devices": _devices(same), "GPUs": _gpus(limits, same)}
+        limits_row(kernel, Machine(same[0]))
+        | {"devices": _devices(same), "GPUs": _gpus(limits, same), "verified on": _verified(kernel.name, same)}
         for limits, same in kinds.items()
     ]
 
@@ -47,8 +52,30 @@ def limits_row(kernel: Kernel, machine: Machine | None = None) -> dict[str, str]
         "backward": _word(limits.backward),
         "deterministic": _word(limits.deterministic),
         "exact": _word(limits.exact),
+        "verified on": _verified(kernel.name, limits.devices),
         "aliases": ", ".join(kernel.aliases) or "-",
     }
+
+
+def _verified(name: str, kinds: Iterable[str]) -> str:
+    """Where whole models with this kernel were compared with fp32; the CPU's kernels are, in every run of the tests."""
+    seen = _seen().get(name, {}) if "cuda" in kinds else {}
+    parts = [
+        f"{gpu}, {facts['version']}, {facts['date']}" + ("" if facts["trained"] else ", forward")
+        for gpu, facts in seen.items()
+    ]
+    parts += ["CPU (the tests)"] if "cpu" in kinds else []
+    return "; ".join(parts) or "its contract only"
+
+
+@cache
+def _seen() -> dict[str, dict[str, dict[str, str]]]:
+    """What ``benchmarks/verified.py`` wrote from the committed results."""
+    try:
+        found: dict[str, dict[str, dict[str, str]]] = json.loads(VERIFIED.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    return found
 
 
 def _devices(kinds: Iterable[str]) -> str:

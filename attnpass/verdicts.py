@@ -44,11 +44,8 @@ def default_folder() -> Path:
 
 def recall(folder: Path, key: Mapping[str, str]) -> Learnt | None:
     """What was learnt under exactly this key, or None."""
-    try:
-        stored = json.loads(_path(folder, key).read_text(encoding="utf-8"))
-        return Learnt(**stored["verdict"]) if stored["key"] == dict(key) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    stored = _read(_path(folder, key))
+    return Learnt(**stored["verdict"]) if stored and stored["key"] == dict(key) else None
 
 
 def remember(folder: Path, key: Mapping[str, str], learnt: Learnt) -> None:
@@ -65,14 +62,19 @@ def remember(folder: Path, key: Mapping[str, str], learnt: Learnt) -> None:
 
 def everything(folder: Path) -> list[dict[str, Any]]:
     """Every verdict in the folder, for ``attnpass info``."""
-    found = []
-    for path in sorted((folder / FOLDER).glob("*.json")):
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            found.append({**stored["key"], **stored["verdict"]})
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
+    stored = map(_read, sorted((folder / FOLDER).glob("*.json")))
+    return [{**one["key"], **one["verdict"]} for one in stored if one]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What the file holds, if it is whole."""
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        Learnt(**stored["verdict"])
+        dict(stored["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return stored
 
 
 def _path(folder: Path, key: Mapping[str, str]) -> Path:

@@ -8,8 +8,9 @@ graph is compiled again, and this time good calls are not watched and bad ones a
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.fx import Node
 
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter
-from attnpass.limits import Code, Rejection
+from attnpass.limits import Code, Limits, Rejection
 from attnpass.measure import Difference, allowed_error, difference, own_results, reference_attention
 from attnpass.patterns.sdpa import arguments
 from attnpass.select import Decision
@@ -32,16 +33,24 @@ class Verdict:
     where: str
     kernel: str
     tolerance: float
+    relative: float | None = None
     found: Difference | None = None
     allowed: float = 0.0
 
     @property
     def good(self) -> bool:
-        return self.found is not None and self.found.nan == 0 and self.found.max_abs <= self.allowed
+        return self.found is not None and self.found.nan == 0 and self.error <= self.allowed
+
+    @property
+    def error(self) -> float:
+        """The largest error, or its norm over the result's for an approximate kernel."""
+        if self.found is None:
+            return 0.0
+        return self.found.max_abs if self.relative is None else self.found.relative
 
     def rejection(self) -> Rejection:
         assert self.found is not None
-        actual = f"{self.found.max_abs:.2e}" + (f" with {self.found.nan} NaN" if self.found.nan else "")
+        actual = f"{self.error:.2e}" + (f" with {self.found.nan} NaN" if self.found.nan else "")
         return Rejection(Code.VERIFY, "measured error", actual, f"at most {self.allowed:.2e} on this program's data")
 
 
@@ -64,17 +73,17 @@ class Verifier:
 
     Args:
         frame: names the graph's frame, the same each time it is compiled.
-        tolerances: allowed error of each kernel, as a multiple of PyTorch's own.
+        limits: of each kernel: how exact it says it is.
     """
 
-    def __init__(self, frame: str, tolerances: dict[str, float]) -> None:
+    def __init__(self, frame: str, limits: Mapping[str, Limits]) -> None:
         self._frame = frame
-        self._tolerances = tolerances
+        self._limits = limits
 
     def verdicts(self, call: AttentionCall, index: int) -> dict[str, Sequence[Rejection]]:
         """What earlier runs found out about this call, as reasons by kernel."""
         bad: dict[str, Sequence[Rejection]] = {}
-        for name in self._tolerances:
+        for name in self._limits:
             verdict = _verdicts.get(self._key(call, index, name))
             if verdict is not None and verdict.found is not None and not verdict.good:
                 bad[name] = [verdict.rejection()]
@@ -90,7 +99,8 @@ class Verifier:
         if call.dropout_p:
             logger.info("attnpass verify: %s %s not compared: it drops out", decision.kernel, where)
             return out
-        _verdicts[key] = Verdict(where, decision.kernel, self._tolerances[decision.kernel])
+        limits = self._limits[decision.kernel]
+        _verdicts[key] = Verdict(where, decision.kernel, limits.tolerance, limits.relative_error)
         args = arguments(node)
         operands = [args[name] for name in ("query", "key", "value", "attn_mask")]
         if call.context.autocast is not None:
@@ -109,7 +119,10 @@ def _is_float(emitter: Emitter, node: Node | None) -> bool:
 def _judge(verdict: Verdict, out: Tensor, reference: Tensor, own: list[Tensor]) -> None:
     global _generation
     verdict.found = difference(out, reference)
-    verdict.allowed = allowed_error([difference(x, reference) for x in own], out.dtype, verdict.tolerance)
+    if verdict.relative is not None:
+        verdict.allowed = verdict.relative
+    else:
+        verdict.allowed = allowed_error([difference(x, reference) for x in own], out.dtype, verdict.tolerance)
     word = "ok" if verdict.good else "OFF, put back"
     logger.log(
         logging.INFO if verdict.good else logging.WARNING,
@@ -142,8 +155,8 @@ def verify(
     verdict = _verdicts.get(key)
     if verdict is None or verdict.found is not None:
         return result
-    options = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    reference = reference_attention(q, k, v, mask, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    reference = reference_attention(q, k, v, mask, **options)
     _judge(verdict, out, reference, own_results(q, k, v, mask, **options))
     return result if verdict.good else result.copy_(reference)
 

@@ -21,6 +21,7 @@ from benchmarks.steps import (
     FORWARD,
     TIMED_RUNS,
     TRAIN,
+    BaselineError,
     GraphWatch,
     Result,
     counted_sdpa,
@@ -108,10 +109,6 @@ def run_group(group: Group) -> Iterator[dict[str, Any]]:
         except Exception as error:
             yield {**identity, **base, "ok": False, "problems": [_one_line(error)]}
             check_device(device)
-
-
-class BaselineError(Exception):
-    """PyTorch itself went wrong, and may have left the process unfit (a bad cuDNN plan stays in its cache)."""
 
 
 def check_device(device: torch.device) -> None:

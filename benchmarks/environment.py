@@ -29,7 +29,7 @@ LIBRARIES = (
     "tokenspeed-fa3",
 )
 LIBRARIES += ("sageattention", "xformers")
-COMMIT_VARIABLE = "ATTNPASS_COMMIT"  # for a copy of the sources without their repository
+COMMIT_VARIABLE = "BENCHMARK_COMMIT"  # for a copy of the sources without their repository
 
 
 def facts(device: str) -> dict[str, Any]:

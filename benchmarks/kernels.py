@@ -3,9 +3,9 @@
 
     python benchmarks/kernels.py --kernels native_cudnn,flash2,sage1 --out kernels.jsonl
 
-The call is compiled with attnpass as a user's would be, q, k and v stored BSHD and viewed as BHSD. The time is the median
-of ``triton.testing.do_bench`` over the compiled call (on CUDA events, one device). The error is relative to fp32 (norm of
-the difference over the norm). A kernel that refuses a call has its reasons in the line instead of a time.
+The call is compiled with attnpass as a user's would be, q, k and v stored BSHD and viewed as BHSD. The time is the
+median of ``triton.testing.do_bench`` over the compiled call (on CUDA events, one device). The error is relative to fp32
+(norm of the difference over the norm). A kernel that refuses a call has its reasons in the line instead of a time.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.case import DTYPES, DYNAMIC, GRAPHS, BaselineError, Group, run_group
+from benchmarks.case import DTYPES, DYNAMIC, GRAPHS, Group, run_group
 from benchmarks.environment import RESULTS, append, facts
-from benchmarks.steps import FORWARD, TRAIN
+from benchmarks.steps import FORWARD, TRAIN, BaselineError
 from benchmarks.zoo import MODELS
 
 CUDA_KERNELS = ("auto", "native_cudnn", "flex", "native_flash", "native_efficient", "native_math")

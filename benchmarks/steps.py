@@ -30,6 +30,10 @@ class Result:
     grads: tuple[Tensor | None, ...] = ()
 
 
+class BaselineError(Exception):
+    """PyTorch itself went wrong, and may have left the process unfit (a bad cuDNN plan stays in its cache)."""
+
+
 def run_step(subject: Subject, call: Callable[..., Any], step: str) -> Result:
     """Run ``call`` (the model, or the model compiled) once, and keep what it gave."""
     out = live_step(subject, call, step)

@@ -6,6 +6,7 @@ writes, so that a new setting, kernel or rejection code cannot be forgotten ther
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from attnpass.config import VARIABLES
 from attnpass.limits import Code
 from attnpass.support import support_rows
 
+ROOT = Path(__file__).resolve().parent.parent
 NOT_IN_TABLE = {"title", "aliases", "library", "softcap"}  # told elsewhere, or the same for all of this release
 
 
@@ -26,6 +28,7 @@ def write_all(folder: Path) -> None:
         "support.md": support(),
         "names.md": names(),
         "codes.md": code_table(),
+        "kernel_times.md": kernel_times(),
     }
     for name, text in fragments.items():
         path = folder / name
@@ -53,6 +56,25 @@ def support() -> str:
 
 def _typeset(text: str) -> str:
     return text.replace(">=", "≥").replace("<=", "≤")
+
+
+def kernel_times() -> str:
+    """Milliseconds of each kernel on each shape, from the committed results; the fastest exact one is bold."""
+    times: dict[str, dict[str, float]] = {}
+    kernels: dict[str, None] = {}
+    for line in (ROOT / "benchmarks" / "results" / "kernels_h200.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["shape"] != "host":
+            kernels[record["kernel"]] = None
+            row = times.setdefault(f"{record['shape']} {record['step'].replace('forward', '')}".strip(), {})
+            row.update({record["kernel"]: record["ms"]} if "ms" in record else {})
+    exact = {kernel.name for kernel in attnpass.kernels() if kernel.limits.exact}
+    rows = []
+    for name, row in times.items():
+        best = min(ms for kernel, ms in row.items() if kernel in exact)
+        cells = [f"**{row[k]:.3f}**" if row.get(k) == best else f"{row[k]:.3f}" if k in row else "–" for k in kernels]
+        rows.append((name, *cells))
+    return table(("shape", *(f"`{kernel}`" for kernel in kernels)), rows)
 
 
 def names() -> str:

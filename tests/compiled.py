@@ -67,6 +67,7 @@ def assert_right(kernel: str, *operands: Tensor, compiler: str = "aot_eager", **
     def attention(*tensors: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(*tensors, **options)
 
+    torch._dynamo.reset()  # the machine may have changed since, which no guard watches
     compiled = run(attention, *operands, kernel=kernel, compiler=compiler, dynamic=False)
     report = attnpass.reports()[-1]
     (decision,) = report.decisions
@@ -90,6 +91,7 @@ def assert_near(got: Tensor, wanted: Tensor, steps: int = 8) -> None:
 
 def refused(kernel: str, *operands: Tensor, **options: Any) -> set[str]:
     """Compile one SDPA call; the codes for which ``kernel`` refuses it."""
+    torch._dynamo.reset()
     run(lambda *tensors: F.scaled_dot_product_attention(*tensors, **options), *operands, kernel=kernel, dynamic=False)
     (decision,) = attnpass.reports()[-1].decisions
     assert not decision.rewritten

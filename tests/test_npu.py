@@ -22,6 +22,7 @@ from tests.emitted import assert_like_brute_force, emitted, window
 from tests.standins import pretend, torch_npu, tried
 
 HALF = torch.bfloat16
+LARGEST = 2_000_000  # products in a generated case: PyTorch's own half precision is slow on a CPU
 
 
 @pytest.fixture(autouse=True)
@@ -207,9 +208,13 @@ def test_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_conformance() -> None:
-    outcomes: Counter[str] = Counter()
-    for case in testing.cases(150, seed=6):
-        if (fit := testing.runnable(case)) is not None:
+    """The generated calls, and those drawn from the kernel's own limits."""
+    limits, outcomes = registry()["npu"].limits, Counter[str]()
+    general = testing.cases(60, seed=5, dtypes=tuple(sorted(limits.dtypes, key=str)))
+    for case in (*general, *testing.cases_for(limits, 90, seed=5)):
+        B, H, _, Sq, Sk, D, _ = case.shape
+        fit = testing.runnable(case) if B * H * Sq * Sk * D < LARGEST else None
+        if fit is not None:
             outcomes["refused" if testing.check("npu", fit).refused else "right"] += 1
     print(f"\nconformance of npu over its stand-in: {dict(outcomes)}, none wrong")
-    assert outcomes["right"] >= 35
+    assert outcomes["right"] >= 55

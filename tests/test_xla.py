@@ -1,4 +1,4 @@
-"""xla end to end against a stand-in: the bias before the scale, padded keys, the backward's blocks, rows without keys."""
+"""xla end to end against a stand-in: the bias before the scale, padded keys, the backward's blocks, empty rows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tests.compiled import assert_right, decisions, qkv, refused, run
 from tests.standins import pretend, torch_xla
 
 HALF = torch.bfloat16
+LARGEST = 2_000_000  # products in a generated case: PyTorch's own half precision is slow on a CPU
 
 
 @pytest.fixture(autouse=True)
@@ -82,15 +83,20 @@ MASKS = {
     "key padding": lambda Sk: (torch.arange(Sk) < torch.tensor([[40], [9]]))[:, None, None],
     "the first block hidden": lambda Sk: (torch.arange(Sk) > Sk - 20)[None],
     "additive": lambda Sk: torch.randn(33, Sk, dtype=HALF) * 3,
-    "additive, fp32": lambda Sk: torch.randn(4, 33, Sk) * 3,
+    "additive, fp32": lambda Sk: torch.randn(2, 33, Sk) * 3,
     "additive with -inf": lambda Sk: torch.randn(33, Sk, dtype=HALF).masked_fill(torch.rand(33, Sk) > 0.6, -math.inf),
 }
 
 
-@pytest.mark.parametrize("Sk", (256, 700, 1024))
+@pytest.mark.parametrize("Sk", (700, 1024))
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks(mask: str, Sk: int) -> None:
-    assert_right("xla", *qkv(Sk=Sk, grad=Sk != 700), MASKS[mask](Sk))
+    assert_right("xla", *qkv(H=2, Sk=Sk, D=16, grad=Sk != 700), MASKS[mask](Sk))
+
+
+def test_a_hidden_block_with_a_large_scale() -> None:
+    seen = (torch.arange(1024) > 1000)[None]
+    assert_right("xla", *qkv(Sk=1024, D=16, dtype=torch.float32), seen, scale=3.0)
 
 
 @pytest.mark.parametrize("scale", (0.05, 0.3, 2.0))
@@ -150,6 +156,11 @@ def test_lengths_that_the_blocks_of_the_backward_do_not_divide(shape: tuple[int,
     assert refused("xla", q, k, v) == {"length"}
 
 
+def test_one_key() -> None:
+    assert refused("xla", *qkv(Sq=5, Sk=1)) == {"known_bug"}
+    assert_right("xla", *qkv(Sq=5, Sk=2))
+
+
 def test_near_misses_of_the_refusals() -> None:
     q, k, v = qkv()
     assert refused("xla", q, k[:1], v[:1]) == {"broadcast"}
@@ -162,9 +173,13 @@ def test_an_older_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_conformance() -> None:
-    outcomes: Counter[str] = Counter()
-    for case in testing.cases(150, seed=7, dtypes=(torch.float32, torch.bfloat16)):
-        if (fit := testing.runnable(case)) is not None:
+    """The generated calls, and those drawn from the kernel's own limits."""
+    limits, outcomes = registry()["xla"].limits, Counter[str]()
+    general = testing.cases(60, seed=5, dtypes=tuple(sorted(limits.dtypes, key=str)))
+    for case in (*general, *testing.cases_for(limits, 90, seed=5)):
+        B, H, _, Sq, Sk, D, _ = case.shape
+        fit = testing.runnable(case) if B * H * Sq * Sk * D < LARGEST else None
+        if fit is not None:
             outcomes["refused" if testing.check("xla", fit).refused else "right"] += 1
     print(f"\nconformance of xla over its stand-in: {dict(outcomes)}, none wrong")
-    assert outcomes["right"] >= 40
+    assert outcomes["right"] >= 25

@@ -5,6 +5,7 @@ What its source says (``aiter/ops/mha.py``, ``csrc/py_itfs_ck``, 0.1.7.post2, an
 - causal and windows are bottom-right; the assembly backward takes causal as top-left: trained only where Sq == Sk;
 - the only mask is one additive (Sq, Sk) tensor for all batches and heads; it is multiplied by log2(e), so finfo.min
   becomes -inf, and a row that is -inf throughout is divided by 0 (``block_fmha_pipeline_qr_ks_vs.hpp:689``): NaN;
+- the backward knows of a row only its log-sum-exp, which loses log(Sk) beside a large finite bias;
 - the autograd function asserts ``return_lse`` when a gradient is needed, and keeps the random state of dropout to
   itself: training calls the functions below it, which want more arguments in each version (``sink_size``, ...);
 - ``deterministic`` is True by default, which makes the backward slower;
@@ -55,6 +56,7 @@ class Aiter(Kernel):
         gqa=True,
         terms=frozenset({Term.CAUSAL, Term.WINDOW}),
         mask_tensor=True,
+        hidden_rows_train=False,
         alignments=BOTTOM_RIGHT,
         positive_scale=True,
         dropout=True,

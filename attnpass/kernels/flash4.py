@@ -13,7 +13,8 @@ What the source says (``flash_attn/cute/interface.py``, 4.0.0b36):
 - the GPU generation is read once, from the current device.
 
 Measured (H200, 4.0.0b36): the backward is wrong without any error, or faults, where the head dim is not one of
-`TRAINED_DIMS` (16, 40, 48, 72, 80, 112: gradients off by 1 to 3) or v's is another one; so the graph pads to the next.
+`TRAINED_DIMS` (16, 40, 48, 72, 80, 112: gradients off by 1 to 3), so the graph pads to the next; and with another head
+dim of v, the forward too (16 and 96, 32 and 80: illegal memory access), so that is refused on Hopper.
 """
 
 from __future__ import annotations
@@ -74,7 +75,6 @@ class Flash4(Kernel):
         head_dim_min=8,
         head_dim_max=256,
         head_dim_multiple=8,
-        value_dim_may_differ=True,
         gqa=True,
         terms=frozenset({Term.CAUSAL, Term.WINDOW}),
         alignments=BOTTOM_RIGHT,
@@ -90,11 +90,10 @@ class Flash4(Kernel):
         if generation == 9:
             return self.limits
         if generation in (10, 11):
-            return replace(self.limits, head_dim_max=256)
+            return replace(self.limits, value_dim_may_differ=True)
         return replace(  # nothing is checked by the library itself there
             self.limits,
             head_dim_max=128,
-            value_dim_may_differ=False,
             backward=generation != 8,
             deterministic=generation == 8,
             softcap=False,
@@ -142,7 +141,8 @@ def _call(
     left: int,
     right: int,
     softcap: float,
-    lse: bool,
+    *,
+    lse: bool = False,
 ) -> tuple[Tensor, Any]:
     from flash_attn.cute.interface import flash_attn_func
 
@@ -163,7 +163,7 @@ def _call(
 
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *numbers: Any) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, Dv) -> (B, Sq, H, Dv), contiguous."""
-    return _call(q, k, v, sinks, *numbers, lse=False)[0]
+    return _call(q, k, v, sinks, *numbers)[0]
 
 
 def _infer_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:

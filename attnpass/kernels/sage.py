@@ -11,16 +11,19 @@ What the source says (``sageattention/core.py``, 2.2.0):
 - causal is documented only for Sq == Sk;
 - which GPUs are compiled in shows only as an AssertionError at the call; ``SM80_ENABLED`` and its like say it before;
 - a negative scale turns the maximum, which is taken before the scale, into the minimum, and the weights overflow;
-- there is no backward.
+- there is no backward;
+- its kernels are launched on the default stream, also while a CUDA graph is recorded on another: the graph does not
+  hold them (a Flux-like model replayed with an error of 0.51), so Inductor keeps this op out of its graphs.
 
-Met on an H200 (2.2.0, rarely, because it takes bad luck with what lies in memory): NaN. `sage_fp16` reads values beyond the
-last key where Sk is no multiple of 64 and multiplies them by 0; `sage_triton` reads one scale beyond the last key block of
-a causal call where the number of blocks of 64 keys is odd. `sage_fp8_sm90` pads, and was right at every length.
+Met on an H200 (2.2.0, rarely, because it takes bad luck with what lies in memory): NaN. `sage_fp16` reads values beyond
+the last key where Sk is no multiple of 64 and multiplies them by 0; `sage_triton` reads one scale beyond the last key
+block of a causal call where the number of blocks of 64 keys is odd. `sage_fp8_sm90` pads, and was always right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -54,7 +57,7 @@ SAGE = Library(
     "2.1.1",
     modules=("sageattention", "sageattention.core"),
     build=_read_build,
-    install="build github.com/thu-ml/SageAttention (python setup.py install), or ATTNPASS_KERNEL=sage1 with PyPI's 1.0.6",
+    install="python setup.py install in github.com/thu-ml/SageAttention, or ATTNPASS_KERNEL=sage1 with PyPI's 1.0.6",
 )
 
 
@@ -129,10 +132,9 @@ class SageKernel(Kernel):
             yield Rejection(
                 Code.LIBRARY, "this build of sageattention", f"without {entry.binary}", f"{entry.binary} built"
             )
-
         elif entry.binary == "sm80" and not known_multiple(call.Sk, KEY_BLOCK):
             yield Rejection(Code.KNOWN_BUG, "Sk", shown(call.Sk), f"a known multiple of {KEY_BLOCK} (NaN else)")
-        elif entry is not None and not entry.binary and call.is_causal and not has_even_blocks(call.Sk):
+        elif not entry.binary and call.is_causal and not has_even_blocks(call.Sk):
             yield Rejection(Code.KNOWN_BUG, "Sk of a causal call", shown(call.Sk), EVEN_BLOCKS)
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
@@ -151,6 +153,8 @@ class Sage(SageKernel):
 
 
 class SageTriton(SageKernel):
+    """Needs no binary: any GPU that Triton compiles for."""
+
     name = "sage_triton"
     title = "SageAttention 2 (int8 scores, fp16 values, Triton)"
     aliases = ("_sage_qk_int8_pv_fp16_triton",)
@@ -158,6 +162,8 @@ class SageTriton(SageKernel):
 
 
 class SageFp16(SageKernel):
+    """The most exact entry point, for Ampere and newer."""
+
     name = "sage_fp16"
     title = "SageAttention 2 (int8 scores, fp16 values)"
     aliases = ("_sage_qk_int8_pv_fp16_cuda",)
@@ -165,6 +171,8 @@ class SageFp16(SageKernel):
 
 
 class SageFp8(SageKernel):
+    """For Ada and consumer Blackwell."""
+
     name = "sage_fp8"
     title = "SageAttention 2 (int8 scores, fp8 values)"
     aliases = ("_sage_qk_int8_pv_fp8_cuda",)
@@ -172,6 +180,8 @@ class SageFp8(SageKernel):
 
 
 class SageFp8Sm90(SageKernel):
+    """For Hopper."""
+
     name = "sage_fp8_sm90"
     title = "SageAttention 2 for Hopper (int8 scores, fp8 values)"
     aliases = ("_sage_qk_int8_pv_fp8_cuda_sm90",)
@@ -194,8 +204,30 @@ def _function(kernel: str, device: torch.device) -> tuple[Any, Mapping[str, Any]
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_causal: bool, scale: float) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous; "HND" is BHSD."""
     function, options = _function(kernel, q.device)
-    out: Tensor = function(q=q, k=k, v=v, tensor_layout=layout, is_causal=is_causal, sm_scale=scale, **options)
+    with on_default_stream(q, k, v) as keep:
+        out: Tensor = function(q=q, k=k, v=v, tensor_layout=layout, is_causal=is_causal, sm_scale=scale, **options)
+        keep(out)
     return out
+
+
+@contextmanager
+def on_default_stream(*operands: Tensor) -> Iterator[Callable[[Tensor], None]]:
+    """Run on the device's default stream, in order with the current one.
+
+    The library launches its kernels there whatever the current stream is (``<<<grid, block>>>`` in ``csrc/``), and
+    PyTorch's other streams do not wait for it.
+    """
+    device = operands[0].device
+    if device.type != "cuda" or torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+        yield lambda out: None
+        return
+    current, default = torch.cuda.current_stream(device), torch.cuda.default_stream(device)
+    default.wait_stream(current)
+    with torch.cuda.stream(default):
+        for operand in operands:
+            operand.record_stream(default)
+        yield lambda out: out.record_stream(current)
+    current.wait_stream(default)
 
 
 def _infer_fake(q: Tensor, *_: object) -> Tensor:
@@ -207,4 +239,5 @@ _infer = ops.define(
     _infer_impl,
     _infer_fake,
     vmap=True,
+    graphs=False,
 )

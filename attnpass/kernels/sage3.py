@@ -76,5 +76,5 @@ def _infer_fake(q: Tensor, *_: object) -> Tensor:
 
 
 _infer = ops.define(
-    "sage3(Tensor q, Tensor k, Tensor v, bool is_causal) -> Tensor", _infer_impl, _infer_fake, vmap=True
+    "sage3(Tensor q, Tensor k, Tensor v, bool is_causal) -> Tensor", _infer_impl, _infer_fake, vmap=True, graphs=False
 )

@@ -1,8 +1,8 @@
 """xformers: memory-efficient attention (>= 0.0.29) (https://github.com/facebookresearch/xformers).
 
-The operator is chosen here, not by the library's dispatch, which would take a forward-only FlashAttention-3 for training
-if one is installed: ``flash`` (flash-attn 2 if it is there, else PyTorch's copy) where it can, ``cutlass`` for fp32,
-masks, another value head dim and causal calls with Sq != Sk.
+The operator is chosen here, not by the library's dispatch, which would take a forward-only FlashAttention-3 for
+training if one is installed: ``flash`` (flash-attn 2 if it is there, else PyTorch's copy) where it can, ``cutlass`` for
+fp32, masks, another value head dim and causal calls with Sq != Sk.
 
 What its source says (``xformers/ops/fmha``, 0.0.35):
 
@@ -17,6 +17,7 @@ What its source says (``xformers/ops/fmha``, 0.0.35):
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -75,6 +76,7 @@ class Xformers(Kernel):
         gqa=True,
         terms=frozenset({Term.CAUSAL}),
         mask_tensor=True,
+        hidden_rows_train=False,  # gradients off by 85 on an H200
         vmap=False,
         row_alignment=16,
         tolerance=5.0,
@@ -90,6 +92,8 @@ class Xformers(Kernel):
             yield Rejection(
                 Code.CAPABILITY, "GPU", machine.capability, "at least sm_80 for this call's operator, flash"
             )
+        if call.dtype == torch.bfloat16 and generation < 80:
+            yield Rejection(Code.DTYPE, "dtype", "bf16", f"fp16 or fp32 on {machine.capability}")
         if call.is_gqa and not (as_int(call.H) and as_int(call.Hkv)):
             yield Rejection(Code.DYNAMIC, "heads", f"{shown(call.H)} on {shown(call.Hkv)}", "numbers")
         if call.needs_grad and machine.deterministic and _operator(call) == FLASH:
@@ -109,7 +113,8 @@ def _operator(call: AttentionCall) -> str:
     """Which of the library's operators computes the call."""
     square = not call.is_causal or known_equal(call.Sq, call.Sk)
     small = known_equal(call.D, call.Dv) and known(call.D <= 256)
-    return FLASH if call.dtype in HALF and call.mask.tensor is None and square and small else CUTLASS
+    positive = call.scale is None or call.scale > 0  # flash takes the maximum before it scales
+    return FLASH if call.dtype in HALF and call.mask.tensor is None and square and small and positive else CUTLASS
 
 
 def _full_heads(emitter: Emitter, call: AttentionCall, args: Operands) -> Operands:
@@ -120,17 +125,34 @@ def _full_heads(emitter: Emitter, call: AttentionCall, args: Operands) -> Operan
 
 def _call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float) -> dict[str, Any]:
     """The operands as the library wants them: grouped heads as a dimension of their own."""
-    from xformers.ops import LowerTriangularMask
-
     H, Hkv = q.shape[2], k.shape[2]
     if Hkv != H:
         q = q.unflatten(2, (Hkv, H // Hkv))
         k, v = (x.unsqueeze(3).expand(-1, -1, -1, H // Hkv, -1) for x in (k, v))
-        bias = None if bias is None else bias.unflatten(1, (Hkv, H // Hkv))
-    mask = LowerTriangularMask() if is_causal else bias
-    return {"query": q, "key": k, "value": v, "attn_bias": mask, "scale": scale}
+    if bias is not None:
+        bias = _checked(bias, Hkv)
+    return {"query": q, "key": k, "value": v, "attn_bias": _causal() if is_causal else bias, "scale": scale}
 
 
+def _checked(bias: Tensor, Hkv: int) -> Tensor:
+    """The bias with its heads in groups; strides as the library's check wants them, which asks those of size 1 too."""
+    B, H, Sq, Sk = bias.shape
+    b, h, row, key = bias.stride()
+    shape, strides = [B, H, Sq, Sk], [b, h, row, key]
+    if Hkv != H:  # not by `unflatten`, which makes up strides for sizes of 1: 50 for one query on 50 keys
+        shape, strides = [B, Hkv, H // Hkv, Sq, Sk], [b, h * (H // Hkv), h, row, key]
+    strides[:-1] = [0 if size == 1 else stride for size, stride in zip(shape[:-1], strides[:-1], strict=True)]
+    return bias.as_strided(shape, strides)
+
+
+@cache
+def _causal() -> Any:
+    from xformers.ops import LowerTriangularMask
+
+    return LowerTriangularMask()
+
+
+@cache
 def _operators(name: str) -> tuple[Any, Any]:
     from xformers.ops import fmha
 

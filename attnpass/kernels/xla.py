@@ -8,6 +8,7 @@ Run the program with ``ATTNPASS_COMPILER=openxla``. What the sources say (``torc
 - k is padded to a multiple of 512 when it is longer, and the zeros are masked only through ``ab`` (or causal, where
   Sq <= Sk): without a mask they would take part;
 - causal is top-left; a block counts as above the diagonal by ``>``, so one query and several blocks of keys give 0;
+- one key alone does not get through the lowering (``vector.broadcast`` in Mosaic's check);
 - the backward wants lengths that its blocks divide: Sq at most 512 or a multiple of 1024, Sk 128, 256 or a multiple of
   512;
 - no grouped heads, one head dim for q, k and v: at most 128, or a multiple of it; no dropout;
@@ -84,6 +85,8 @@ def _lengths(call: AttentionCall) -> Iterator[Rejection]:
     """One block of keys needs no more; several have rules."""
     Sq, Sk = call.Sq, call.Sk
     one_block = known(Sk <= BLOCK)
+    if not known(Sk >= 2):
+        yield Rejection(Code.KNOWN_BUG, "Sk", shown(Sk), "at least 2 (one key is not lowered for a TPU)")
     hidden = call.mask.tensor is not None or (call.is_causal and known(Sq <= Sk))
     if not (one_block or known_multiple(Sk, BLOCK) or hidden):
         wanted = f"at most {BLOCK} or a multiple of it (zeros that pad k would count), a mask, or causal with Sq <= Sk"

@@ -41,9 +41,13 @@ def pretend(
     return _be(monkeypatch, machine, {installed: Found(version, build=build)})
 
 
-def pretend_all(monkeypatch: pytest.MonkeyPatch, machine: str, versions: Mapping[Library, str], **facts: Any) -> Machine:
+def pretend_all(
+    monkeypatch: pytest.MonkeyPatch, machine: str, versions: Mapping[Library, str], **facts: Any
+) -> Machine:
     """Let every device be ``machine`` with several libraries, each tried out: what its import says counts."""
-    return _be(monkeypatch, machine, {each: tried(monkeypatch, each, version) for each, version in versions.items()}, **facts)
+    return _be(
+        monkeypatch, machine, {each: tried(monkeypatch, each, version) for each, version in versions.items()}, **facts
+    )
 
 
 def tried(monkeypatch: pytest.MonkeyPatch, installed: Library, version: str) -> Found:

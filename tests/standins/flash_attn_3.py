@@ -151,9 +151,7 @@ def install(
     monkeypatch.setattr(f"{__name__}.disabled", frozenset(without))
     forward = flash_attn_func_with_sinks if sinks else flash_attn_func
     module(monkeypatch, "flash_attn_3._C")
-    module(
-        monkeypatch, "flash_attn_interface", flash_attn_func=forward, _flash_attn_backward=_flash_attn_backward
-    )
+    module(monkeypatch, "flash_attn_interface", flash_attn_func=forward, _flash_attn_backward=_flash_attn_backward)
     if config:
         names = ("BACKWARD", "SOFTCAP", "LOCAL", "FP16", "HDIM64", "HDIM96", "HDIM128", "HDIM192", "HDIM256", "SM8x")
         flags = {f"FLASHATTENTION_DISABLE_{name}": name in disabled for name in names}

@@ -118,4 +118,3 @@ def is_aligned(x: Tensor, step: int = 8) -> bool:
     """Do all rows start at multiples of ``step`` elements, as vector loads of 16 bytes want it?"""
     strides = [stride for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1]
     return x.stride(-1) == 1 and all(stride % step == 0 for stride in (*strides, x.storage_offset()))
-

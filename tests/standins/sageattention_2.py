@@ -62,8 +62,8 @@ def _compute(
     return (out if layout == "NHD" else out.transpose(1, 2).contiguous())[..., :D]
 
 
-def _keys(k: Tensor, layout: str) -> int:
-    return k.shape[1 if layout == "NHD" else 2]
+def _length(x: Tensor, layout: str) -> int:
+    return x.shape[1 if layout == "NHD" else 2]
 
 
 def sageattn(
@@ -95,8 +95,8 @@ def sageattn_qk_int8_pv_fp16_triton(
     calls.append(("triton", kwargs))
     assert attn_mask is None, "a float mask is added in the wrong unit"
     if is_causal:
-        assert q.shape == k.shape, "qo_len and kv_len must be equal for causal attention"
-    odd = is_causal and bool(-(-_keys(k, tensor_layout) // 64) % 2)
+        assert _length(q, tensor_layout) == _length(k, tensor_layout), "qo_len and kv_len must be equal"
+    odd = is_causal and bool(-(-_length(k, tensor_layout) // 64) % 2)
     return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=64, reads_beyond=odd)
 
 
@@ -117,7 +117,7 @@ def sageattn_qk_int8_pv_fp16_cuda(
     assert "sm80" in built, "SM80 kernel is not available. make sure you GPUs with compute capability 8.0 or higher."
     assert pv_accum_dtype in ("fp32", "fp16", "fp16+fp32")
     calls.append(("fp16", {"pv_accum_dtype": pv_accum_dtype, **kwargs}))
-    rest = _keys(k, tensor_layout) % 64
+    rest = _length(k, tensor_layout) % 64
     return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=64, reads_beyond=bool(rest))
 
 
@@ -174,7 +174,8 @@ def install(monkeypatch: pytest.MonkeyPatch, binaries: Iterable[str] = BINARIES)
     from attnpass.kernels import sage
 
     calls.clear()
-    sage._function.cache_clear()  # it remembers the function for each device
+    uncached = getattr(sage._function, "__wrapped__", sage._function)  # it remembers the function for each device
+    monkeypatch.setattr(sage, "_function", uncached)
     monkeypatch.setattr(f"{__name__}.built", frozenset(binaries))
     functions = {function.__name__: function for function in ENTRY_POINTS}
     flags = {f"{name.upper()}_ENABLED": name in built for name in BINARIES}
