@@ -91,7 +91,7 @@ def look_at(gm: GraphModule, config: Config) -> Machines:
     Raises:
         UnknownKernelError: no kernel has a name that is wished for.
     """
-    kernels = registry_for(config.kernel)
+    kernels = registry_for(config.kernel, config.trust_remote_code)
     wishes = resolve_wishes(config.kernel, kernels)
     machines = {}
     for device in node_devices(gm):

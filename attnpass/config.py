@@ -124,6 +124,13 @@ VARIABLES = (
     ),
     Variable("cache", "Folder for what was learnt about kernels on this machine.", "", "a folder", _text),
     Variable(
+        "trust_remote_code",
+        "1: `hub:` kernels of any publisher may be loaded and run, not only of those that the Hugging Face Hub trusts.",
+        "0",
+        FLAG_LEGAL,
+        _flag,
+    ),
+    Variable(
         "limit",
         "Rewrite only the first n calls of each graph and keep the others, to bisect a wrong result.",
         "",
@@ -152,6 +159,7 @@ class Config:
     verify: bool = False
     probe: bool = True
     cache: str | None = None
+    trust_remote_code: bool = False
     limit: int | None = None
     compiler: str = "inductor"
     origin: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)

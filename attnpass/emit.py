@@ -95,7 +95,7 @@ class Emitter:
         return self._insert("get_attr", free, (), {}, getattr(self.owner, free))
 
     def value(self, node: Node) -> Any:
-        """The fake value of a node, inside vmap that of one example; of a node that reads a graph module, the module."""
+        """The fake value of a node (inside vmap, of one example); of a node that reads a graph module, the module."""
         if node.op == "get_attr":
             return getattr(self.owner, str(node.target))
         value = value_of(node)

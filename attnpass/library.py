@@ -40,6 +40,7 @@ class Library:
         build: reads what was compiled into this build (``{"backward": False}``); called after the imports, and may
             raise `UnusableError`.
         install: the command that installs it; "" for ``pip install 'name>=min_version'``.
+        part: what of it is meant, where it brings several things that are looked at each on its own (``hub:org/repo``).
     """
 
     name: str
@@ -49,6 +50,7 @@ class Library:
     also: tuple[str, ...] = ()
     build: Callable[[], Build] | None = None
     install: str = ""
+    part: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} {self.wanted}".strip()
@@ -62,7 +64,7 @@ class Library:
     @property
     def key(self) -> str:
         """Names this library among others of the same distribution: sageattention 1 and 2 are two."""
-        return f"{self.name}<{self.below}" if self.below else self.name
+        return f"{self.name}<{self.below}" if self.below else f"{self.name} {self.part}".strip()
 
     def installation(self) -> str:
         """The command for error messages."""

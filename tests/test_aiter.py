@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from attnpass.kernels import registry
 from attnpass.kernels.aiter import AITER
 from attnpass.machine import Machine
 from attnpass.masks import MaskSpec
-from tests.compiled import assert_right, decisions, kernels_used, qkv, refused, run
+from tests.compiled import assert_near, assert_right, decisions, kernels_used, qkv, refused, run
 from tests.emitted import assert_like_brute_force, emitted, window
 from tests.standins import aiter, pretend
 
@@ -200,6 +201,22 @@ def test_a_diagonal_that_the_assembly_backward_would_misplace(machine: Machine) 
 def test_other_machines(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     pretend(monkeypatch, name, AITER, "0.1.7")
     assert "device" in refused("aiter", *qkv())
+
+
+def assert_symbolic(attention: Callable[..., Tensor], *masks: Callable[[int], Tensor]) -> None:
+    options = {"attnpass.kernel": "aiter", "attnpass.compiler": "aot_eager"}
+    compiled = torch.compile(attention, backend="attnpass", options=options)
+    for S in (33, 50):
+        operands = [*qkv(Sq=S), *(mask(S) for mask in masks)]
+        for x in operands:
+            for dim in (2,) if x.ndim == 4 else (0, 1):
+                torch._dynamo.mark_dynamic(x, dim)
+        assert_near(compiled(*operands), attention(*operands))
+    assert kernels_used()[-1] == "aiter"
+
+
+def test_symbolic_lengths() -> None:
+    assert_symbolic(F.scaled_dot_product_attention, lambda S: torch.rand(S, S) > 0.3)
 
 
 def test_conformance() -> None:

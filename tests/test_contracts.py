@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from attnpass.kernels import hub_module
 from attnpass.kernels.aiter import AITER
 from attnpass.kernels.flash2 import FLASH_ATTN
 from attnpass.kernels.flash3 import FLASH_ATTN_3
@@ -28,7 +29,7 @@ from attnpass.kernels.npu import TORCH_NPU
 from attnpass.kernels.sage1 import SAGE_1
 from attnpass.kernels.xformers import XFORMERS
 from attnpass.kernels.xla import TORCH_XLA
-from attnpass.library import Library
+from attnpass.library import Library, UnusableError
 from attnpass.masks import MaskSpec
 from tests.compiled import kernels_used, qkv, run
 from tests.emitted import emitted, window
@@ -37,6 +38,7 @@ from tests.standins import (
     flash_attn_2,
     flash_attn_3,
     flash_attn_4,
+    module,
     pretend,
     sageattention_1,
     torch_npu,
@@ -216,6 +218,25 @@ def test_flash_attn_2_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> 
     wheel = Wheel(FLASH_ATTN.name, there.version, FLASH_ATTN_2_FILE)
     case = Case("flash2", FLASH_ATTN, flash_attn_2, "flash_attn.flash_attn_interface", "h100", wheel, windows=True)
     assert_binds(make_calls(monkeypatch, case), signatures(source))
+
+
+def test_loading_from_the_hub_binds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real, bound = signatures(Wheel("kernels", "0.17.2", "kernels/load.py").source(tmp_path)), []
+
+    def recorder(name: str) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            real[name].bind(*args, **kwargs)
+            bound.append(name)
+            raise UnusableError
+
+        record.__signature__ = real[name]  # type: ignore[attr-defined]
+        return record
+
+    module(monkeypatch, "kernels", **{name: recorder(name) for name in ("get_kernel", "get_local_kernel")})
+    for wish in ("hub:org/repo", "hub:org/repo@3", "hub:org/repo@branch", "hub:/folder"):
+        with pytest.raises(UnusableError):
+            hub_module.load(wish, True)
+    assert bound == ["get_kernel"] * 3 + ["get_local_kernel"]
 
 
 @pytest.mark.wheels

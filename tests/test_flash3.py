@@ -1,4 +1,4 @@
-"""flash3 end to end against a stand-in: the order of its arguments, what builds leave out, windows, sinks, gradients."""
+"""flash3 end to end against a stand-in: its order of arguments, what builds leave out, windows, sinks, gradients."""
 
 from __future__ import annotations
 

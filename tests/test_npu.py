@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from attnpass.kernels.npu import TORCH_NPU
 from attnpass.machine import Machine
 from attnpass.masks import MaskSpec
 from attnpass.select import resolve_wishes
-from tests.compiled import assert_right, decisions, kernels_used, qkv, refused, run
+from tests.compiled import assert_near, assert_right, decisions, kernels_used, qkv, refused, run
 from tests.emitted import assert_like_brute_force, emitted, window
 from tests.standins import pretend, torch_npu, tried
 
@@ -205,6 +206,23 @@ def test_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "cpu", TORCH_NPU, "2.13.0")
     assert refused("npu", *qkv()) == {"device"}
     assert str(decisions()[-1].rejections("npu")[0]) == "device is cpu, needs npu"
+
+
+def assert_symbolic(attention: Callable[..., Tensor], *masks: Callable[[int], Tensor]) -> None:
+    options = {"attnpass.kernel": "npu", "attnpass.compiler": "aot_eager"}
+    compiled = torch.compile(attention, backend="attnpass", options=options)
+    for S in (33, 50):
+        operands = [*qkv(Sq=S), *(mask(S) for mask in masks)]
+        for x in operands:
+            for dim in (2,) if x.ndim == 4 else (0, 1):
+                torch._dynamo.mark_dynamic(x, dim)
+        assert_near(compiled(*operands), attention(*operands))
+    assert kernels_used()[-1] == "npu"
+
+
+def test_symbolic_lengths() -> None:
+    assert_symbolic(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    assert_symbolic(F.scaled_dot_product_attention, lambda S: torch.rand(S, S) > 0.3)
 
 
 def test_conformance() -> None:

@@ -1,4 +1,4 @@
-"""xformers end to end against a stand-in: which operator computes what, biases, grouped heads, binaries that do not load."""
+"""xformers end to end against a stand-in: its two operators, biases, grouped heads, broken binaries."""
 
 from __future__ import annotations
 

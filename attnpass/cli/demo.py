@@ -21,7 +21,7 @@ from attnpass.cli.minilm import DIFFERENT, SENTENCES, SIMILAR, MiniLM, cosine, l
 from attnpass.cli.table import print_table
 from attnpass.config import Config
 from attnpass.errors import AttnpassError
-from attnpass.kernels import registry
+from attnpass.kernels import registry, registry_for
 from attnpass.report import Report, block
 from attnpass.select import AUTO, NATIVE, resolve_wishes
 from attnpass.tensor import DTYPE_NAMES, dtype_name
@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
     """Compare everything with eager; exit code 1 if something is wrong."""
     device = args.device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     dtype = DTYPES[args.dtype or ("fp32" if device.type == "cpu" else "fp16")]
-    wishes = resolve_wishes(Config.load({"attnpass.kernel": args.kernel}).kernel, registry()) if args.kernel else ()
+    named = Config.load({"attnpass.kernel": args.kernel}).kernel if args.kernel else ()
+    wishes = resolve_wishes(named, registry_for(named))
     attnpass.clear_reports()
     minilm = load(device, dtype)
     reference = load(torch.device("cpu"), torch.float64)

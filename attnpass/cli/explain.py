@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,14 +24,15 @@ from attnpass.cli.table import print_table
 from attnpass.config import Config
 from attnpass.errors import ConfigError
 from attnpass.kernel import Kernel
-from attnpass.kernels import registry
+from attnpass.kernels import registry_for
 from attnpass.known_machines import KNOWN_MACHINES
+from attnpass.library import Library, try_out
 from attnpass.machine import Machine
 from attnpass.masks import MaskSpec
 from attnpass.report import Report, block
 from attnpass.report.groups import group_calls, status
 from attnpass.report.text import group_lines, verdict, why
-from attnpass.select import resolve_wishes, select
+from attnpass.select import AUTO, resolve_wishes, select
 from attnpass.tensor import DTYPE_NAMES, TensorSpec
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point}
@@ -87,9 +88,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _explain_shape(args: argparse.Namespace) -> int:
-    kernels = registry()
-    machine = find_machine(args.machine, kernels)
     config = Config.load({"attnpass.kernel": args.kernel} if args.kernel else None)
+    kernels = registry_for(config.kernel, config.trust_remote_code)
+    named = set(resolve_wishes(config.kernel, kernels)) - {AUTO}
+    machine = find_machine(args.machine, kernels, {kernels[name].limits.library for name in named})
     decision = select(make_call(args, machine), kernels, machine, config)
     if args.json:
         report = Report(graph=0, config=config, machines={decision.call.device: machine}, decisions=(decision,))
@@ -106,7 +108,8 @@ def _explain_shape(args: argparse.Namespace) -> int:
 
 def _explain_file(args: argparse.Namespace) -> int:
     with kernel_setting(args.kernel):
-        resolve_wishes(Config.load().kernel, registry())  # a bad name is an error before the model is loaded
+        wishes = Config.load().kernel
+        resolve_wishes(wishes, registry_for(wishes))  # a bad name is an error before the model is loaded
         reports = load_model(args.file).explained_by(attnpass.explain)
     if args.json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))
@@ -134,14 +137,26 @@ def kernel_setting(wish: str | None) -> Iterator[None]:
             os.environ.update({KERNEL_VARIABLE: before} if before is not None else {})
 
 
-def find_machine(name: str, kernels: Mapping[str, Kernel]) -> Machine:
-    """The machine that is asked about; an invented one has every library in the oldest version that will do."""
+def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Library] = ()) -> Machine:
+    """The machine that is asked about; an invented one has every library in the oldest version that will do.
+
+    Args:
+        name: ``here``, or one of `KNOWN_MACHINES`.
+        kernels: every registered kernel by name.
+        wished: libraries to look into; on an invented machine only those of ``hub:`` kernels, the same anywhere.
+    """
+    libraries = {kernel.limits.library for kernel in kernels.values()}
     if name == HERE:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return Machine.look(accelerator or torch.device("cpu"), {k.limits.library for k in kernels.values()})
+        return Machine.look(accelerator or torch.device("cpu"), libraries, wished)
     machine = KNOWN_MACHINES[name]
-    libraries = {k.limits.library.key: k.limits.library.min_version for k in kernels.values()}
-    return replace(machine, versions={**libraries, **machine.versions})
+    found = {one.key: try_out(one) for one in wished if one.part}
+    return replace(
+        machine,
+        versions={**{one.key: one.min_version for one in libraries}, **machine.versions},
+        unusable={key: there.problem for key, there in found.items() if there.problem},
+        builds={key: there.build for key, there in found.items() if there.build},
+    )
 
 
 def make_call(args: argparse.Namespace, machine: Machine) -> AttentionCall:

@@ -13,12 +13,13 @@ from types import MappingProxyType
 
 from attnpass.errors import ConfigError
 from attnpass.kernel import Kernel
-from attnpass.kernels import hub
 from attnpass.kernels.aiter import Aiter
 from attnpass.kernels.flash2 import Flash2
 from attnpass.kernels.flash3 import Flash3
 from attnpass.kernels.flash4 import Flash4
 from attnpass.kernels.flex import Flex
+from attnpass.kernels.hub import hub_kernel
+from attnpass.kernels.hub_module import PREFIX
 from attnpass.kernels.native import Native
 from attnpass.kernels.native_cudnn import NativeCudnn
 from attnpass.kernels.native_efficient import NativeEfficient
@@ -45,12 +46,16 @@ def registry() -> Mapping[str, Kernel]:
     return MappingProxyType(_registry)
 
 
-def registry_for(wishes: Iterable[str]) -> Mapping[str, Kernel]:
-    """Every registered kernel, and those that come into being by being named: ``hub:org/repo``."""
+def registry_for(wishes: Iterable[str], trust_remote_code: bool = False) -> Mapping[str, Kernel]:
+    """Every registered kernel, and those that come into being by being named: ``hub:org/repo``.
+
+    Raises:
+        ConfigError: what stands behind ``hub:`` is neither a repository nor a folder.
+    """
     kernels = registry()
     for wish in wishes:
-        if wish.startswith(hub.PREFIX) and wish not in kernels:
-            register(hub.Hub(wish))
+        if wish.startswith(PREFIX):
+            _registry[wish] = hub_kernel(wish, trust_remote_code)
     return kernels
 
 

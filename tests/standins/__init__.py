@@ -1,14 +1,14 @@
 """Stand-ins for kernel libraries that cannot run on a CPU: the documented contract, its traps included, in PyTorch.
 
-They prove that our calls are right (names of arguments, layouts, which diagonal, what is changed in place), never that a
-library is. Each file here stands for one library and has ``install(monkeypatch)``.
+They prove that our calls are right (names of arguments, layouts, which diagonal, what is changed in place), never that
+a library is. Each file here stands for one library and has ``install(monkeypatch)``.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import ModuleType
 from typing import Any

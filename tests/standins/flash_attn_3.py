@@ -32,7 +32,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, left: int, right: int,
     assert q.dtype in (torch.float16, torch.bfloat16) and q.dtype == k.dtype == v.dtype
     assert not (q.dtype == torch.float16 and "FP16" in disabled), "This flash attention build does not support FP16."
     assert D % 8 == 0 and D <= 256, "head_size should be a multiple of 8"
-    assert D <= max(d for d in (64, 96, 128, 192, 256) if f"HDIM{d}" not in disabled), "no kernel for this head_size"
+    assert max(d for d in (64, 96, 128, 192, 256) if f"HDIM{d}" not in disabled) >= D, "no kernel for this head_size"
     assert v.shape[-1] == D, "computes with q's head dim what has v's"
     assert q.shape[2] % k.shape[2] == 0 and q.shape[0] == k.shape[0]
     assert all(is_aligned(x) for x in (q, k, v)), "TMA wants aligned strides"

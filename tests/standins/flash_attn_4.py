@@ -1,4 +1,4 @@
-"""flash-attn-4: `flash_attn_func` and `_flash_attn_bwd` of ``flash_attn.cute.interface``, the arguments that matter here.
+"""flash-attn-4: `flash_attn_func` and `_flash_attn_bwd` of ``flash_attn.cute.interface``.
 
 Traps kept: always a tuple, qv as the fourth positional argument, an unbounded side of a window is None and one -1 is a
 bound, another formula for ``k is v`` with Dv = 512, causal is lost beside a mask function, bottom-right, head dims that
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from tests.standins import module
 from tests.standins.formula import attention, band, gradients
-
 
 TRAINED = (32, 64, 96, 128, 192, 256)
 

@@ -44,7 +44,7 @@ class Scores:
 def scored(
     q: Tensor, k: Tensor, scale: float, seen: Tensor, softcap: float, sinks: Tensor | None, bias: Tensor | None
 ) -> Scores:
-    """As in the kernels, the maximum is taken before the scale, and the weights are rounded before the sum divides them.
+    """As in the kernels, the maximum is taken before the scale, and the weights are rounded before they are divided.
 
     So a negative scale turns the maximum into the minimum, and the weights overflow.
     """
@@ -99,7 +99,7 @@ def gradients(
     keep: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `attention` for its operands, as contiguous tensors; written out, since ops run below autograd."""
+    """The gradients of `attention` for its operands, contiguous; written out, since ops run below autograd."""
     held = scored(q, k, scale, seen, softcap, None, bias)
     group = q.shape[2] // k.shape[2]
     wide_k, wide_v = (x.repeat_interleave(group, 2).float() for x in (k, v))

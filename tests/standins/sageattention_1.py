@@ -1,8 +1,8 @@
 """sageattention 1.0.6: ``sageattn`` as its source computes it.
 
 Traps kept: K is smoothed in place, unknown keywords are swallowed, head dims are exactly 64, 96 and 128, Dv is not
-checked, causal asserts Sq == Sk and reads one factor too many if the number of key blocks is odd, and without causal the
-last block's keys beyond the end take part with score 0.
+checked, causal asserts Sq == Sk and reads one factor too many if the number of key blocks is odd, and without causal
+the last block's keys beyond the end take part with score 0.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """SageAttention 2.2: the entry points, with their real signatures.
 
 Traps kept: unknown keywords are swallowed, an entry point whose binary is not built fails at the call, a head dim that
-is neither 64 nor 128 is padded inside and comes back as a slice, a negative scale overflows, only fp16 and bf16, and two
-entry points read beyond the last key, which is NaN at its worst.
+is neither 64 nor 128 is padded inside and comes back as a slice, a negative scale overflows, only fp16 and bf16, and
+two entry points read beyond the last key, which is NaN at its worst.
 """
 
 from __future__ import annotations
