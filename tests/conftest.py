@@ -13,6 +13,9 @@ import torch
 import attnpass
 from attnpass import log, verify
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers that each use every core get in each other's way: ten times slower
+
 
 @pytest.fixture(autouse=True)
 def clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:

@@ -1,8 +1,8 @@
 """flash-attn 2.8: `_flash_attn_forward` and `_flash_attn_backward` with their real signatures; 2.6's on request.
 
 Traps kept: bottom-right causal and windows, BSHD, a head dim that is no multiple of 8 and an empty query are refused,
-no mask, rows are read 16 bytes at a time, softcap excludes dropout, the backward writes into buffers that it is given, and
-leaves them unwritten for large head dims with dropout on GPUs with little shared memory.
+no mask, rows are read 16 bytes at a time, softcap excludes dropout, the backward writes into the buffers given,
+and leaves them unwritten for large head dims with dropout on GPUs with little shared memory.
 """
 
 from __future__ import annotations
