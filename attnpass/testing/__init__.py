@@ -3,13 +3,28 @@
 For the kernels of this package and for third parties' alike:
 
     from attnpass import testing
+    from my_package import MyAttention
 
-    @pytest.mark.parametrize("case", testing.cases(200), ids=str)
-    def test_my_kernel(case):
-        testing.check("my_kernel", case, device="cuda")
+    def test_my_attention():
+        assert testing.conform(MyAttention(), device="cuda")["right"] > 50
 """
 
 from attnpass.testing.cases import Case, cases, cases_for, make_operands, runnable
 from attnpass.testing.conformance import Outcome, check, sdpa_graph
+from attnpass.testing.suite import check_compiled, check_ops, check_refusals, check_symbolic, conform
 
-__all__ = ["Case", "Outcome", "cases", "cases_for", "check", "make_operands", "runnable", "sdpa_graph"]
+__all__ = [
+    "Case",
+    "Outcome",
+    "cases",
+    "cases_for",
+    "check",
+    "check_compiled",
+    "check_ops",
+    "check_refusals",
+    "check_symbolic",
+    "conform",
+    "make_operands",
+    "runnable",
+    "sdpa_graph",
+]
