@@ -74,6 +74,9 @@ def test_one_query_with_a_mask(Hkv: int) -> None:
     """The library asks for aligned strides of sizes of 1 as well, and views make those up."""
     assert_right("xformers", *qkv(Sq=1, Sk=50, Hkv=Hkv), torch.rand(2, 1, 1, 50) > 0.3, enable_gqa=Hkv != 4)
     assert_right("xformers", *qkv(Sq=1, Sk=1, Hkv=Hkv), torch.zeros(1, 1, dtype=torch.bfloat16), enable_gqa=Hkv != 4)
+    q, k, v = (x.transpose(1, 2) for x in qkv(Sq=1, Sk=50, Hkv=Hkv))
+    bias = torch.zeros(2, 4, 1, 64, dtype=q.dtype).as_strided((2, 4, 1, 50), (256, 64, 50, 1))
+    torch.ops.attnpass.xformers(q, k, v, bias, "cutlass", False, 0.2)
 
 
 def test_checkpoint() -> None:
