@@ -17,7 +17,7 @@ from attnpass.layout import restore_layout
 from attnpass.limits import Rejection
 from attnpass.patterns import FoundCall
 from attnpass.patterns.multihead import Opened
-from attnpass.patterns.sdpa import arguments
+from attnpass.patterns.wiring import Addition, Operand, Wiring
 from attnpass.select import NATIVE, Decision, Reason, Trial
 from attnpass.verify import Verifier
 
@@ -37,10 +37,10 @@ def apply(
         if not decision.rewritten:
             done.append(decision)
             continue
-        owner, node = _place(copied, found, inlined)
+        owner, node, wiring = _place(copied, found, inlined)
         emitter = Emitter(owner, node, shared)
         try:
-            out = emit_call(emitter, node, decision.call, kernels[decision.kernel])
+            out = emit_call(emitter, node, decision.call, kernels[decision.kernel], wiring)
         except EmitRefusedError as refused:
             emitter.undo()
             done.append(_put_back(decision, refused.rejection))
@@ -49,43 +49,55 @@ def apply(
             out = verifier.watch(emitter, node, out, decision, index)
         out.meta.update(value_meta(node))
         out.meta["attnpass"] = {"kernel": decision.kernel, "source": str(decision.call.source)}
-        node.replace_all_uses_with(out)
-        owner.graph.erase_node(node)
+        copied.replace(node, out)
         done.append(decision)
     return done
 
 
-def _place(copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]]) -> tuple[GraphModule, Node]:
-    """The module and the SDPA node in the copy; an opaque layer is opened there on its first call."""
+def _place(
+    copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]]
+) -> tuple[GraphModule, Node, Wiring]:
+    """The module, the node and its operands in the copy; an opaque layer is opened there on its first call."""
     opened = found.opened
     if opened is None:
-        return copied.modules[found.owner], copied.nodes[found.node]
-    owner = copied.modules[opened.owner]
-    if opened.node not in inlined:
-        inputs = tuple(copied.nodes[node] for node in opened.inputs)
-        inlined[opened.node] = _inline(Opened(owner, copied.nodes[opened.node], opened.body, inputs))
-    return owner, inlined[opened.node][found.node]
+        owner, nodes = copied.modules[found.owner], copied.nodes
+    else:
+        owner = copied.modules[opened.owner]
+        if opened.node not in inlined:
+            inputs = tuple(copied.current(copied.nodes[node]) for node in opened.inputs)
+            inlined[opened.node] = _inline(copied, Opened(owner, copied.nodes[opened.node], opened.body, inputs))
+        nodes = inlined[opened.node]
+    return owner, nodes[found.node], found.wiring.map_nodes(lambda node: copied.current(nodes[node]))
 
 
-def emit_call(emitter: Emitter, node: Node, call: AttentionCall, kernel: Kernel, sinks: Node | None = None) -> Node:
-    """Emit ``kernel`` for the SDPA ``node``: views and casts in, the kernel, views and the wanted layout out."""
-    args = arguments(node)
+def emit_call(emitter: Emitter, node: Node, call: AttentionCall, kernel: Kernel, wiring: Wiring) -> Node:
+    """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out."""
     wanted = emitter.spec(node)
-    missing = 4 - wanted.ndim
-    operands: list[Any] = []
-    for name in ("query", "key", "value", "attn_mask"):
-        operand = args[name]
-        if operand is not None:
-            for _ in range(4 - emitter.spec(operand).ndim):
-                operand = emitter(aten.unsqueeze.default, operand, 0)
-            if emitter.spec(operand).dtype != torch.bool and call.context.autocast is not None:
-                operand = emitter.cast(operand, call.dtype)
-        operands.append(operand)
-    q, k, v, mask = operands
+    q, k, v = (_operand(emitter, each, call) for each in (wiring.q, wiring.k, wiring.v))
+    mask = _mask(emitter, wiring.additions, call)
+    sinks = None if wiring.sinks is None else emitter.apply(wiring.sinks)
     out = kernel.emit(emitter, call, Operands(q, k, v, mask, call.scale_or_default(), sinks))
-    for _ in range(missing):
+    for step in wiring.out:
+        out = emitter(step.op, out, *step.args)
+    for _ in range(0 if wiring.out else 4 - wanted.ndim):
         out = emitter(aten.squeeze.dim, out, 0)
     return restore_layout(emitter, out, wanted)
+
+
+def _operand(emitter: Emitter, operand: Operand, call: AttentionCall) -> Node:
+    """4-D, and in the dtype that the kernel computes in."""
+    node = emitter.apply(operand)
+    for _ in range(4 - emitter.spec(node).ndim):
+        node = emitter(aten.unsqueeze.default, node, 0)
+    if emitter.spec(node).dtype != torch.bool and call.context.autocast is not None:
+        node = emitter.cast(node, call.dtype)
+    return node
+
+
+def _mask(emitter: Emitter, additions: Sequence[Addition], call: AttentionCall) -> Node | None:
+    """What is done to the scores, as the one mask tensor that a kernel takes."""
+    nodes = [(_operand(emitter, each.operand, call), each.fill) for each in additions]
+    return nodes[0][0] if nodes else None
 
 
 def value_meta(node: Node) -> dict[str, Any]:
@@ -94,7 +106,7 @@ def value_meta(node: Node) -> dict[str, Any]:
     return {key: node.meta[key] for key in keys if key in node.meta}
 
 
-def _inline(opened: Opened) -> dict[Node, Node]:
+def _inline(copied: GraphCopy, opened: Opened) -> dict[Node, Node]:
     """Put an opened body in its node's place. Returns the body's nodes -> the nodes of the user's graph."""
     owner, node, graph = opened.owner, opened.node, opened.owner.graph
     value_key = "example_value" if "example_value" in node.meta else "val"
@@ -114,11 +126,10 @@ def _inline(opened: Opened) -> dict[Node, Node]:
     if isinstance(result, (list, tuple)):  # (output, weights): each user picks one
         for user in list(node.users):
             index: Any = user.args[1]
-            user.replace_all_uses_with(env[result[index]])
-            graph.erase_node(user)
+            copied.replace(user, env[result[index]])
+        graph.erase_node(node)
     else:
-        node.replace_all_uses_with(env[result])
-    graph.erase_node(node)
+        copied.replace(node, env[result])
     return env
 
 

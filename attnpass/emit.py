@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from attnpass.limits import Rejection
 from attnpass.patterns.sdpa import unwrapped, value_of
+from attnpass.patterns.wiring import Operand
 from attnpass.symbolic import is_hashable
 from attnpass.tensor import TensorSpec
 
@@ -79,6 +80,13 @@ class Emitter:
         leaves, tree = pytree.tree_flatten((args, kwargs))
         key = (op, tree, *(facts(leaf) if isinstance(leaf, Node) else (type(leaf), leaf) for leaf in leaves))
         return key if is_hashable(key) else object()
+
+    def apply(self, operand: Operand) -> Node:
+        """The node of an operand behind its steps; Inductor merges what is equal."""
+        node = operand.node
+        for step in operand.steps:
+            node = self(step.op, node, *step.args)
+        return node
 
     def item(self, node: Node, index: int) -> Node:
         """``node[index]`` of a node with several outputs."""

@@ -21,11 +21,13 @@ class GraphCopy:
         module: the copy.
         nodes: each original node -> its copy.
         modules: each original graph module -> its copy.
+        replaced: each node of the copy that is gone -> the one that gives its value now.
     """
 
     module: GraphModule
     nodes: dict[Node, Node] = field(default_factory=dict)
     modules: dict[GraphModule, GraphModule] = field(default_factory=dict)
+    replaced: dict[Node, Node] = field(default_factory=dict)
 
     @classmethod
     def of(cls, gm: GraphModule) -> GraphCopy:
@@ -35,6 +37,18 @@ class GraphCopy:
         with _use_lazy_graph_module(True):
             module = _copy(gm, nodes, modules)
         return cls(module, nodes, modules)
+
+    def replace(self, node: Node, other: Node) -> None:
+        """Let ``other`` give the value of ``node`` of the copy from now on, and erase ``node``."""
+        node.replace_all_uses_with(other)
+        node.graph.erase_node(node)
+        self.replaced[node] = other
+
+    def current(self, node: Node) -> Node:
+        """The node of the copy that gives the value of ``node`` now."""
+        while node in self.replaced:
+            node = self.replaced[node]
+        return node
 
     def finish(self) -> None:
         """Check the changed graphs and let their code be generated anew."""

@@ -22,6 +22,8 @@ from attnpass.kernel import Kernel
 from attnpass.machine import Machine
 from attnpass.masks import MaskSpec, MaskTerm, Term
 from attnpass.patterns import find
+from attnpass.patterns.sdpa import wiring_of
+from attnpass.patterns.wiring import Operand
 from attnpass.tensor import TensorSpec, dtype_name
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
@@ -177,7 +179,10 @@ def _emitted(kernel: Kernel, sample: Sample, machine: Machine, tensors: dict[str
     if refused:
         raise UnfitError("; ".join(map(str, refused)))
     try:
-        emitted = emit_call(Emitter(gm, out), out, call, kernel, nodes.get("sinks"))
+        wiring = wiring_of(out)
+        if "sinks" in nodes:
+            wiring = replace(wiring, sinks=Operand(nodes["sinks"]))
+        emitted = emit_call(Emitter(gm, out), out, call, kernel, wiring)
     except EmitRefusedError as error:
         raise UnfitError(str(error)) from error
     out.replace_all_uses_with(emitted)

@@ -20,6 +20,8 @@ from attnpass.machine import Machine
 from attnpass.masks import MaskSpec, MaskTerm, Term
 from attnpass.measure import allowed_error, difference
 from attnpass.patterns import find
+from attnpass.patterns.sdpa import wiring_of
+from attnpass.patterns.wiring import Operand
 from attnpass.tensor import TensorSpec
 from attnpass.testing import sdpa_graph
 from tests.brute_force import brute_force
@@ -67,7 +69,8 @@ def emitted(
     chosen = registry()[kernel]
     refused = [*rejections(chosen.limits_for(machine), call, machine), *chosen.check(call, machine)]
     if not refused:
-        out = emit_call(Emitter(gm, node), node, call, chosen, inputs[3] if sinks is not None else None)
+        wiring = replace(wiring_of(node), sinks=Operand(inputs[3]) if sinks is not None else None)
+        out = emit_call(Emitter(gm, node), node, call, chosen, wiring)
         node.replace_all_uses_with(out)
         gm.graph.erase_node(node)
         gm.recompile()

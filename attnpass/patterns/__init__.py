@@ -14,7 +14,8 @@ from attnpass.call import AttentionCall, Pattern
 from attnpass.patterns.multihead import Opened, is_multihead, open_up
 from attnpass.patterns.near_misses import near_misses
 from attnpass.patterns.regions import Region, walk
-from attnpass.patterns.sdpa import is_sdpa, read_call, source_of, value_of
+from attnpass.patterns.sdpa import is_sdpa, read_call, source_of, value_of, wiring_of
+from attnpass.patterns.wiring import Wiring
 from attnpass.report.record import NearMiss
 
 
@@ -25,13 +26,15 @@ class FoundCall:
     Attributes:
         call: what it means.
         owner: the (sub)module whose graph holds ``node``; the opened body if ``opened`` is set.
-        node: the SDPA node.
+        node: the node whose value the call gives.
+        wiring: the nodes that it reads.
         opened: the opaque layer that the node was found in, or None.
     """
 
     call: AttentionCall
     owner: GraphModule
     node: Node
+    wiring: Wiring
     opened: Opened | None = None
 
 
@@ -62,7 +65,7 @@ def find(gm: GraphModule, grad: bool | None = None) -> Findings:
         visited[node] = region
         nodes.append(node)
         if is_sdpa(node):
-            calls.append(FoundCall(read_call(node, region, grad=grad), owner, node))
+            calls.append(FoundCall(read_call(node, region, grad=grad), owner, node, wiring_of(node)))
         elif is_multihead(node):
             opened = open_up(owner, node, region)
             if isinstance(opened, str):
@@ -82,7 +85,9 @@ def _undecided(found: FoundCall) -> FoundCall:
 def _inside(opened: Opened, region: Region) -> list[FoundCall]:
     grad = any(isinstance(v, torch.Tensor) and v.requires_grad for v in map(value_of, opened.inputs))
     return [
-        FoundCall(read_call(node, region, Pattern.MULTIHEAD, opened.node, grad), opened.body, node, opened)
+        FoundCall(
+            read_call(node, region, Pattern.MULTIHEAD, opened.node, grad), opened.body, node, wiring_of(node), opened
+        )
         for node in opened.body.graph.nodes
         if is_sdpa(node)
     ]

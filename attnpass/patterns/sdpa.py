@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from attnpass.call import AttentionCall, Context, Pattern, Source
 from attnpass.masks import MaskSpec
 from attnpass.patterns.regions import Region
+from attnpass.patterns.wiring import Addition, Operand, Wiring
 from attnpass.symbolic import known
 from attnpass.tensor import TensorSpec
 
@@ -41,6 +42,17 @@ def arguments(node: Node) -> dict[str, Any]:
     """All eight arguments by name, defaults filled in."""
     given = dict(zip(ARGUMENTS, node.args, strict=False))
     return {**DEFAULTS, **given, **node.kwargs}
+
+
+def wiring_of(node: Node) -> Wiring:
+    """Where the operands of an SDPA node are: a bool mask hides keys, an additive one is added."""
+    args = arguments(node)
+    q, k, v = (Operand(args[name]) for name in ("query", "key", "value"))
+    mask = args["attn_mask"]
+    if not isinstance(mask, Node):
+        return Wiring(q, k, v)
+    fill = float("-inf") if value_of(mask).dtype == torch.bool else None
+    return Wiring(q, k, v, (Addition(Operand(mask), fill),))
 
 
 def value_of(node: Node) -> Any:

@@ -1,0 +1,86 @@
+"""How a call hangs in the graph: which nodes hold its operands, and which views make them BHSD.
+
+An `AttentionCall` says what is computed and knows no graph; a `Wiring` says where it stands and knows no kernel. SDPA's
+operands are taken as they are; those of a chain written by hand may lie as (B, S, H, D), be transposed, or have their
+heads folded into the batch, and then carry the steps that bring them into SDPA's layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One op on a tensor: ``op(tensor, *args)``. Sizes that are not numbers are nodes."""
+
+    op: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A node and the steps that turn its value into what the call reads."""
+
+    node: Node
+    steps: tuple[Step, ...] = ()
+
+    def then(self, op: Callable[..., Any], *args: Any) -> Operand:
+        return replace(self, steps=(*self.steps, Step(op, args)))
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """One change of the scaled scores, in the order of the program.
+
+    Attributes:
+        operand: a tensor that broadcasts to (B, H, Sq, Sk).
+        fill: None: the tensor is added. A number: the tensor is bool, and where it is False the score becomes this.
+    """
+
+    operand: Operand
+    fill: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """The operands of a call.
+
+    Attributes:
+        q: (B, H, Sq, D) behind its steps; for SDPA, as the user gave it, 2-D to 4-D.
+        k: (B, Hkv, Sk, D).
+        v: (B, Hkv, Sk, Dv).
+        additions: what is done to the scores between scaling (and softcap) and softmax.
+        sinks: (H,), or None.
+        out: steps from (B, H, Sq, Dv) to the shape of the replaced node; none for SDPA.
+    """
+
+    q: Operand
+    k: Operand
+    v: Operand
+    additions: tuple[Addition, ...] = ()
+    sinks: Operand | None = None
+    out: tuple[Step, ...] = ()
+
+    def map_nodes(self, mapped: Callable[[Node], Node]) -> Wiring:
+        """The same wiring between other nodes: those of a copy of the graph."""
+
+        def operand(one: Operand) -> Operand:
+            return Operand(mapped(one.node), steps(one.steps))
+
+        def steps(several: Iterable[Step]) -> tuple[Step, ...]:
+            return tuple(Step(s.op, torch.fx.node.map_arg(s.args, mapped)) for s in several)
+
+        return Wiring(
+            operand(self.q),
+            operand(self.k),
+            operand(self.v),
+            tuple(Addition(operand(each.operand), each.fill) for each in self.additions),
+            None if self.sinks is None else operand(self.sinks),
+            steps(self.out),
+        )
