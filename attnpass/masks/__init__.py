@@ -3,6 +3,6 @@
 Today a mask is ``none``, ``causal`` (from ``is_causal``) or a tensor whose values only the running program knows.
 """
 
-from attnpass.masks.spec import MaskSpec, MaskTerm, Term
+from attnpass.masks.spec import EmptyRows, MaskSpec, MaskTerm, Term
 
-__all__ = ["MaskSpec", "MaskTerm", "Term"]
+__all__ = ["EmptyRows", "MaskSpec", "MaskTerm", "Term"]

@@ -17,8 +17,18 @@ class Term(Enum):
     CAUSAL = "causal"
     WINDOW = "window"
     KEY_PADDING = "key_padding"
+    QUERY_PADDING = "query_padding"
     SAME_SEGMENT = "same_segment"
+    FUNCTION = "function"
     TENSOR = "tensor"
+
+
+class EmptyRows(Enum):
+    """What the program gives for a query that sees no key at all."""
+
+    ZERO = "zero"  # SDPA, for a bool mask or -inf
+    NAN = "nan"  # softmax over nothing but -inf, written by hand
+    AVERAGE = "average"  # a large finite number on all scores: every key counts the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +66,14 @@ class MaskSpec:
     Attributes:
         terms: the conjuncts; empty means that every query sees every key.
         bias: spec of the tensor added to the scaled scores, or None.
-        rows_may_be_empty: could a query see no key at all? Such a row is 0 in the reference, and must stay so.
+        rows_may_be_empty: could a query see no key at all? Such a row gives what `empty` says, and must stay so.
+        empty: what the program gives for such a row.
     """
 
     terms: tuple[MaskTerm, ...] = ()
     bias: TensorSpec | None = None
     rows_may_be_empty: bool = False
+    empty: EmptyRows = EmptyRows.ZERO
 
     @classmethod
     def causal(cls, offset: Size = 0) -> MaskSpec:
