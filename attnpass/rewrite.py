@@ -22,6 +22,7 @@ from attnpass.graph_copy import GraphCopy
 from attnpass.kernel import Kernel
 from attnpass.limits import Rejection
 from attnpass.machine import Machine
+from attnpass.masks.understand import Reader
 from attnpass.patterns import Findings, find
 from attnpass.patterns.sdpa import value_of
 from attnpass.probe import Prover
@@ -78,6 +79,8 @@ def run_pass(
     start = time.perf_counter()
     code_before = gm.print_readable(print_output=False) if config.log == "debug" or config.report else ""
     findings = find(gm, grad)
+    reader = Reader()
+    findings = replace(findings, calls=tuple(map(reader.understood, findings.calls)))
     decisions = decide(findings, kernels, machines, config, verifier, prover)
     work, options = gm, {}
     if not dry_run and any(decision.rewritten for decision in decisions):

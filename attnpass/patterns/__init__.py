@@ -6,6 +6,7 @@ To add a spelling, write a file beside `sdpa` that turns a node into an `Attenti
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import GraphModule, Node
@@ -18,6 +19,9 @@ from attnpass.patterns.sdpa import is_sdpa, read_call, source_of, value_of, wiri
 from attnpass.patterns.wiring import Wiring
 from attnpass.report.record import NearMiss
 
+if TYPE_CHECKING:
+    from attnpass.masks.meaning import Meaning
+
 
 @dataclass(frozen=True, slots=True)
 class FoundCall:
@@ -29,6 +33,7 @@ class FoundCall:
         node: the node whose value the call gives.
         wiring: the nodes that it reads.
         opened: the opaque layer that the node was found in, or None.
+        meaning: what was understood of the mask tensors, or None where there are none.
     """
 
     call: AttentionCall
@@ -36,6 +41,7 @@ class FoundCall:
     node: Node
     wiring: Wiring
     opened: Opened | None = None
+    meaning: Meaning | None = None
 
 
 @dataclass(frozen=True, slots=True)
