@@ -147,7 +147,7 @@ def _new_full(like: Like, x: Array, size: Any, fill_value: Any, **_: Any) -> Arr
 def _tensor(like: Like, *args: Any, **_: Any) -> Array:
     value = args[-1]
     if isinstance(value, Array):
-        return _cast(like, value)
+        return elementwise("cast", lambda t: t.to(like.dtype), like, (value,))
     if like.shape or isinstance(value, (list, tuple)):
         raise StopError("a tensor of several numbers")
     return _filled(like, value)
@@ -406,10 +406,11 @@ def _cat(like: Like, tensors: Any, dim: int = 0, **_: Any) -> Array:
         end: Size = sum((part.shape[dim] for part in parts), start=0)
         result: Expr | None = None
         for part in reversed(parts):
-            end = end - part.shape[dim]
-            value = part.at(replaced(index, dim, plus(here, number(end), -1)))
+            start = end - part.shape[dim]
+            value = part.at(replaced(index, dim, plus(here, number(start), -1)))
             cast = pointwise("cast", lambda t: t.to(like.dtype), [Element(value, part.dtype, 1)], like.dtype)
             result = cast if result is None else where(is_positive(plus(here, number(end), -1)), result, cast)
+            end = start
 
         assert result is not None
         return result
@@ -445,7 +446,7 @@ def _pad(like: Like, x: Array, pad: Any, mode: Any = "constant", value: Any = No
             form = plus(_form(index[dim]), number(before), -1)
             there[dim] = form
             inside += [is_positive(form), is_positive(plus(number(x.shape[dim] - 1), form, -1))]
-        result = x.at(tuple(there))
+        result: Expr = x.at(tuple(there))
         for test in inside:
             result = where(test, result, constant(value or 0, like.dtype))
         return result
