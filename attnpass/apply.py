@@ -15,6 +15,7 @@ from attnpass.graph_copy import GraphCopy
 from attnpass.kernel import Kernel, Operands
 from attnpass.layout import restore_layout
 from attnpass.limits import Rejection
+from attnpass.masks.meaning import Meaning
 from attnpass.patterns import FoundCall
 from attnpass.patterns.multihead import Opened
 from attnpass.patterns.wiring import Addition, Operand, Wiring
@@ -37,10 +38,10 @@ def apply(
         if not decision.rewritten:
             done.append(decision)
             continue
-        owner, node, wiring = _place(copied, found, inlined)
+        owner, node, wiring, meaning = _place(copied, found, inlined)
         emitter = Emitter(owner, node, shared)
         try:
-            out = emit_call(emitter, node, decision.call, kernels[decision.kernel], wiring)
+            out = emit_call(emitter, node, decision.asked, kernels[decision.kernel], wiring, meaning)
         except EmitRefusedError as refused:
             emitter.undo()
             done.append(_put_back(decision, refused.rejection))
@@ -56,8 +57,8 @@ def apply(
 
 def _place(
     copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]]
-) -> tuple[GraphModule, Node, Wiring]:
-    """The module, the node and its operands in the copy; an opaque layer is opened there on its first call."""
+) -> tuple[GraphModule, Node, Wiring, Meaning | None]:
+    """The module, the node, its operands and its mask's meaning in the copy; an opaque layer is opened on first use."""
     opened = found.opened
     if opened is None:
         owner, nodes = copied.modules[found.owner], copied.nodes
@@ -67,16 +68,30 @@ def _place(
             inputs = tuple(copied.current(copied.nodes[node]) for node in opened.inputs)
             inlined[opened.node] = _inline(copied, Opened(owner, copied.nodes[opened.node], opened.body, inputs))
         nodes = inlined[opened.node]
-    return owner, nodes[found.node], found.wiring.map_nodes(lambda node: copied.current(nodes[node]))
+
+    def mapped(node: Node) -> Node:
+        return copied.current(nodes[node])
+
+    meaning = None if found.meaning is None or found.meaning.stop else found.meaning.map_nodes(mapped)
+    return owner, nodes[found.node], found.wiring.map_nodes(mapped), meaning
 
 
-def emit_call(emitter: Emitter, node: Node, call: AttentionCall, kernel: Kernel, wiring: Wiring) -> Node:
+def emit_call(
+    emitter: Emitter,
+    node: Node,
+    call: AttentionCall,
+    kernel: Kernel,
+    wiring: Wiring,
+    meaning: Meaning | None = None,
+) -> Node:
     """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out."""
     wanted = emitter.spec(node)
     q, k, v = (_operand(emitter, each, call) for each in (wiring.q, wiring.k, wiring.v))
-    mask = _mask(emitter, wiring.additions, call)
+    mask = _mask(emitter, wiring.additions, call) if call.mask.spelled is None else None
     sinks = None if wiring.sinks is None else emitter.apply(wiring.sinks)
-    out = kernel.emit(emitter, call, Operands(q, k, v, mask, call.scale_or_default(), sinks))
+    out = kernel.emit(
+        emitter, call, Operands(q, k, v, mask, call.scale_or_default(), sinks, meaning if mask is None else None)
+    )
     for step in wiring.out:
         out = emitter(step.op, out, *step.args)
     for _ in range(0 if wiring.out else 4 - wanted.ndim):

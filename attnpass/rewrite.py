@@ -146,7 +146,9 @@ def _select_proved(
     reasons = dict(extra)
     while True:
         decision = select(call, kernels, machine, config, reasons)
-        refusals = prover.refusals(kernels[decision.kernel], call, machine) if prover and decision.rewritten else ()
+        refusals = (
+            prover.refusals(kernels[decision.kernel], decision.asked, machine) if prover and decision.rewritten else ()
+        )
         if not refusals:
             return decision
         reasons[decision.kernel] = [*reasons.get(decision.kernel, ()), *refusals]

@@ -231,7 +231,7 @@ def _viewed(p: Program, draw: Draw, x: Node) -> Node:
 
 def _outside(p: Program, draw: Draw, x: Node) -> Node:
     """What the grammar does not know, or must not be fooled by: single bits, transposition, unknown functions."""
-    B, H, Sq, Sk = p.sizes
+    _, _, Sq, Sk = p.sizes
     full = p.emit("clone", p.emit("expand", x, *p.sizes))
     way = draw(st.sampled_from(("bit", "transposed", "unknown", "cummax", "alias", "later write", "sorted")))
     row, column = draw(st.integers(0, Sq - 1)), draw(st.integers(0, Sk - 1))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from attnpass.masks.expr import AXES, loads_of
-from attnpass.masks.lower import Values, as_tensor, evaluate
+from attnpass.masks.expr import AXES, Expr, loads_of
+from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads
 from attnpass.masks.meaning import Meaning
 from attnpass.masks.prove import hides
 from attnpass.masks.simplify import Bounds
@@ -56,10 +56,15 @@ def computed(meaning: Meaning, gm: GraphModule, inputs: list[Tensor], sizes: tup
     recorder.run(*inputs)
     shaped = [torch.arange(n).reshape([-1 if i == j else 1 for j in range(4)]) for i, n in enumerate(sizes)]
     bounds = Bounds.of(dict(zip(AXES, sizes, strict=True)))
-    values = Values(dict(zip(AXES, shaped, strict=True)), recorder.values, {}, bounds)
-    allowed = as_tensor(evaluate(meaning.allowed, values), torch.bool, torch.device("cpu")).expand(sizes)
-    bias = torch.zeros(()) if meaning.bias is None else evaluate(meaning.bias, values)
-    return allowed, as_tensor(bias, torch.float32, torch.device("cpu")).expand(sizes)
+
+    def values(expr: Expr) -> Values:
+        return Values(dict(zip(AXES, shaped, strict=True)), recorder.values, {}, outside_loads(expr, bounds))
+
+    allowed = as_tensor(evaluate(meaning.allowed, values(meaning.allowed)), torch.bool, torch.device("cpu")).expand(
+        sizes
+    )
+    bias = torch.zeros(()) if meaning.bias is None else evaluate(meaning.bias, values(meaning.bias))
+    return allowed, as_tensor(bias, torch.float32, cpu).expand(sizes)
 
 
 def understood(program: Program, mask: Node) -> tuple[Meaning, GraphModule, Tensor]:

@@ -29,10 +29,12 @@ from attnpass.masks.expr import (
     Where,
     Zero,
     in_order,
+    loads_of,
     size_key,
     walk,
 )
 from attnpass.masks.simplify import Bounds
+from attnpass.patterns.sdpa import value_of
 from attnpass.symbolic import Size, known
 
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -55,13 +57,14 @@ class Values:
         axes: the index tensor of each axis; they broadcast.
         tensors: the tensor of each node that is read.
         sizes: of each symbolic size, by its key, a tensor without dimensions.
-        bounds: what is known of the axes: a load inside them needs no clamp.
+        outside: loads and the dimensions in which their index may lie outside of the tensor. Such an element is not
+            taken (a ``where`` chooses another), but it is read all the same.
     """
 
     axes: Mapping[str, Tensor]
     tensors: Mapping[Node, Tensor]
     sizes: Mapping[Any, Tensor]
-    bounds: Bounds
+    outside: frozenset[tuple[Load, int]] = frozenset()
 
     @property
     def device(self) -> torch.device:
@@ -112,16 +115,10 @@ def _load(expr: Load, values: Values, go: Callable[[Expr], Any]) -> Any:
     if not expr.index:
         return tensor
     index = []
-    for part, size in zip(expr.index, tensor.shape, strict=True):
+    for dim, (part, size) in enumerate(zip(expr.index, tensor.shape, strict=True)):
         at = as_tensor(go(part), torch.int64, values.device)
-        inside = isinstance(part, Lin) and values.bounds.always(part) and _ends_before(values.bounds, part, size)
-        index.append(at if inside else at.clamp(min=0, max=size - 1))  # not taken, but read all the same
+        index.append(at.clamp(min=0, max=size - 1) if (expr, dim) in values.outside else at)
     return torch.ops.aten.index.Tensor(tensor, index)
-
-
-def _ends_before(bounds: Bounds, form: Lin, size: Size) -> bool:
-    most = bounds.most(form)
-    return most is not None and known(most < size)
 
 
 def _not(expr: Not, values: Values, go: Callable[[Expr], Any]) -> Any:
@@ -168,6 +165,17 @@ _EVALUATE: dict[type[Expr], Callable[[Any, Values, Callable[[Expr], Any]], Any]]
     Where: _where,
     Apply: _apply,
 }
+
+
+def outside_loads(expr: Expr, bounds: Bounds) -> frozenset[tuple[Load, int]]:
+    """Loads whose index is not known to lie inside of their tensor, with the dimension."""
+    found = set()
+    for load in loads_of(expr):
+        for dim, (part, size) in enumerate(zip(load.index, value_of(load.node).shape, strict=True)):
+            most = bounds.most(part) if isinstance(part, Lin) and bounds.always(part) else None
+            if most is None or not known(most < size):
+                found.add((load, dim))
+    return frozenset(found)
 
 
 def symbolic_sizes(expr: Expr) -> dict[Any, Size]:

@@ -426,7 +426,8 @@ def _stack(like: Like, tensors: Any, dim: int = 0, **_: Any) -> Array:
         here = as_number(index[dim])
         if not isinstance(here, int):
             raise StopError(f"a stack at {index[dim]}")
-        return tensors[here].at((*index[:dim], *index[dim + 1 :]))
+        chosen_one: Array = tensors[here]
+        return chosen_one.at((*index[:dim], *index[dim + 1 :]))
 
     return like.made_of(element)
 

@@ -138,7 +138,8 @@ def prove(split: Split, sizes: Mapping[str, Size], by_hand: bool, spelled: Tenso
     if may_be_empty and not tracked:
         raise StopError("rows that may see no key, hidden by finite numbers in several places")
     terms = tuple(_terms(conjuncts(allowed), sizes))
-    spec = MaskSpec(terms, _bias_spec(bias, spelled), may_be_empty, empty, spelled)
+    text = " + ".join(map(str, [allowed] if bias is None else [allowed, bias])) if allowed != TRUE or bias else ""
+    spec = MaskSpec(terms, _bias_spec(bias, spelled), may_be_empty, empty, spelled, meaning=text)
     return Meaning(spec, allowed, bias)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
@@ -70,6 +70,8 @@ class MaskSpec:
         empty: what the program gives for such a row.
         spelled: the mask as the program spelled it, one tensor, where its meaning was proved; a kernel that cannot
             express the meaning may read that instead.
+        meaning: who takes part, as people read it: ``k <= q and padding[b, k]``.
+        stop: why the meaning of a mask tensor is not known, with the node, or "".
     """
 
     terms: tuple[MaskTerm, ...] = ()
@@ -77,6 +79,8 @@ class MaskSpec:
     rows_may_be_empty: bool = False
     empty: EmptyRows = EmptyRows.ZERO
     spelled: TensorSpec | None = None
+    meaning: str = field(default="", compare=False)
+    stop: str = field(default="", compare=False)
 
     @classmethod
     def causal(cls, offset: Size = 0) -> MaskSpec:

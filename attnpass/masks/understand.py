@@ -51,7 +51,8 @@ class Reader:
                 self.read[key] = Meaning(call.mask, stop=str(stop))
         meaning = self.read[key]
         if meaning.stop:
-            return replace(found, meaning=meaning)
+            stopped = replace(call.mask, stop=meaning.stop)
+            return replace(found, call=replace(call, mask=stopped), meaning=meaning)
         return replace(found, call=replace(call, mask=meaning.spec), meaning=meaning)
 
     def _meaning(self, found: FoundCall, tracer: Tracer, sizes: dict[str, Size]) -> Meaning:
