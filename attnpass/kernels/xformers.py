@@ -11,7 +11,9 @@ What its source says (``xformers/ops/fmha``, 0.0.35):
 - a bias is additive, in q's dtype, of exactly (B, H, Sq, Sk), its rows aligned to 16 bytes;
 - grouped heads are a fifth dimension, with K and V expanded; there is no backward for it;
 - ``LowerTriangularMask`` is top-left; only ``cutlass`` takes it for Sq != Sk;
-- the non-autograd backward has no dropout.
+- the non-autograd backward has no dropout;
+- ``memory_efficient_attention_forward`` checks its operands anew at each call, in Python, before it calls
+  ``FwOp.apply``; here the limits were checked when the call was compiled, so inference calls the latter.
 """
 
 from __future__ import annotations
@@ -166,8 +168,8 @@ def _infer_impl(
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, Dv) -> (B, Sq, H, Dv), contiguous."""
     from xformers.ops import fmha
 
-    call = _call(q, k, v, bias, is_causal, scale)
-    out: Tensor = fmha.memory_efficient_attention_forward(**call, op=_operators(operator)[0])
+    call = fmha.Inputs(**_call(q, k, v, bias, is_causal, scale))
+    out: Tensor = _operators(operator)[0].apply(call, needs_gradient=False)[0]
     return out.flatten(2, 3).contiguous() if out.ndim == 5 else out.contiguous()
 
 
