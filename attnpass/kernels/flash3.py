@@ -127,7 +127,7 @@ def _raw_op(library: Any) -> tuple[Any, frozenset[str]]:
     return op, frozenset() if op is None else frozenset(argument.name for argument in op._schema.arguments)
 
 
-def _forward(operands: dict[str, Tensor], scale: float, left: int, right: int, softcap: float, lse: bool) -> Any:
+def _forward(operands: dict[str, Tensor], lse: bool, scale: float, left: int, right: int, softcap: float) -> Any:
     """The output, alone or as the first of several; ``lse`` asks for the log-sum-exp as the second."""
     import flash_attn_interface
 
@@ -144,7 +144,7 @@ def _forward(operands: dict[str, Tensor], scale: float, left: int, right: int, s
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *numbers: Any) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous."""
     operands = {"q": q, "k": k, "v": v} if sinks is None else {"q": q, "k": k, "v": v, "sinks": sinks}
-    found = _forward(operands, *numbers, lse=False)
+    found = _forward(operands, False, *numbers)
     out: Tensor = found if isinstance(found, Tensor) else found[0]
     return out
 
@@ -155,7 +155,7 @@ def _infer_fake(q: Tensor, *_: object) -> Tensor:
 
 def _train_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
     """The output and its log-sum-exp, (B, H, Sq) in fp32."""
-    out, lse, *_ = _forward({"q": q, "k": k, "v": v}, *numbers, lse=True)
+    out, lse, *_ = _forward({"q": q, "k": k, "v": v}, True, *numbers)
     return out, lse
 
 

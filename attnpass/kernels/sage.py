@@ -215,10 +215,7 @@ def _infer_impl(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_ca
 
 def _is_on_default_stream(device: torch.device) -> bool:
     """Is there nothing to do? Asked at each call, so by the stream's handle and without stream objects."""
-    if device.type != "cuda":
-        return True
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return bool(torch._C._cuda_getCurrentRawStream(index) == 0)
+    return device.type != "cuda" or torch._C._cuda_getCurrentRawStream(device.index) == 0
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""flash-attn-4: `_flash_attn_fwd`, `_flash_attn_bwd` and the signature of `flash_attn_func` of ``flash_attn.cute.interface``.
+"""flash-attn-4: `_flash_attn_fwd` and `_flash_attn_bwd` of ``flash_attn.cute.interface``, `flash_attn_func` for show.
 
 Traps kept: always a tuple, qv as the fourth positional argument, an unbounded side of a window is None and one -1 is a
 bound, causal is lost beside a mask function, bottom-right, head dims that are no multiple of 8, wrong gradients at most
