@@ -1,8 +1,9 @@
 """xFormers 0.0.35: ``xformers.ops.fmha`` with its operators ``flash`` and ``cutlass``.
 
 Traps kept: a bias has exactly (B, H, Sq, Sk) and aligned rows, LowerTriangularMask is top-left and flash takes it only
-for Sq == Sk, grouped heads are a fifth dimension without backward, the log-sum-exp of cutlass has padded rows, and a
-binary that does not load leaves every operator unsupported.
+for Sq == Sk, grouped heads are a fifth dimension without backward, cutlass misreads stride 0 at Sk % 32 == 1 and wants
+aligned strides of single rows too, the log-sum-exp of cutlass has padded rows, and a binary that does not load leaves
+every operator unsupported.
 """
 
 from __future__ import annotations
@@ -94,6 +95,15 @@ class Operator:
             raise ValueError(f"Operator `{cls.NAME}` does not support inputs: " + "; ".join(reasons))
 
     @classmethod
+    def check_rows(cls, call: Inputs) -> None:
+        """What cutlass's kernel itself wants of K and V, which the operator does not check."""
+        for name, x in (("key", call.key), ("value", call.value)):
+            if x.stride(1) % (16 // x.dtype.itemsize):
+                raise RuntimeError(f"{name} is not correctly aligned (strideM)")
+            expanded = any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True))
+            assert not (expanded and x.shape[1] % 32 == 1), f"{name} is misread, pytorch/pytorch#191937"
+
+    @classmethod
     def arguments(cls, call: Inputs) -> tuple[Any, dict[str, Any]]:
         q, k, v, bias = call.flat()
         scale = q.shape[-1] ** -0.5 if call.scale is None else call.scale
@@ -108,6 +118,8 @@ class Operator:
         """The real one checks nothing: what it refuses here would be a crash or a wrong result there."""
         cls.check(call)
         assert call.p == 0.0 and cls.NAME[-3:] == "-pt", "the library's dispatch could take FlashAttention-3"
+        if not cls.FLASH:
+            cls.check_rows(call)
         operands, more = cls.arguments(call)
         out, lse = attention(*operands, **more)
         if not cls.FLASH:
