@@ -15,6 +15,7 @@ import torch
 from torch.fx import GraphModule
 
 from attnpass.apply import apply
+from attnpass.assumptions import Assumptions
 from attnpass.call import AttentionCall, Source
 from attnpass.config import Config
 from attnpass.errors import StrictError
@@ -42,11 +43,13 @@ class Rewritten:
         module: the graph to compile; the one that went in if nothing was changed.
         report: everything that was found, decided and done.
         compile_options: Inductor options that the emitted kernels need.
+        assumptions: buffers whose values were read; the compiled code has to be guarded by them.
     """
 
     module: GraphModule
     report: Report
     compile_options: dict[str, Any] = field(default_factory=dict)
+    assumptions: Assumptions = field(default_factory=Assumptions)
 
 
 def run_pass(
@@ -78,8 +81,8 @@ def run_pass(
     """
     start = time.perf_counter()
     code_before = gm.print_readable(print_output=False) if config.log == "debug" or config.report else ""
-    findings = find(gm, grad)
-    reader = Reader()
+    findings, assumptions = find(gm, grad), Assumptions()
+    reader = Reader(assumptions.array)
     findings = replace(findings, calls=tuple(map(reader.understood, findings.calls)))
     decisions = decide(findings, kernels, machines, config, verifier, prover)
     work, options = gm, {}
@@ -101,7 +104,7 @@ def run_pass(
         code_before=code_before,
         code_after=work.print_readable(print_output=False) if work is not gm and code_before else code_before,
     )
-    return Rewritten(work, report, options)
+    return Rewritten(work, report, options, assumptions)
 
 
 def decide(

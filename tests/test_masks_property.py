@@ -64,7 +64,7 @@ def computed(meaning: Meaning, gm: GraphModule, inputs: list[Tensor], sizes: tup
         sizes
     )
     bias = torch.zeros(()) if meaning.bias is None else evaluate(meaning.bias, values(meaning.bias))
-    return allowed, as_tensor(bias, torch.float32, cpu).expand(sizes)
+    return allowed, as_tensor(bias, torch.float32, torch.device("cpu")).expand(sizes)
 
 
 def understood(program: Program, mask: Node) -> tuple[Meaning, GraphModule, Tensor]:
