@@ -209,7 +209,7 @@ def _and(bounds: Bounds, expr: And) -> Expr:
     for arg in list(args):
         if isinstance(arg, Or) and any(_implies(bounds, other, arg) for other in args - {arg}):
             args.discard(arg)
-    return all_of(args)
+    return all_of(_in_context(bounds, args, hold=True))
 
 
 def _implies(bounds: Bounds, known_true: Expr, claim: Expr) -> bool:
@@ -237,7 +237,23 @@ def _or(bounds: Bounds, expr: Or) -> Expr:
     for arg in list(args):
         if isinstance(arg, And) and any(_implied_by_part(bounds, arg, other) for other in args - {arg}):
             args.discard(arg)
-    return _factored(any_of(args))
+    return _factored(any_of(_in_context(bounds, args, hold=False)))
+
+
+def _in_context(bounds: Bounds, args: set[Expr], hold: bool) -> set[Expr]:
+    """Each part read where comparisons of one index beside it hold (in a conjunction), or do not (in a disjunction)."""
+    singles = [arg for arg in args if isinstance(arg, (NonNeg, Zero)) and len(arg.form.terms) == 1]
+    for arg in list(args) if singles else ():
+        context = bounds
+        for single in singles:
+            if single is not arg and single in args:
+                context = context.narrowed(single, hold)
+        read = context.simplified(arg) if context is not bounds else arg
+        if read == Bool(not hold):
+            return {read}
+        if read == Bool(hold):
+            args.discard(arg)  # the others decide
+    return args
 
 
 def _implied_by_part(bounds: Bounds, conjunction: And, claim: Expr) -> bool:
