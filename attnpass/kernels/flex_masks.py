@@ -6,6 +6,8 @@ as it is. Everything is emitted once for all calls of a graph that mean the same
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +22,8 @@ from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import EmitRefusedError, Emitter, aten
 from attnpass.limits import Code, Rejection
-from attnpass.masks.blocks import blocks
-from attnpass.masks.expr import AXES, B, Expr, H, K, Load, Q, all_of, any_of, axes_of, axis, loads_of, size_key
+from attnpass.masks.blocks import band_blocks, blocks, list_shapes
+from attnpass.masks.expr import AXES, B, Expr, H, K, Load, NonNeg, Q, all_of, any_of, axes_of, axis, loads_of, size_key
 from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads, symbolic_sizes
 from attnpass.masks.meaning import Meaning, with_nodes
 from attnpass.masks.simplify import Bounds, conjuncts
@@ -180,17 +182,53 @@ def fixed(emitter: Emitter, operand: Node) -> Node:
 
 
 def block_lists(emitter: Emitter, call: AttentionCall, q: Node, k: Node, mask: Captured) -> list[Node]:
-    """The block lists of a mask, computed in the graph, in the order of `BlockMask`'s constructor."""
-    nodes = [load.node for load in loads_of(mask.allowed)]
-    outside = outside_loads(mask.allowed, _bounds(call))
+    """The block lists of a mask, computed in the graph, in the order of `BlockMask`'s constructor.
 
-    def compute(q: Tensor, k: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        def values(places: dict[str, Tensor]) -> Values:
-            return _values(mask.allowed, places, q, k, nodes, tensors, outside)
+    They go through one buffer of fixed layout: Inductor may give what it computes any strides, and FlexAttention's
+    kernel takes the lists as contiguous (an illegal memory access on an H100, PyTorch 2.11).
+    """
+    nodes, axes = [load.node for load in loads_of(mask.allowed)], axes_of(mask.allowed)
+    outside, band = outside_loads(mask.allowed, _bounds(call)), _band(mask.allowed)
 
-        return blocks(mask.allowed, (*q.shape[:3], k.shape[2]), values, q.device)
+    def compute(q: Tensor, k: Tensor, *tensors: Tensor) -> Tensor:
+        sizes = (*q.shape[:3], k.shape[2])
+        if band is not None:
+            left, right = (None if side is None else _side(side, _symbols(q, k)) for side in band)
+            lists = band_blocks(sizes[2], sizes[3], left, right, q.device)
+        else:
 
-    return list(emitter.inline(compute, q, k, *nodes))
+            def values(places: dict[str, Tensor]) -> Values:
+                return _values(mask.allowed, places, q, k, nodes, tensors, outside)
+
+            lists = blocks(mask.allowed, sizes, values, q.device)
+        return torch.cat([one.reshape(-1) for one in lists])
+
+    def apart(packed: Tensor, q: Tensor, k: Tensor) -> list[Tensor]:
+        shapes = list_shapes((*q.shape[:3], k.shape[2]), axes)
+        lengths = [math.prod(shape) for shape in shapes]
+        starts = itertools.accumulate(lengths, initial=0)
+        parts = zip(starts, lengths, shapes, strict=False)
+        return [packed[start : start + n].view(shape) for start, n, shape in parts]
+
+    packed = fixed(emitter, emitter.inline(compute, q, k, *nodes))
+    return list(emitter.inline(apart, packed, q, k))
+
+
+def _band(allowed: Expr) -> tuple[Size | None, Size | None] | None:
+    """``(left, right)`` of a mask that is one band around the diagonal; None for any other mask."""
+    sides: dict[int, Size] = {}
+    for part in conjuncts(allowed):
+        if not isinstance(part, NonNeg) or axes_of(part) != {Q, K}:
+            return None
+        sign = part.form.factor(K)
+        if abs(sign) != 1 or part.form.factor(Q) != -sign or sign in sides:
+            return None
+        sides[sign] = part.form.const
+    return (sides.get(1), sides.get(-1)) if sides else None
+
+
+def _side(size: Size, symbols: dict[Any, Any]) -> Any:
+    return size if isinstance(size, int) else _number(size_key(size), symbols)
 
 
 def element_function(

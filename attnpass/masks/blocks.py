@@ -57,6 +57,43 @@ def blocks(allowed: Expr, sizes: Sequence[Any], values: ValuesAt, device: torch.
     )
 
 
+def band_blocks(Sq: Any, Sk: Any, left: Any, right: Any, device: torch.device) -> tuple[Tensor, ...]:
+    """The blocks of ``q - left <= k <= q + right`` (None for no bound) in closed form, in the order of `blocks`.
+
+    A block that reaches over the end of q or k counts as partly visible.
+    """
+    lists = (*_band_side(Sq, Sk, left, right, device), *_band_side(Sk, Sq, right, left, device))
+    return tuple(x.to(torch.int32)[None, None] for x in lists)
+
+
+def _band_side(length: Any, others: Any, left: Any, right: Any, device: torch.device) -> tuple[Tensor, ...]:
+    """For each block of one side: how many of the other's are partly visible, which, how many fully, and which."""
+    cols = block_count(others)
+    start = torch.arange(block_count(length), device=device) * BLOCK
+    j = torch.arange(cols, device=device)
+    zero, end = start * 0, torch.clamp(start + BLOCK - 1, max=length - 1)
+    nearest = zero if left is None else torch.clamp(start - left, min=0)
+    farthest = zero + others - 1 if right is None else torch.clamp(end + right, max=others - 1)
+    low = nearest // BLOCK
+    visible = torch.where((start < length) & (nearest <= farthest), farthest // BLOCK - low + 1, 0)
+    first = zero if left is None else torch.clamp((start + 2 * BLOCK - 2 - left) // BLOCK, min=0)
+    last = zero + others // BLOCK - 1
+    last = last if right is None else torch.minimum((start + right - BLOCK + 1) // BLOCK, last)
+    full = torch.where(start + BLOCK <= length, torch.clamp(last - first + 1, min=0), 0)
+    before = torch.where(full > 0, first - low, 0)[:, None]
+    behind = torch.where(full > 0, first + full, low)[:, None]  # where the partly visible ones go on
+    partial = torch.where(j < before, low[:, None] + j, behind + j - before) % cols
+    return visible - full, partial, full, (first[:, None] + j) % cols
+
+
+def list_shapes(sizes: Sequence[Any], axes: frozenset[str]) -> list[tuple[Any, ...]]:
+    """The shapes of the lists of `blocks` for a mask over ``axes``."""
+    Bm, Hm = (size if axis in axes else 1 for axis, size in zip((B, H), sizes[:2], strict=True))
+    rows, cols = block_count(sizes[2]), block_count(sizes[3])
+    kv = [(Bm, Hm, rows), (Bm, Hm, rows, cols)] * 2
+    return [*kv, *[(Bm, Hm, cols), (Bm, Hm, cols, rows)] * 2]
+
+
 def block_count(length: Size) -> Any:
     """Blocks in a length; a symbolic one gets an empty block more, since a size that may be 1 makes tracers guard."""
     count = (length + BLOCK - 1) // BLOCK
