@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
-from attnpass.masks.blocks import BLOCK, band_blocks, blocks, list_shapes
-from attnpass.masks.expr import AXES, Apply, B, Expr, K, Lin, Load, Q, all_of, any_of, axes_of, axis, number, plus
+from attnpass.masks.blocks import BLOCK, band_blocks, blocks
+from attnpass.masks.expr import AXES, Apply, B, Expr, K, Lin, Load, Q, all_of, any_of, axis, number, plus
 from attnpass.masks.expr import is_positive as nonneg
 from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads
 from attnpass.masks.simplify import Bounds
@@ -97,7 +97,6 @@ def test_blocks_cover_the_mask(name: str, lengths: tuple[int, int]) -> None:
         return Values(places, tensors, {}, outside_loads(allowed, bounds))
 
     got = blocks(allowed, sizes, values, CPU)
-    assert [tuple(one.shape) for one in got] == list_shapes(sizes, axes_of(allowed))
     shaped = [torch.arange(n).reshape([-1 if i == j else 1 for j in range(4)]) for i, n in enumerate(sizes)]
     places = dict(zip(AXES, shaped, strict=True))
     seen = as_tensor(evaluate(allowed, values(places)), torch.bool, CPU).expand(sizes)

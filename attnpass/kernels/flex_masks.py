@@ -6,8 +6,6 @@ as it is. Everything is emitted once for all calls of a graph that mean the same
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +20,7 @@ from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import EmitRefusedError, Emitter, aten
 from attnpass.limits import Code, Rejection
-from attnpass.masks.blocks import band_blocks, blocks, list_shapes
+from attnpass.masks.blocks import band_blocks, blocks
 from attnpass.masks.expr import AXES, B, Expr, H, K, Load, NonNeg, Q, all_of, any_of, axes_of, axis, loads_of, size_key
 from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads, symbolic_sizes
 from attnpass.masks.meaning import Meaning, with_nodes
@@ -160,6 +158,13 @@ def _fixed_layout(x: Tensor) -> Tensor:
 _copy = ops.define("fixed_layout(Tensor x) -> Tensor", _fixed_layout, _fixed_layout)
 
 
+def _fixed_layouts(xs: list[Tensor]) -> list[Tensor]:
+    return [_fixed_layout(x) for x in xs]
+
+
+_copies = ops.define("fixed_layouts(Tensor[] xs) -> Tensor[]", _fixed_layouts, _fixed_layouts)
+
+
 def fixed(emitter: Emitter, operand: Node) -> Node:
     """A mask as a buffer that Inductor's templates can index, copied once for all calls that read it.
 
@@ -184,34 +189,25 @@ def fixed(emitter: Emitter, operand: Node) -> Node:
 def block_lists(emitter: Emitter, call: AttentionCall, q: Node, k: Node, mask: Captured) -> list[Node]:
     """The block lists of a mask, computed in the graph, in the order of `BlockMask`'s constructor.
 
-    They go through one buffer of fixed layout: Inductor may give what it computes any strides, and FlexAttention's
-    kernel takes the lists as contiguous (an illegal memory access on an H100, PyTorch 2.11).
+    They are given a fixed layout: Inductor may give what it computes any strides, and FlexAttention's kernel takes the
+    lists as contiguous (an illegal memory access on an H100, PyTorch 2.11).
     """
-    nodes, axes = [load.node for load in loads_of(mask.allowed)], axes_of(mask.allowed)
+    nodes = [load.node for load in loads_of(mask.allowed)]
     outside, band = outside_loads(mask.allowed, _bounds(call)), _band(mask.allowed)
 
-    def compute(q: Tensor, k: Tensor, *tensors: Tensor) -> Tensor:
+    def compute(q: Tensor, k: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         sizes = (*q.shape[:3], k.shape[2])
         if band is not None:
             left, right = (None if side is None else _side(side, _symbols(q, k)) for side in band)
-            lists = band_blocks(sizes[2], sizes[3], left, right, q.device)
-        else:
+            return band_blocks(sizes[2], sizes[3], left, right, q.device)
 
-            def values(places: dict[str, Tensor]) -> Values:
-                return _values(mask.allowed, places, q, k, nodes, tensors, outside)
+        def values(places: dict[str, Tensor]) -> Values:
+            return _values(mask.allowed, places, q, k, nodes, tensors, outside)
 
-            lists = blocks(mask.allowed, sizes, values, q.device)
-        return torch.cat([one.reshape(-1) for one in lists])
+        return blocks(mask.allowed, sizes, values, q.device)
 
-    def apart(packed: Tensor, q: Tensor, k: Tensor) -> list[Tensor]:
-        shapes = list_shapes((*q.shape[:3], k.shape[2]), axes)
-        lengths = [math.prod(shape) for shape in shapes]
-        starts = itertools.accumulate(lengths, initial=0)
-        parts = zip(starts, lengths, shapes, strict=False)
-        return [packed[start : start + n].view(shape) for start, n, shape in parts]
-
-    packed = fixed(emitter, emitter.inline(compute, q, k, *nodes))
-    return list(emitter.inline(apart, packed, q, k))
+    lists = emitter(_copies, list(emitter.inline(compute, q, k, *nodes)))
+    return [emitter.item(lists, i) for i in range(8)]
 
 
 def _band(allowed: Expr) -> tuple[Size | None, Size | None] | None:
