@@ -70,7 +70,9 @@ def _place(
         nodes = inlined[opened.node]
 
     def mapped(node: Node) -> Node:
-        return copied.current(nodes[node])
+        return copied.current(
+            nodes[node] if node in nodes else copied.nodes[node]
+        )  # a mask may be read around the layer
 
     meaning = None if found.meaning is None or found.meaning.stop else found.meaning.map_nodes(mapped)
     return owner, nodes[found.node], found.wiring.map_nodes(mapped), meaning
