@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import attnpass
 from benchmarks.case import backend
 from benchmarks.environment import RESULTS, append, facts
-from benchmarks.forms import median_ms
+from benchmarks.timing import median_ms
 
 BY_HAND, EAGER, INDUCTOR = "by_hand", "eager", "inductor"
 

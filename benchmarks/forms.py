@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ import attnpass
 from attnpass.measure import difference
 from benchmarks.case import backend
 from benchmarks.environment import RESULTS, append, facts
+from benchmarks.timing import median_ms, peak_mib
 
 SIZES = (2, 32, 8, 4096, 128)
 SMALL = (2, 4, 2, 256, 32)
@@ -171,7 +171,7 @@ def measure(form: str, compiler: str, train: bool, device: str, sizes: tuple[int
             torch.autograd.grad(result, operands, grad)
 
     record["ms"], record["spread_ms"] = median_ms(step, device)
-    record["memory_mib"] = _memory(step) if device == "cuda" else None
+    record["memory_mib"] = peak_mib(step) if device == "cuda" else None
     return record
 
 
@@ -200,31 +200,6 @@ def _error(model: nn.Module, operands: list[Tensor], padding: Tensor, out: Tenso
     with torch.no_grad():
         parts = [exact(*(x.detach()[i : i + 1].float() for x in operands), padding[i : i + 1]) for i in range(len(out))]
     return round(difference(out.detach(), torch.cat(parts)).relative, 6)
-
-
-def median_ms(step: Callable[[], None], device: str) -> tuple[float, float]:
-    """Median and the distance between the 20th and 80th percentile."""
-    if device == "cuda":
-        from triton.testing import do_bench
-
-        low, middle, high = do_bench(step, warmup=25, rep=120, quantiles=[0.2, 0.5, 0.8])
-        return round(middle, 4), round(high - low, 4)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        step()
-        times.append((time.perf_counter() - start) * 1000)
-    return round(statistics.median(times), 4), round(max(times) - min(times), 4)
-
-
-def _memory(step: Callable[[], None]) -> float:
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
 
 
 def _line(record: dict[str, Any]) -> str:

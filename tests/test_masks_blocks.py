@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
 from attnpass.masks.blocks import BLOCK, band_blocks, blocks
-from attnpass.masks.expr import AXES, Apply, B, Expr, K, Lin, Load, Q, all_of, any_of, axis, number, plus
-from attnpass.masks.expr import is_positive as nonneg
+from attnpass.masks.bounds import Bounds
+from attnpass.masks.expr import AXES, Apply, B, Expr, K, Lin, Load, Q, axis, number, plus
+from attnpass.masks.logic import all_of, any_of
+from attnpass.masks.logic import is_positive as nonneg
 from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads
-from attnpass.masks.simplify import Bounds
 
 CPU = torch.device("cpu")
 NAMES = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")

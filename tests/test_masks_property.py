@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from attnpass.masks.expr import AXES, Expr, loads_of
+from attnpass.masks.bounds import Bounds
+from attnpass.masks.expr import AXES, Expr
+from attnpass.masks.logic import loads_of
 from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads
 from attnpass.masks.meaning import Meaning
 from attnpass.masks.prove import hides
-from attnpass.masks.simplify import Bounds
 from attnpass.masks.spec import EmptyRows
 from attnpass.masks.understand import Reader
 from attnpass.patterns import find

@@ -20,7 +20,8 @@ from torch.nn.attention import flex_attention as flex
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter, aten
 from attnpass.kernel import Kernel, Operands
-from attnpass.kernels.flex_masks import Captured, block_lists, captured, element_function, fixed
+from attnpass.kernels.flex_layout import fixed
+from attnpass.kernels.flex_masks import Captured, block_lists, captured, element_function
 from attnpass.limits import FLOATS, Code, Limits, Rejection
 from attnpass.machine import Machine
 from attnpass.masks import Term

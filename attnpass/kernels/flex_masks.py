@@ -16,16 +16,19 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from attnpass import ops
 from attnpass.call import AttentionCall
-from attnpass.emit import EmitRefusedError, Emitter, aten
+from attnpass.emit import EmitRefusedError, Emitter
+from attnpass.kernels.flex_layout import all_fixed, fixed
 from attnpass.limits import Code, Rejection
 from attnpass.masks.blocks import band_blocks, blocks
-from attnpass.masks.expr import AXES, B, Expr, H, K, Load, NonNeg, Q, all_of, any_of, axes_of, axis, loads_of, size_key
+from attnpass.masks.bounds import Bounds
+from attnpass.masks.expr import AXES, B, Expr, H, K, Load, NonNeg, Q, axis, size_key
+from attnpass.masks.logic import all_of, any_of, axes_of, loads_of
 from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads, symbolic_sizes
-from attnpass.masks.meaning import Meaning, with_nodes
-from attnpass.masks.simplify import Bounds, conjuncts
+from attnpass.masks.meaning import Meaning
+from attnpass.masks.simplify import conjuncts
 from attnpass.masks.spec import EmptyRows
+from attnpass.masks.substitute import with_nodes
 from attnpass.symbolic import Size
 
 Outside = frozenset[tuple[Load, int]]
@@ -150,42 +153,6 @@ def _number(expr: Any, symbols: dict[Any, Any]) -> Any:
     raise EmitRefusedError(Rejection(Code.DYNAMIC, "a size in the mask", expr, "a sum of sizes of q, k and the mask"))
 
 
-def _fixed_layout(x: Tensor) -> Tensor:
-    """A contiguous copy of ``x`` whose layout Inductor cannot change any more."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
-
-
-_copy = ops.define("fixed_layout(Tensor x) -> Tensor", _fixed_layout, _fixed_layout)
-
-
-def _fixed_layouts(xs: list[Tensor]) -> list[Tensor]:
-    return [_fixed_layout(x) for x in xs]
-
-
-_copies = ops.define("fixed_layouts(Tensor[] xs) -> Tensor[]", _fixed_layouts, _fixed_layouts)
-
-
-def fixed(emitter: Emitter, operand: Node) -> Node:
-    """A mask as a buffer that Inductor's templates can index, copied once for all calls that read it.
-
-    A captured tensor that is computed in the graph fails to compile: "convert FlexibleLayout to FixedLayout first"
-    (CUDA, PyTorch 2.11), "not enough values to unpack" (CPU, 2.13). On the CPU so does a q that is a view of a linear
-    layer's 2-D output, hence q, k and v go through here there.
-    """
-    if operand.op == "placeholder":
-        return operand
-    source = operand
-    while source.target is aten.unsqueeze.default and isinstance(source.args[0], Node):
-        source = source.args[0]  # each call lifts the same mask to 4-D anew
-    key = ("flex operand", source, emitter.spec(operand).ndim, emitter.writes_before())
-    if key not in emitter.shared:
-        first = len(emitter.made)
-        emitter.shared[key] = emitter(_copy, operand)
-        del emitter.made[first:]
-    made: Node = emitter.shared[key]
-    return made
-
-
 def block_lists(emitter: Emitter, call: AttentionCall, q: Node, k: Node, mask: Captured) -> list[Node]:
     """The block lists of a mask, computed in the graph, in the order of `BlockMask`'s constructor.
 
@@ -206,8 +173,7 @@ def block_lists(emitter: Emitter, call: AttentionCall, q: Node, k: Node, mask: C
 
         return blocks(mask.allowed, sizes, values, q.device)
 
-    lists = emitter(_copies, list(emitter.inline(compute, q, k, *nodes)))
-    return [emitter.item(lists, i) for i in range(8)]
+    return all_fixed(emitter, list(emitter.inline(compute, q, k, *nodes)))
 
 
 def _band(allowed: Expr) -> tuple[Size | None, Size | None] | None:

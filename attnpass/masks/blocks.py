@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnpass.masks.expr import AXES, B, Expr, H, K, Lin, NonNeg, Q, axes_of
+from attnpass.masks.expr import AXES, B, Expr, H, K, Lin, NonNeg, Q
+from attnpass.masks.logic import axes_of
 from attnpass.masks.lower import Values, as_tensor, evaluate
 from attnpass.masks.simplify import conjuncts
 from attnpass.symbolic import Size

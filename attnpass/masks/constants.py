@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from attnpass.masks.arithmetic import StopError, constant, fitting
 from attnpass.masks.arrays import Array, Index
-from attnpass.masks.expr import Expr, Lin, is_positive, linear, number, plus, scaled, where
+from attnpass.masks.elements import StopError, constant, fitting
+from attnpass.masks.expr import Expr, linear, number, plus, scaled
+from attnpass.masks.logic import is_positive, where
+from attnpass.masks.meanings.table import form_of
 
 LARGEST = 1 << 26  # elements that are looked at
 
@@ -48,7 +50,7 @@ def _count(tensor: Tensor, flat: Tensor) -> Array | None:
         return None
 
     def element(index: Index) -> Expr:
-        return fitting(plus(scaled(_form(index[-1]), step), number(first)), tensor.dtype)
+        return fitting(plus(scaled(form_of(index[-1]), step), number(first)), tensor.dtype)
 
     return Array(tuple(tensor.shape), tensor.dtype, element)
 
@@ -64,13 +66,7 @@ def _triangle(tensor: Tensor, flat: Tensor) -> Array | None:
     yes, no = constant(below.item(), tensor.dtype), constant(above.item(), tensor.dtype)
 
     def element(index: Index) -> Expr:
-        gap = plus(_form(index[-1]), _form(index[-2]), -1)
+        gap = plus(form_of(index[-1]), form_of(index[-2]), -1)
         return where(is_positive(plus(linear({}, diagonal), gap, -1)), yes, no)
 
     return Array(tuple(tensor.shape), tensor.dtype, element)
-
-
-def _form(expr: Expr) -> Lin:
-    if not isinstance(expr, Lin):
-        raise StopError(f"a known tensor at {expr}")
-    return expr

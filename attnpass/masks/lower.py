@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from attnpass.masks.bounds import Bounds
 from attnpass.masks.expr import (
     And,
     Apply,
@@ -29,11 +30,9 @@ from attnpass.masks.expr import (
     Where,
     Zero,
     in_order,
-    loads_of,
     size_key,
-    walk,
 )
-from attnpass.masks.simplify import Bounds
+from attnpass.masks.logic import loads_of, walk
 from attnpass.patterns.sdpa import value_of
 from attnpass.symbolic import Size, known
 

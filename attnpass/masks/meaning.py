@@ -7,26 +7,10 @@ from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
-from attnpass.masks.expr import (
-    TRUE,
-    And,
-    Apply,
-    Expr,
-    K,
-    Load,
-    Not,
-    Or,
-    Q,
-    Where,
-    all_of,
-    any_of,
-    is_positive,
-    linear,
-    negated,
-    plus,
-    where,
-)
+from attnpass.masks.expr import TRUE, Expr, K, Q, linear, plus
+from attnpass.masks.logic import all_of, is_positive
 from attnpass.masks.spec import MaskSpec, Term
+from attnpass.masks.substitute import with_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +46,3 @@ class Meaning:
         """The same meaning, read from other nodes: those of a copy of the graph."""
         bias = None if self.bias is None else with_nodes(self.bias, mapped)
         return replace(self, allowed=with_nodes(self.allowed, mapped), bias=bias)
-
-
-def with_nodes(expr: Expr, mapped: Callable[[Node], Node]) -> Expr:
-    """The expression with each load's node replaced."""
-
-    def go(part: Expr) -> Expr:
-        if isinstance(part, Load):
-            return Load(mapped(part.node), tuple(map(go, part.index)), part.dtype)
-        if isinstance(part, Apply):
-            return Apply(part.op, tuple(map(go, part.args)), part.dtype)
-        if isinstance(part, And):
-            return all_of(map(go, part.args))
-        if isinstance(part, Or):
-            return any_of(map(go, part.args))
-        if isinstance(part, Not):
-            return negated(go(part.arg))
-        if isinstance(part, Where):
-            return where(go(part.test), go(part.yes), go(part.no))
-        return part
-
-    return go(expr)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from attnpass.masks.arithmetic import StopError
+from attnpass.masks.bounds import Bounds
+from attnpass.masks.elements import StopError
 from attnpass.masks.expr import (
     FALSE,
     TRUE,
@@ -23,21 +24,15 @@ from attnpass.masks.expr import (
     NonNeg,
     Q,
     Where,
-    all_of,
-    any_of,
-    axes_of,
-    is_boolean,
     linear,
-    loads_of,
-    negated,
     number,
     plus,
-    walk,
-    where,
 )
+from attnpass.masks.logic import all_of, any_of, axes_of, is_boolean, loads_of, negated, walk, where
 from attnpass.masks.meaning import Meaning
-from attnpass.masks.simplify import Bounds, conjuncts, substituted
+from attnpass.masks.simplify import conjuncts, simplified
 from attnpass.masks.spec import EmptyRows, MaskSpec, MaskTerm, Term
+from attnpass.masks.substitute import substituted
 from attnpass.patterns.sdpa import value_of
 from attnpass.symbolic import Size, known_equal
 from attnpass.tensor import TensorSpec
@@ -128,8 +123,8 @@ def prove(split: Split, sizes: Mapping[str, Size], by_hand: bool, spelled: Tenso
         several: do several additions hide keys? What a row gives that all of them hide is then not tracked.
     """
     bounds = Bounds.of(sizes)
-    allowed = bounds.simplified(split.allowed)
-    bias = None if split.bias is None else bounds.simplified(split.bias)
+    allowed = simplified(split.allowed, bounds)
+    bias = None if split.bias is None else simplified(split.bias, bounds)
     if allowed == FALSE:
         raise StopError("a mask that hides every key")
     empty, tracked = _when_empty(split.fills, by_hand, several)
@@ -163,7 +158,7 @@ def _rows_may_be_empty(allowed: Expr, bounds: Bounds, sizes: Mapping[str, Size])
         return False
     for key in _witnesses(allowed, sizes):
         inside = bounds.always(key) and bounds.always(plus(number(sizes[K] - 1), key, -1))
-        if inside and bounds.simplified(substituted(allowed, K, key)) == TRUE:
+        if inside and simplified(substituted(allowed, K, key), bounds) == TRUE:
             return False
     return True
 

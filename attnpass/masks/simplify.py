@@ -6,11 +6,12 @@ A comparison that every index satisfies is True; one conjunct that follows from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
-from attnpass.masks.arithmetic import Element, pointwise
+from attnpass.masks.arithmetic import pointwise
+from attnpass.masks.bounds import Bounds
+from attnpass.masks.elements import Element
 from attnpass.masks.expr import (
     And,
     Apply,
@@ -24,89 +25,21 @@ from attnpass.masks.expr import (
     Or,
     Where,
     Zero,
-    all_of,
-    any_of,
     as_number,
-    is_positive,
-    is_zero,
     linear,
-    negated,
     number,
     plus,
     scaled,
-    where,
 )
-from attnpass.symbolic import Size, known, known_equal
+from attnpass.masks.logic import all_of, any_of, is_positive, is_zero, negated, where
+from attnpass.symbolic import Size, known_equal
 
-Range: TypeAlias = "tuple[Size, Size | None]"  # inclusive; None where no end is known
 
-
-@dataclass(slots=True)
-class Bounds:
-    """What is known of each axis. An axis that is not named starts at 0 and has no known end."""
-
-    ranges: Mapping[str, Range] = field(default_factory=dict)
-    seen: dict[Expr, Expr] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, sizes: Mapping[str, Size]) -> Bounds:
-        return cls({axis: (0, size - 1) for axis, size in sizes.items()})
-
-    def range(self, axis: str) -> Range:
-        return self.ranges.get(axis, (0, None))
-
-    def least(self, form: Lin) -> Size | None:
-        """The smallest value that ``form`` can take; None if there is no known one."""
-        return self._end(form, 0)
-
-    def most(self, form: Lin) -> Size | None:
-        return self._end(form, 1)
-
-    def _end(self, form: Lin, upper: int) -> Size | None:
-        total: Size = form.const
-        for axis, factor in form.terms:
-            bound = self.range(axis)[upper if factor > 0 else 1 - upper]
-            if bound is None:
-                return None
-            total = total + factor * bound
-        return total
-
-    def always(self, form: Lin) -> bool:
-        """Is ``form >= 0`` for every index?"""
-        least = self.least(form)
-        return least is not None and known(least >= 0)
-
-    def never(self, form: Lin) -> bool:
-        most = self.most(form)
-        return most is not None and known(most < 0)
-
-    def narrowed(self, test: Expr, holds: bool) -> Bounds:
-        """These bounds where a comparison of one index with a number is known to hold, or not to."""
-        test = test if holds else negated(test)
-        if isinstance(test, And):
-            found = self
-            for part in test.args:
-                found = found.narrowed(part, True)
-            return found
-        if isinstance(test, Zero) and len(test.form.terms) == 1 and abs(test.form.terms[0][1]) == 1:
-            ((axis, factor),) = test.form.terms
-            value = -factor * test.form.const
-            return Bounds({**self.ranges, axis: (value, value)})
-        if not isinstance(test, NonNeg) or len(test.form.terms) != 1 or abs(test.form.terms[0][1]) != 1:
-            return self
-        ((axis, factor),), const = test.form.terms, test.form.const
-        low, high = self.range(axis)
-        if factor > 0 and known(-const >= low):
-            low = -const
-        elif factor < 0 and (high is None or known(const <= high)):
-            high = const
-        return Bounds({**self.ranges, axis: (low, high)})
-
-    def simplified(self, expr: Expr) -> Expr:
-        """An equal expression, as simple as it gets."""
-        if expr not in self.seen:
-            self.seen[expr] = _RULES[type(expr)](self, expr)
-        return self.seen[expr]
+def simplified(expr: Expr, bounds: Bounds) -> Expr:
+    """An equal expression, as simple as it gets."""
+    if expr not in bounds.seen:
+        bounds.seen[expr] = _RULES[type(expr)](bounds, expr)
+    return bounds.seen[expr]
 
 
 def _same(bounds: Bounds, expr: Expr) -> Expr:
@@ -145,24 +78,24 @@ def _zero(bounds: Bounds, expr: Zero) -> Expr:
 
 
 def _not(bounds: Bounds, expr: Not) -> Expr:
-    return negated(bounds.simplified(expr.arg))
+    return negated(simplified(expr.arg, bounds))
 
 
 def _load(bounds: Bounds, expr: Load) -> Expr:
-    return Load(expr.node, tuple(bounds.simplified(i) for i in expr.index), expr.dtype)
+    return Load(expr.node, tuple(simplified(i, bounds) for i in expr.index), expr.dtype)
 
 
 def _where(bounds: Bounds, expr: Where) -> Expr:
-    test = bounds.simplified(expr.test)
+    test = simplified(expr.test, bounds)
     if isinstance(test, Bool):
-        return bounds.simplified(expr.yes if test.value else expr.no)
-    yes = bounds.narrowed(test, True).simplified(expr.yes)
-    no = bounds.narrowed(test, False).simplified(expr.no)
+        return simplified(expr.yes if test.value else expr.no, bounds)
+    yes = simplified(expr.yes, bounds.narrowed(test, True))
+    no = simplified(expr.no, bounds.narrowed(test, False))
     return where(test, yes, no)
 
 
 def _apply(bounds: Bounds, expr: Apply) -> Expr:
-    args = [bounds.simplified(arg) for arg in expr.args]
+    args = [simplified(arg, bounds) for arg in expr.args]
     if expr.op in ("floordiv", "mod") and isinstance(args[0], Lin):
         divided = _divided(bounds, args[0], as_number(args[1]), expr.op)
         if divided is not None:
@@ -201,7 +134,7 @@ def _divided(bounds: Bounds, form: Lin, divisor: Size | None, op: str) -> Expr |
 
 
 def _and(bounds: Bounds, expr: And) -> Expr:
-    joined = all_of(bounds.simplified(arg) for arg in expr.args)
+    joined = all_of(simplified(arg, bounds) for arg in expr.args)
     if not isinstance(joined, And):
         return joined
     args = set(joined.args)
@@ -229,7 +162,7 @@ def _implies(bounds: Bounds, known_true: Expr, claim: Expr) -> bool:
 
 
 def _or(bounds: Bounds, expr: Or) -> Expr:
-    joined = any_of(bounds.simplified(arg) for arg in expr.args)
+    joined = any_of(simplified(arg, bounds) for arg in expr.args)
     if not isinstance(joined, Or):
         return joined
     args = set(joined.args)
@@ -254,7 +187,7 @@ def _in_context(bounds: Bounds, args: set[Expr], hold: bool) -> set[Expr]:
         for single in singles:
             if single is not arg and single in args:
                 context = context.narrowed(single, hold)
-        read = context.simplified(arg) if context is not bounds else arg
+        read = simplified(arg, context) if context is not bounds else arg
         if read == Bool(not hold):
             return {read}
         if read == Bool(hold):
@@ -290,43 +223,6 @@ _RULES: dict[type[Expr], Callable[[Bounds, Any], Expr]] = {
     And: _and,
     Or: _or,
 }
-
-
-def substituted(expr: Expr, axis: str, value: Lin) -> Expr:
-    """The expression with an axis replaced by a linear form of others."""
-
-    def lin(form: Lin) -> Lin:
-        factor = form.factor(axis)
-        return plus(plus(form, Lin(((axis, factor),)), -1), value, factor) if factor else form
-
-    return rebuilt(expr, lin)
-
-
-def rebuilt(expr: Expr, lin: Callable[[Lin], Lin]) -> Expr:
-    """The expression with every linear form replaced."""
-
-    def go(part: Expr) -> Expr:
-        if isinstance(part, Lin):
-            return lin(part)
-        if isinstance(part, NonNeg):
-            return is_positive(lin(part.form))
-        if isinstance(part, Zero):
-            return is_zero(lin(part.form))
-        if isinstance(part, Not):
-            return negated(go(part.arg))
-        if isinstance(part, And):
-            return all_of(map(go, part.args))
-        if isinstance(part, Or):
-            return any_of(map(go, part.args))
-        if isinstance(part, Where):
-            return where(go(part.test), go(part.yes), go(part.no))
-        if isinstance(part, Load):
-            return Load(part.node, tuple(map(go, part.index)), part.dtype)
-        if isinstance(part, Apply):
-            return Apply(part.op, tuple(map(go, part.args)), part.dtype)
-        return part
-
-    return go(expr)
 
 
 def conjuncts(expr: Expr) -> list[Expr]:

@@ -16,11 +16,13 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from attnpass.masks.arithmetic import StopError
-from attnpass.masks.arrays import Array, Index, Like, axis_of, indexed, sliced
-from attnpass.masks.expr import Expr, Lin, Load, axis, loads_of
-from attnpass.masks.operations import MEANINGS
-from attnpass.masks.simplify import substituted
+from attnpass.masks.arrays import Array, Index, Like, axis_of
+from attnpass.masks.elements import StopError
+from attnpass.masks.expr import Expr, Lin, Load, axis
+from attnpass.masks.indexing import indexed, sliced
+from attnpass.masks.logic import loads_of
+from attnpass.masks.meanings.table import MEANINGS
+from attnpass.masks.substitute import substituted
 from attnpass.patterns.sdpa import unwrapped, value_of
 from attnpass.patterns.wiring import Operand
 from attnpass.symbolic import Size

@@ -10,8 +10,9 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from attnpass.call import Pattern
-from attnpass.masks.arithmetic import StopError
-from attnpass.masks.expr import AXES, Apply, B, Expr, H, K, Q, all_of, axis, loads_of
+from attnpass.masks.elements import StopError
+from attnpass.masks.expr import AXES, Apply, B, Expr, H, K, Q, axis
+from attnpass.masks.logic import all_of, loads_of
 from attnpass.masks.meaning import Meaning
 from attnpass.masks.prove import Split, hides, only_a_tensor, prove, taken_apart
 from attnpass.masks.trace import Constants, Tracer

@@ -1,0 +1,160 @@
+"""Views and indexing of arrays: another way to ask the same elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from attnpass.masks.arrays import Array, Index, Like, axis_of, not_negative, replaced, shifted
+from attnpass.masks.elements import StopError
+from attnpass.masks.expr import ZERO, Apply, Expr, Lin, number, plus, scaled
+from attnpass.symbolic import Size, as_int, known, known_equal
+
+
+def regrouped(x: Array, like: Like) -> Array:
+    """Another shape with the same elements in the same row-major order: view, unsqueeze, squeeze, flatten, ..."""
+    plan = _groups(x.shape, like.shape)
+
+    def element(index: Index) -> Expr:
+        source: list[Expr] = [ZERO] * x.ndim
+        for old, new in plan:
+            if len(old) == len(new) == 1:
+                source[old[0]] = index[new[0]]
+                continue
+            flat: Lin = ZERO
+            for position in new:
+                size, part = as_int(like.shape[position]), index[position]
+                if size is None or not isinstance(part, Lin):
+                    raise StopError(f"a view that merges dimensions at {part}")
+                flat = plus(scaled(flat, size), part)
+            _split(flat, [x.shape[i] for i in old], old, source)
+        return x.at(tuple(source))
+
+    return like.made_of(element)
+
+
+def _split(flat: Lin, sizes: Sequence[Size], positions: Sequence[int], source: list[Expr]) -> None:
+    """Write the indices of a flat position into ``source``; what is left to divide is settled when bounds are known."""
+    rest: Expr = flat
+    for size, position in list(zip(sizes, positions, strict=True))[:0:-1]:
+        step = as_int(size)
+        if step is None or not isinstance(rest, (Lin, Apply)):
+            raise StopError("a view that splits a dimension of symbolic size")
+        source[position] = Apply("mod", (rest, number(step)), torch.int64)
+        rest = Apply("floordiv", (rest, number(step)), torch.int64)
+    source[positions[0]] = rest
+
+
+def _groups(old: Sequence[Size], new: Sequence[Size]) -> list[tuple[list[int], list[int]]]:
+    """Pairs of runs of dimensions with the same number of elements; dimensions of size 1 are left out.
+
+    Raises:
+        StopError: sizes are symbolic in a way that cannot be matched.
+    """
+    left = [i for i, size in enumerate(old) if not known_equal(size, 1)]
+    right = [i for i, size in enumerate(new) if not known_equal(size, 1)]
+    plan: list[tuple[list[int], list[int]]] = []
+    while left and right:
+        ours, theirs = [left.pop(0)], [right.pop(0)]
+        n, m = old[ours[0]], new[theirs[0]]
+        while not known_equal(n, m):
+            if left and known(n < m):
+                ours.append(left.pop(0))
+                n = n * old[ours[-1]]
+            elif right and known(n > m):
+                theirs.append(right.pop(0))
+                m = m * new[theirs[-1]]
+            else:
+                raise StopError(f"a view of {tuple(map(str, old))} as {tuple(map(str, new))}")
+        plan.append((ours, theirs))
+    if left or right:
+        raise StopError(f"a view of {tuple(map(str, old))} as {tuple(map(str, new))}")
+    return plan
+
+
+def sliced(x: Array, like: Like, dim: int, start: Size | None, step: int) -> Array:
+    """``x[start::step]`` along ``dim``, as long as ``like`` says.
+
+    Raises:
+        StopError: it is not known from which end ``start`` counts.
+    """
+    dim, size = axis_of(x, dim), x.shape[axis_of(x, dim)]
+    first: Size = 0 if start is None else start
+    if known(first < 0):
+        if not known(size + first >= 0):
+            raise StopError(f"a slice from {first} of {size}")
+        first = size + first
+    elif not known(first >= 0):
+        raise StopError(f"a slice from {first} of {size}")
+
+    def element(index: Index) -> Expr:
+        return x.at(replaced(index, dim, shifted(index[dim], step, first)))
+
+    return like.made_of(element)
+
+
+def indexed(x: Array, parts: Sequence[Any], like: Like) -> Array:
+    """Indexing by None, slices, numbers and integer arrays, as Python writes it.
+
+    Raises:
+        StopError: an index array is of truth values, or its values may be negative.
+    """
+    parts = _without_ellipsis(x, parts)
+    fancy = [i for i, part in enumerate(parts) if isinstance(part, Array)]
+    depth = max((parts[i].ndim for i in fancy), default=0)
+    if any(parts[i].dtype == torch.bool for i in fancy):
+        raise StopError("indexing by truth values")
+    beside = [i for i, part in enumerate(parts) if isinstance(part, Array) or (fancy and _is_size(part))]
+    together = not beside or beside == list(range(beside[0], beside[-1] + 1))
+    front = 0 if not together else sum(not _is_size(part) for part in parts[: beside[0]]) if beside else 0
+
+    def element(index: Index) -> Expr:
+        array_index = index[front : front + depth]
+        plain = iter((*index[:front], *index[front + depth :]) if fancy else index)
+        source: list[Expr] = []
+        for part in parts:
+            dim = len(source)
+            if part is None:
+                next(plain)
+            elif isinstance(part, Array):
+                there = part.broadcast_at(array_index)
+                if not not_negative(there):
+                    raise StopError(f"an index that may be negative: {there}")
+                source.append(there)
+            elif _is_size(part):
+                source.append(number(_from_start(part, x.shape[dim])))
+            else:
+                source.append(_slice_at(part, x.shape[dim], next(plain)))
+        return x.at(tuple(source))
+
+    return like.made_of(element)
+
+
+def _is_size(part: Any) -> bool:
+    return isinstance(part, (int, torch.SymInt)) and not isinstance(part, bool)
+
+
+def _without_ellipsis(x: Array, parts: Sequence[Any]) -> list[Any]:
+    taken = sum(part is not None and part is not Ellipsis for part in parts)
+    rest = [slice(None)] * (x.ndim - taken)
+    if not any(part is Ellipsis for part in parts):
+        return [*parts, *rest]
+    at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+    return [*parts[:at], *rest, *parts[at + 1 :]]
+
+
+def _from_start(position: Size, size: Size) -> Size:
+    if known(position >= 0):
+        return position
+    if known(position < 0):
+        return size + position
+    raise StopError(f"an index of unknown sign: {position}")
+
+
+def _slice_at(part: slice, size: Size, index: Expr) -> Expr:
+    first: Size = 0 if part.start is None else _from_start(part.start, size)
+    if part.start is not None and known(part.start < 0) and not known(first >= 0):
+        raise StopError(f"a slice from {part.start} of {size}")
+    return shifted(index, part.step or 1, first)

@@ -1,0 +1,35 @@
+"""Time and memory of one step."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def median_ms(step: Callable[[], None], device: str) -> tuple[float, float]:
+    """Median and the distance between the 20th and 80th percentile."""
+    if device == "cuda":
+        from triton.testing import do_bench
+
+        low, middle, high = do_bench(step, warmup=25, rep=120, quantiles=[0.2, 0.5, 0.8])
+        return round(middle, 4), round(high - low, 4)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        step()
+        times.append((time.perf_counter() - start) * 1000)
+    return round(statistics.median(times), 4), round(max(times) - min(times), 4)
+
+
+def peak_mib(step: Callable[[], None]) -> float:
+    """Memory that a step takes at its peak beyond what was there, in MiB."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
