@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from attnpass.call import AttentionCall
+from attnpass.bias import narrowed, rows_with_keys
+from attnpass.call import AttentionCall, Pattern
 from attnpass.emit import COPIED_META, EmitRefusedError, Emitter, aten
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernel import Kernel, Operands
-from attnpass.layout import restore_layout
-from attnpass.limits import Rejection
+from attnpass.layout import layout_is_free, repeated_heads, restore_layout
+from attnpass.limits import Code, Rejection
+from attnpass.masks import EmptyRows
 from attnpass.patterns import FoundCall
 from attnpass.patterns.multihead import Opened
 from attnpass.patterns.wiring import Addition, Operand, Wiring
@@ -37,25 +41,47 @@ def apply(
         if not decision.rewritten:
             done.append(decision)
             continue
-        owner, node, wiring = _place(copied, found, inlined)
+        owner, node, wiring = _place(copied, found, decision.call, inlined)
         emitter = Emitter(owner, node, shared)
         try:
-            out = emit_call(emitter, node, decision.call, kernels[decision.kernel], wiring)
+            watch = _watcher(verifier, emitter, decision, _written(copied, found, inlined), index)
+            out = emit_call(emitter, node, decision.call, kernels[decision.kernel], wiring, watch)
         except EmitRefusedError as refused:
             emitter.undo()
             done.append(_put_back(decision, refused.rejection))
             continue
-        if verifier:
-            out = verifier.watch(emitter, node, out, decision, index)
         out.meta.update(value_meta(node))
         out.meta["attnpass"] = {"kernel": decision.kernel, "source": str(decision.call.source)}
         copied.replace(node, out)
+        copied.erase_dead(found.dead)
         done.append(decision)
     return done
 
 
-def _place(
+def _written(
     copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]]
+) -> tuple[AttentionCall, Wiring]:
+    """The call as the program wrote it, with the operands that it reads: what a rewrite is compared with."""
+    call, wiring = found.written or (found.call, found.wiring)
+    return call, _mapped(copied, found, wiring, inlined)
+
+
+def _watcher(
+    verifier: Verifier | None, emitter: Emitter, decision: Decision, written: tuple[AttentionCall, Wiring], index: int
+) -> Callable[[Node], Node] | None:
+    """Puts the comparison with the reference behind a kernel's output, if it is asked for."""
+    if verifier is None:
+        return None
+    call, wiring = written
+
+    def operands() -> Operands:
+        return operands_of(emitter, call, wiring)
+
+    return lambda out: verifier.watch(emitter, out, decision, call, operands, index)
+
+
+def _place(
+    copied: GraphCopy, found: FoundCall, call: AttentionCall, inlined: dict[Node, dict[Node, Node]]
 ) -> tuple[GraphModule, Node, Wiring]:
     """The module, the node and its operands in the copy; an opaque layer is opened there on its first call."""
     opened = found.opened
@@ -67,21 +93,51 @@ def _place(
             inputs = tuple(copied.current(copied.nodes[node]) for node in opened.inputs)
             inlined[opened.node] = _inline(copied, Opened(owner, copied.nodes[opened.node], opened.body, inputs))
         nodes = inlined[opened.node]
-    return owner, nodes[found.node], found.wiring.map_nodes(lambda node: copied.current(nodes[node]))
+    return owner, nodes[found.node], _mapped(copied, found, found.read_as(call).wiring, inlined)
 
 
-def emit_call(emitter: Emitter, node: Node, call: AttentionCall, kernel: Kernel, wiring: Wiring) -> Node:
-    """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out."""
+def _mapped(copied: GraphCopy, found: FoundCall, wiring: Wiring, inlined: dict[Node, dict[Node, Node]]) -> Wiring:
+    nodes = copied.nodes if found.opened is None else inlined[found.opened.node]
+    return wiring.map_nodes(lambda node: copied.current(nodes[node]))
+
+
+def emit_call(
+    emitter: Emitter,
+    node: Node,
+    call: AttentionCall,
+    kernel: Kernel,
+    wiring: Wiring,
+    watch: Callable[[Node], Node] | None = None,
+) -> Node:
+    """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out.
+
+    Args:
+        emitter: inserts before ``node``.
+        node: the node whose value the call gives.
+        call: what is computed.
+        kernel: who computes it.
+        wiring: from what.
+        watch: is given the (B, H, Sq, Dv) output and gives the one to go on with.
+    """
     wanted = emitter.spec(node)
-    q, k, v = (_operand(emitter, each, call) for each in (wiring.q, wiring.k, wiring.v))
-    mask = _mask(emitter, wiring.additions, call)
-    sinks = None if wiring.sinks is None else emitter.apply(wiring.sinks)
-    out = kernel.emit(emitter, call, Operands(q, k, v, mask, call.scale_or_default(), sinks))
+    args = operands_of(emitter, call, wiring)
+    out = kernel.emit(emitter, call, args)
+    if call.mask.rows_may_be_empty and call.mask.empty is not EmptyRows.ZERO:
+        out = _as_softmax_leaves_empty_rows(emitter, call, args, out)
+    if watch is not None:
+        out = watch(out)
     for step in wiring.out:
         out = emitter(step.op, out, *step.args)
-    for _ in range(0 if wiring.out else 4 - wanted.ndim):
+    for _ in range(0 if call.pattern is Pattern.HANDWRITTEN else 4 - wanted.ndim):
         out = emitter(aten.squeeze.dim, out, 0)
-    return restore_layout(emitter, out, wanted)
+    return out if call.pattern is Pattern.HANDWRITTEN and layout_is_free(node) else restore_layout(emitter, out, wanted)
+
+
+def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring) -> Operands:
+    """The nodes that a kernel is emitted from."""
+    q, k, v = (_operand(emitter, each, call) for each in (wiring.q, wiring.k, wiring.v))
+    sinks = None if wiring.sinks is None else emitter.apply(wiring.sinks)
+    return Operands(q, k, v, _mask(emitter, wiring.additions, call), call.scale_or_default(), sinks)
 
 
 def _operand(emitter: Emitter, operand: Operand, call: AttentionCall) -> Node:
@@ -96,8 +152,43 @@ def _operand(emitter: Emitter, operand: Operand, call: AttentionCall) -> Node:
 
 def _mask(emitter: Emitter, additions: Sequence[Addition], call: AttentionCall) -> Node | None:
     """What is done to the scores, as the one mask tensor that a kernel takes."""
-    nodes = [(_operand(emitter, each.operand, call), each.fill) for each in additions]
-    return nodes[0][0] if nodes else None
+    if not additions:
+        return None
+    if call.pattern is not Pattern.HANDWRITTEN:
+        (only,) = additions
+        return _operand(emitter, only.operand, call)
+    nodes = [emitter.apply(each.operand) for each in additions]
+    if call.mask.bias is None:
+        return reduce(lambda one, other: emitter(aten.logical_and.default, one, other), nodes)
+    total, dtype = None, call.mask.bias.dtype
+    for node, fill in zip(nodes, (each.fill for each in additions), strict=True):
+        if fill is None:
+            node = narrowed(emitter, node, dtype)
+            total = node if total is None else emitter(aten.add.Tensor, total, node)
+        else:
+            fill = max(fill, torch.finfo(dtype).min) if math.isfinite(fill) else fill
+            lowest = emitter(aten.full.default, [], fill, dtype=dtype, device=call.device)
+            kept = emitter(aten.full.default, [], 0.0, dtype=dtype, device=call.device) if total is None else total
+            total = emitter(aten.where.self, node, kept, lowest)
+    return total
+
+
+def _as_softmax_leaves_empty_rows(emitter: Emitter, call: AttentionCall, args: Operands, out: Node) -> Node:
+    """SDPA gives 0 for a query that sees no key; softmax over -inf gives NaN, over one finite number an average.
+
+    An additive mask that hides a row by a finite number gives the average by itself.
+    """
+    if args.mask is None:
+        raise EmitRefusedError(Rejection(Code.EMPTY_ROWS, "mask", f"{call.mask} with rows without keys", "a tensor"))
+    rows, spec = rows_with_keys(emitter, args.mask), emitter.spec(out)
+    if call.mask.empty is EmptyRows.NAN:  # a factor, so that gradients are NaN too
+        factor = emitter(aten.where.Scalar, rows, 1.0, math.nan)
+        return emitter(aten.mul.Tensor, out, emitter.cast(factor, spec.dtype))
+    if emitter.spec(args.mask).dtype != torch.bool:
+        return out
+    values = repeated_heads(emitter, args.v, call.H, call.Hkv)
+    average = emitter(aten.mean.dim, values, [2], True, dtype=torch.promote_types(spec.dtype, torch.float32))
+    return emitter(aten.where.self, rows, out, emitter.cast(average, spec.dtype))
 
 
 def value_meta(node: Node) -> dict[str, Any]:

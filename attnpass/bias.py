@@ -34,6 +34,15 @@ def with_empty_rows_zero(emitter: Emitter, out: Node, rows: Node | None) -> Node
     return out if rows is None else emitter(aten.where.ScalarOther, rows, out, 0.0)
 
 
+def narrowed(emitter: Emitter, bias: Node, dtype: torch.dtype) -> Node:
+    """An additive mask in ``dtype``; large finite numbers stay finite: -inf would turn an average into NaN."""
+    lowest = torch.finfo(dtype).min
+    if torch.finfo(emitter.spec(bias).dtype).min < lowest:
+        hidden = emitter(aten.eq.Scalar, bias, -INF)
+        bias = emitter(aten.where.self, hidden, bias, emitter(aten.clamp_min.default, bias, lowest))
+    return emitter.cast(bias, dtype)
+
+
 def before_scale(emitter: Emitter, bias: Node, scale: float, lowest: float) -> Node:
     """An additive mask for a library that adds it *before* it multiplies by the scale: divided by it, in fp32.
 

@@ -24,12 +24,9 @@ from attnpass.patterns.sdpa import unwrapped, value_of
 from attnpass.patterns.wiring import Operand
 from attnpass.symbolic import is_hashable
 from attnpass.tensor import TensorSpec
+from attnpass.writing import may_write
 
 aten = torch.ops.aten
-IN_PLACE_OPERATORS = frozenset(
-    {"setitem", "delitem", "iadd", "iand", "iconcat", "ifloordiv", "ilshift", "imatmul", "imod", "imul", "ior", "ipow"}
-    | {"irshift", "isub", "itruediv", "ixor"}
-)
 COPIED_META = ("stack_trace", "nn_module_stack", "source_fn_stack")
 
 
@@ -183,15 +180,6 @@ class Emitter:
                 node.meta[key] = self._anchor.meta[key]
         self.made.append(node)
         return node
-
-
-def may_write(node: Node) -> bool:
-    """Could this node change a tensor in place? Errs on the side of yes."""
-    if node.op not in ("call_function", "call_method"):
-        return node.op == "call_module"
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    name = name.split(".")[0]
-    return name.endswith("_") or name in IN_PLACE_OPERATORS or "out" in node.kwargs
 
 
 def additive_mask(emitter: Emitter, mask: Node, dtype: torch.dtype) -> Node:

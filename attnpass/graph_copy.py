@@ -7,10 +7,13 @@ something runs the copy (as Dynamo does for its own graphs): making it twice for
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
+
+from attnpass.writing import may_write
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,21 @@ class GraphCopy:
         node.replace_all_uses_with(other)
         node.graph.erase_node(node)
         self.replaced[node] = other
+
+    def erase_dead(self, nodes: Sequence[Node]) -> None:
+        """Erase those of the original ``nodes`` (in program order) that nobody reads any more.
+
+        Random ops and ops in place would not go by themselves, and with them whatever they read.
+        """
+        for node in reversed(nodes):
+            here = self.nodes.get(node)
+            if here is None or here in self.replaced:
+                continue
+            for reader in list(here.users):  # what asked for nothing but sizes
+                if not reader.users and not may_write(reader) and reader.op != "output":
+                    reader.graph.erase_node(reader)
+            if not here.users:
+                here.graph.erase_node(here)
 
     def current(self, node: Node) -> Node:
         """The node of the copy that gives the value of ``node`` now."""

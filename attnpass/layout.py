@@ -17,6 +17,7 @@ from attnpass.call import AttentionCall
 from attnpass.emit import EmitRefusedError, Emitter, additive_mask, aten
 from attnpass.kernel import Operands
 from attnpass.limits import Code, Rejection
+from attnpass.patterns.canonical import permutation
 from attnpass.symbolic import Size, known, known_equal, known_multiple, shown
 from attnpass.tensor import TensorSpec
 
@@ -135,6 +136,19 @@ def restore_layout(emitter: Emitter, node: Node, wanted: TensorSpec) -> Node:
         return emitter(aten.permute.default, copied, [order.index(i) for i in range(wanted.ndim)])
     strides = ", ".join(str(shown(s)) for s in wanted.stride)
     raise EmitRefusedError(Rejection(Code.OUTPUT_LAYOUT, "output strides", f"({strides})", "those of a dense tensor"))
+
+
+def layout_is_free(node: Node) -> bool:
+    """Is ``node`` read only by what makes a dense tensor of it, so that nobody can tell how it lies in memory?"""
+    dense = ("contiguous", "reshape", "flatten")
+
+    def agnostic(reader: Node) -> bool:
+        return reader.op == "call_method" and reader.target in dense
+
+    return bool(node.users) and all(
+        agnostic(user) or (permutation(user) is not None and bool(user.users) and all(map(agnostic, user.users)))
+        for user in node.users
+    )
 
 
 def same_strides(left: TensorSpec, right: TensorSpec) -> bool:

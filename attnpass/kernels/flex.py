@@ -46,6 +46,7 @@ class Flex(Kernel):
         terms=frozenset({Term.CAUSAL}),
         mask_tensor=True,
         mask_dtype_may_differ=True,
+        softcap=True,
     )
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
@@ -61,7 +62,7 @@ class Flex(Kernel):
             q, k, v = (_fixed(emitter, node) for node in (args.q, args.k, args.v))
             args = Operands(q, k, v, args.mask, args.scale)
         mask = None if args.mask is None else _fixed(emitter, args.mask)
-        score_mod, buffers = _score_mod(emitter, mask)
+        score_mod, buffers = _score_mod(emitter, mask, call.softcap)
         results = emitter(
             torch.ops.higher_order.flex_attention,
             args.q,
@@ -110,26 +111,38 @@ def _fixed(emitter: Emitter, operand: Node) -> Node:
     return fixed
 
 
-def _score_mod(emitter: Emitter, mask: Node | None) -> tuple[Node, tuple[Node, ...]]:
-    """``score``, ``score + bias[b, h, q, k]`` or ``where(mask[b, h, q, k], score, -inf)``; dims of size 1 read at 0."""
+def _score_mod(emitter: Emitter, mask: Node | None, softcap: float | None) -> tuple[Node, tuple[Node, ...]]:
+    """``score``, ``score + bias[b, h, q, k]`` or ``where(mask[b, h, q, k], score, -inf)``; dims of size 1 read at 0.
+
+    The score is capped first, if there is a softcap.
+    """
     if mask is None:
-        return emitter.submodule("attnpass_score_mod", _plain_score, "none"), ()
+        return emitter.submodule("attnpass_score_mod", partial(_plain_score, softcap), "none", softcap), ()
     spec = emitter.spec(mask)
     is_bool, single = spec.dtype == torch.bool, tuple(known_equal(size, 1) for size in spec.shape)
-    make = partial(_masked_score, is_bool, single)
-    return emitter.submodule("attnpass_score_mod", make, is_bool, single), (mask,)
+    make = partial(_masked_score, is_bool, single, softcap)
+    return emitter.submodule("attnpass_score_mod", make, is_bool, single, softcap), (mask,)
 
 
-def _plain_score() -> GraphModule:
+def _plain_score(softcap: float | None) -> GraphModule:
     graph = Graph()
     score, *_ = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx"))
-    graph.output(score)
+    graph.output(_capped(graph, score, softcap))
     return GraphModule(torch.nn.Module(), graph)
 
 
-def _masked_score(is_bool: bool, single: tuple[bool, ...]) -> GraphModule:
+def _capped(graph: Graph, score: Node, softcap: float | None) -> Node:
+    """``softcap * tanh(score / softcap)``."""
+    if softcap is None:
+        return score
+    tanh = graph.call_function(aten.tanh.default, (graph.call_function(aten.mul.Tensor, (score, 1 / softcap)),))
+    return graph.call_function(aten.mul.Tensor, (tanh, softcap))
+
+
+def _masked_score(is_bool: bool, single: tuple[bool, ...], softcap: float | None) -> GraphModule:
     graph = Graph()
     score, *places, mask = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx", "mask"))
+    score = _capped(graph, score, softcap)
     indices = [
         graph.call_function(aten.mul.Tensor, (place, 0)) if only_one else place
         for place, only_one in zip(places, single, strict=True)

@@ -81,6 +81,7 @@ def why(decision: Decision) -> str:
         Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
         Reason.LIMIT: "ATTNPASS_LIMIT was reached",
         Reason.USER_CHOICE: "the program itself chose",
+        Reason.LOWERED: "no kernel that was asked for takes the chain, which became one call of SDPA",
     }
     return decision.note or sentences[decision.reason]
 
