@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from attnpass.bias import narrowed, rows_with_keys
+from attnpass.bias import absorbing, narrowed, rows_with_keys
 from attnpass.call import AttentionCall, Pattern
 from attnpass.emit import COPIED_META, EmitRefusedError, Emitter, aten
 from attnpass.graph_copy import GraphCopy
@@ -130,7 +130,9 @@ def emit_call(
         out = emitter(step.op, out, *step.args)
     for _ in range(0 if call.pattern is Pattern.HANDWRITTEN else 4 - wanted.ndim):
         out = emitter(aten.squeeze.dim, out, 0)
-    return out if call.pattern is Pattern.HANDWRITTEN and layout_is_free(node) else restore_layout(emitter, out, wanted)
+    if call.pattern is Pattern.HANDWRITTEN and layout_is_free(emitter, out, node):
+        return out
+    return restore_layout(emitter, out, wanted)
 
 
 def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring) -> Operands:
@@ -166,7 +168,7 @@ def _mask(emitter: Emitter, additions: Sequence[Addition], call: AttentionCall) 
             node = narrowed(emitter, node, dtype)
             total = node if total is None else emitter(aten.add.Tensor, total, node)
         else:
-            fill = max(fill, torch.finfo(dtype).min) if math.isfinite(fill) else fill
+            fill = absorbing(fill, dtype)
             lowest = emitter(aten.full.default, [], fill, dtype=dtype, device=call.device)
             kept = emitter(aten.full.default, [], 0.0, dtype=dtype, device=call.device) if total is None else total
             total = emitter(aten.where.self, node, kept, lowest)
@@ -180,12 +182,13 @@ def _as_softmax_leaves_empty_rows(emitter: Emitter, call: AttentionCall, args: O
     """
     if args.mask is None:
         raise EmitRefusedError(Rejection(Code.EMPTY_ROWS, "mask", f"{call.mask} with rows without keys", "a tensor"))
-    rows, spec = rows_with_keys(emitter, args.mask), emitter.spec(out)
+    spec, hidden = emitter.spec(out), emitter.spec(args.mask)
+    if call.mask.empty is EmptyRows.AVERAGE and hidden.dtype != torch.bool:
+        return out
+    rows = rows_with_keys(emitter, args.mask)
     if call.mask.empty is EmptyRows.NAN:  # a factor, so that gradients are NaN too
         factor = emitter(aten.where.Scalar, rows, 1.0, math.nan)
         return emitter(aten.mul.Tensor, out, emitter.cast(factor, spec.dtype))
-    if emitter.spec(args.mask).dtype != torch.bool:
-        return out
     values = repeated_heads(emitter, args.v, call.H, call.Hkv)
     average = emitter(aten.mean.dim, values, [2], True, dtype=torch.promote_types(spec.dtype, torch.float32))
     return emitter(aten.where.self, rows, out, emitter.cast(average, spec.dtype))

@@ -138,17 +138,27 @@ def restore_layout(emitter: Emitter, node: Node, wanted: TensorSpec) -> Node:
     raise EmitRefusedError(Rejection(Code.OUTPUT_LAYOUT, "output strides", f"({strides})", "those of a dense tensor"))
 
 
-def layout_is_free(node: Node) -> bool:
-    """Is ``node`` read only by what makes a dense tensor of it, so that nobody can tell how it lies in memory?"""
-    dense = ("contiguous", "reshape", "flatten")
+def layout_is_free(emitter: Emitter, out: Node, node: Node) -> bool:
+    """May ``out`` replace ``node`` as it lies? Yes if every reader makes the same dense tensor of both."""
+    return bool(node.users) and all(_same_behind(emitter, emitter.value(out), user) for user in node.users)
 
-    def agnostic(reader: Node) -> bool:
-        return reader.op == "call_method" and reader.target in dense
 
-    return bool(node.users) and all(
-        agnostic(user) or (permutation(user) is not None and bool(user.users) and all(map(agnostic, user.users)))
-        for user in node.users
-    )
+def _same_behind(emitter: Emitter, value: torch.Tensor, reader: Node, depth: int = 0) -> bool:
+    """Does ``reader`` give the same strides when it reads ``value``? Only transposes and what copies are looked at."""
+    order = permutation(reader)
+    if order is not None and depth == 0 and reader.users:
+        with emitter.mode, torch.no_grad():
+            moved = value.permute(order)
+        return all(_same_behind(emitter, moved, user, 1) for user in reader.users)
+    if reader.op != "call_method" or reader.target not in ("contiguous", "reshape", "flatten"):
+        return False
+    if reader.target == "contiguous":
+        return len(reader.args) == 1 and not reader.kwargs
+    wanted = emitter.value(reader)
+    if not all(isinstance(size, int) for size in (*value.shape, *wanted.shape)):
+        return False  # whether it is a view or a copy would be a guard
+    with emitter.mode, torch.no_grad():
+        return same_strides(TensorSpec.of(value.reshape(wanted.shape)), TensorSpec.of(wanted))
 
 
 def same_strides(left: TensorSpec, right: TensorSpec) -> bool:

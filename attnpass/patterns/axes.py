@@ -109,8 +109,14 @@ def arranged(operand: Operand, axes: Axes, groups: Sequence[tuple[Atom, ...]], w
     Raises:
         LostTrackError: a symbolic size would have to be written down.
     """
-    groups = [leaves(group) for group in groups]
-    operand, units = _unfolded(operand, fresh(axes), groups)
+    groups, axes = [leaves(group) for group in groups], fresh(axes)
+    if len(axes) < len(groups) and not whole and _lies_so(axes, groups[len(groups) - len(axes) :], whole):
+        for _ in range(len(groups) - len(axes)):
+            operand = operand.then(aten.unsqueeze.default, 0)
+        return operand
+    if len(axes) == len(groups) and _lies_so(axes, groups, whole):
+        return operand
+    operand, units = _unfolded(operand, axes, groups)
     order: list[tuple[Atom, ...]] = []
     for group in groups:
         if group in units:
@@ -123,6 +129,14 @@ def arranged(operand: Operand, axes: Axes, groups: Sequence[tuple[Atom, ...]], w
     if places != sorted(places):
         operand = operand.then(aten.permute.default, places)
     return _folded(operand, order, groups, whole)
+
+
+def _lies_so(axes: Axes, groups: Sequence[tuple[Atom, ...]], whole: bool) -> bool:
+    """Are the dimensions the wanted ones already, those of size 1 apart?"""
+    return all(
+        axis == group or (not axis and (not whole or all(known_equal(atom.size, 1) for atom in group)))
+        for axis, group in zip(axes, groups, strict=True)
+    )
 
 
 def _unfolded(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from attnpass.patterns.sdpa import value_of
+from attnpass.symbolic import known_equal
 
 SYNONYMS = {
     "__matmul__": "matmul",
@@ -76,7 +77,7 @@ def _spelled(node: Node) -> str:
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
         return str(target._schema.name).partition("::")[2]
-    module = getattr(target, "__module__", None) or ""
+    module = str(getattr(target, "__module__", "") or "")
     kind = type(target).__name__
     builtin = kind in ("builtin_function_or_method", "method_descriptor", "wrapper_descriptor")
     if builtin or isinstance(target, torch._ops.OpOverloadPacket) or module.split(".")[0] in ("torch", "_operator"):
@@ -118,10 +119,10 @@ def number(value: Any) -> float | None:
         return float(value)
     if not isinstance(value, Node):
         return None
-    made = value_of(value)
+    made: Any = value_of(value)
     if isinstance(made, (int, float)) and not isinstance(made, bool):
         return float(made)
-    if not isinstance(made, Tensor) or any(not isinstance(size, int) or size != 1 for size in made.shape):
+    if not isinstance(made, Tensor) or not all(known_equal(size, 1) for size in made.shape):
         return None
     return _made_number(value)
 
@@ -207,19 +208,17 @@ def full_slices(node: Node) -> bool:
     if name_of(node) != "getitem" or tensor(node.args[0]) is None:
         return False
     index = node.args[1]
-    items = index if isinstance(index, tuple) else (index,)
-    return all(
-        item is None or item is Ellipsis or (isinstance(item, slice) and bool(item == slice(None))) for item in items
-    )
+    items: tuple[Any, ...] = index if isinstance(index, tuple) else (index,)
+    return all(item is None or item is Ellipsis or (type(item) is slice and item == slice(None)) for item in items)
 
 
 def reads_metadata(node: Node) -> bool:
     """Does the node ask for sizes or strides only?"""
-    return name_of(node) in ("size", "sym_size", "stride", "sym_stride", "dim", "numel", "sym_numel") or (
-        node.target is getattr and node.args[1] in ("shape", "dtype", "device", "ndim")
-    )
+    if node.target is getattr:
+        return str(node.args[1]) in ("shape", "dtype", "device", "ndim")
+    return name_of(node) in ("size", "sym_size", "stride", "sym_stride", "dim", "numel", "sym_numel")
 
 
 def is_getitem(node: Node, index: int) -> bool:
     """Is this result number ``index`` of an op with several?"""
-    return node.target is operator.getitem and node.args[1] == index
+    return node.target is operator.getitem and bool(node.args[1] == index)

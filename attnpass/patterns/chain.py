@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from attnpass.patterns.canonical import argument, in_place, is_getitem, name_of, reads_metadata, spelled, tensor
-from attnpass.patterns.elements import CAT, DROPOUT, SHIFT, Element, RefusedError, element_of, on_probabilities
+from attnpass.patterns.elements import CAT, DROPOUT, SAME, SHIFT, Element, RefusedError, element_of, on_probabilities
 from attnpass.patterns.products import Product, is_product, read_product
 from attnpass.patterns.regions import Region
 from attnpass.patterns.sdpa import value_of
@@ -99,7 +99,7 @@ def _upwards(softmax: Node, around: Surroundings) -> tuple[Product, list[Element
                 raise RefusedError(node, product)
             return product, found[::-1]
         element = element_of(node, lambda x: _leads_to_product(x))
-        if found and element.kind == CAT and not all(e.kind == SHIFT for e in found):
+        if found and element.kind == CAT and not all(e.kind in (SHIFT, SAME) for e in found):
             raise RefusedError(node, "columns are appended to the scores before the last change of them")
         found.append(element)
         reader, source = node, element.x

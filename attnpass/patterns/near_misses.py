@@ -18,6 +18,7 @@ from attnpass.patterns.sdpa import source_of
 from attnpass.report.record import NearMiss
 
 REACH = 12  # nodes between the product of q and k and the softmax: mask, bias, scale, softcap and casts fit in
+MIXING = {"linear", "layer_norm", "rms_norm", "group_norm", "embedding", "conv1d", "conv2d", "addmm"}  # no score passes
 NORMALISERS = {
     "sigmoid": "sigmoid instead of softmax",
     "relu": "relu instead of softmax",
@@ -54,7 +55,7 @@ def near_misses(nodes: Iterable[Node]) -> Iterator[NearMiss]:
 
 def near_miss(softmax: Node, refused: RefusedError) -> tuple[NearMiss, ...]:
     """The refusal of a softmax, if that stands between two matrix products; others nobody wonders about."""
-    if not (_reaches(softmax, _inputs) and _reaches(softmax, lambda n: n.users)):
+    if not (_reaches(softmax, _inputs) and _reaches(softmax, _users)):
         return ()
     node = refused.node
     source = source_of(node.meta)
@@ -69,9 +70,7 @@ def near_miss(softmax: Node, refused: RefusedError) -> tuple[NearMiss, ...]:
 
 def _between_products(node: Node) -> bool:
     """Do two products of batched tensors stand around it? Multilayer perceptrons multiply by 2-D weights."""
-    if any(_reaches(node, step, _batched, _is_normaliser) for step in (_inputs,)):
-        return _reaches(node, lambda n: n.users, _batched, _is_normaliser)
-    return False
+    return all(_reaches(node, step, _batched, _is_normaliser) for step in (_inputs, _users))
 
 
 def _batched(node: Node) -> bool:
@@ -85,18 +84,22 @@ def _batched(node: Node) -> bool:
 
 
 def _is_normaliser(node: Node) -> bool:
-    return name_of(node) in NORMALISERS or is_softmax(node)
+    return name_of(node) in NORMALISERS or name_of(node) in MIXING or is_softmax(node)
 
 
 def _inputs(node: Node) -> Iterable[Node]:
     return node.all_input_nodes
 
 
+def _users(node: Node) -> Iterable[Node]:
+    return node.users
+
+
 def _reaches(
     start: Node,
     step: Callable[[Node], Iterable[Node]],
     wanted: Callable[[Node], bool] = is_product,
-    stop: Callable[[Node], bool] = lambda node: False,
+    stop: Callable[[Node], bool] = lambda node: name_of(node) in MIXING,
 ) -> bool:
     """Is there a product within `REACH` steps, none of them through a node that stops the search?"""
     queue, seen = deque([(start, 0)]), {start}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.fx import Node
 
 from attnpass.patterns.axes import Atom, Axes, LostTrackError, arranged, fresh, leaves, merged_dimension, reshaped
@@ -99,7 +100,7 @@ def _unfold(traced: Traced, source: Node, batch: Sequence[Atom]) -> bool:
     before, after = tensor(source), tensor(traced.node)
     assert before is not None and after is not None
     merged = merged_dimension(tuple(before.shape), tuple(after.shape))
-    if merged is None:
+    if merged is None or len(traced.axes) != 3:  # of (B, H, S, D), what is merged are repeated heads
         return False
     place, count = merged
     axis = leaves(traced.axes[place])
@@ -157,8 +158,9 @@ def value_behind(operand: Operand) -> torch.Tensor:
     value = tensor(operand.node)
     assert value is not None
     mode = getattr(value, "fake_mode", None)
-    if mode is None:
-        raise LostTrackError("an operand without a fake value")
+    if mode is None:  # a constant beside the graph
+        mode = FakeTensorMode()
+        value = mode.from_tensor(value)
     grad = value.requires_grad
     with mode, torch.no_grad():
         for step in operand.steps:

@@ -24,6 +24,7 @@ from attnpass.patterns.elements import (
 from attnpass.symbolic import Size, known_equal
 
 HIDES = -1e8  # a score this low weighs nothing beside any other: exp(-1e8) is 0, and so is all that is below it
+ABSORBS = -1e30  # so low that no bias added to it changes it, and that no bias is lower
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +107,16 @@ class Scores:
         return not math.isnan(fill) and fill <= max(lowest, HIDES)
 
     def _refuse_mixed_fills(self, element: Element, fill: float | None) -> None:
-        """A row that is hidden as a whole averages over what was written last; one number for all is what we follow."""
-        finite = [change for change in self.changes if change.fill is not None and math.isfinite(change.fill)]
+        """What a row that is hidden as a whole averages over has to be the same in one mask tensor."""
         fills = [change.fill for change in self.changes if change.fill is not None]
-        if (fill is None and finite) or (fill is not None and any(other != fill for other in fills)):
-            what = "adds to scores that a finite number hides" if fill is None else "hides scores with another number"
-            raise RefusedError(element.node, f"`{spelled(element.node)}` {what}: rows without keys would change")
+        fills += [] if fill is None else [fill]
+        name = spelled(element.node)
+        if len(set(fills)) > 1:
+            raise RefusedError(element.node, f"`{name}` hides scores with {fills[-1]:g} after {fills[0]:g} hid others")
+        biased = fill is None or any(change.fill is None for change in self.changes)
+        if biased and any(ABSORBS < other < 0 and math.isfinite(other) for other in fills):
+            reason = f"`{name}`: scores are hidden by {fills[0]:g} and there is a bias, which may be lower still"
+            raise RefusedError(element.node, reason)
 
     def _multiply(self, element: Element) -> None:
         if element.operand is not None:
