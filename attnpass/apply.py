@@ -53,7 +53,8 @@ def apply(
         out.meta.update(value_meta(node))
         out.meta["attnpass"] = {"kernel": decision.kernel, "source": str(decision.call.source)}
         copied.replace(node, out)
-        copied.erase_dead(found.dead)
+        nodes = copied.nodes if found.opened is None else inlined[found.opened.node]
+        copied.erase_dead([nodes[node] for node in found.dead])
         done.append(decision)
     return done
 

@@ -48,19 +48,18 @@ class GraphCopy:
         self.replaced[node] = other
 
     def erase_dead(self, nodes: Sequence[Node]) -> None:
-        """Erase those of the original ``nodes`` (in program order) that nobody reads any more.
+        """Erase those of the copy's ``nodes`` (in program order) that nobody reads any more.
 
         Random ops and ops in place would not go by themselves, and with them whatever they read.
         """
         for node in reversed(nodes):
-            here = self.nodes.get(node)
-            if here is None or here in self.replaced:
+            if node in self.replaced:
                 continue
-            for reader in list(here.users):  # what asked for nothing but sizes
+            for reader in list(node.users):  # what asked for nothing but sizes
                 if not reader.users and not may_write(reader) and reader.op != "output":
                     reader.graph.erase_node(reader)
-            if not here.users:
-                here.graph.erase_node(here)
+            if not node.users:
+                node.graph.erase_node(node)
 
     def current(self, node: Node) -> Node:
         """The node of the copy that gives the value of ``node`` now."""

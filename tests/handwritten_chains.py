@@ -1,7 +1,7 @@
 """Attention written by hand, generated: every optional part of a chain in every spelling, as one dataclass.
 
-A chain takes q (B, H, Sq, D), k and v (B, Hkv, Sk, D), whatever layout it then works in, and a mask, a bias, sinks and a
-scale. The same chain runs in fp64 as the exact answer.
+A chain takes q (B, H, Sq, D), k and v (B, Hkv, Sk, D), whatever layout it then works in, and a mask, a bias, sinks and
+a scale. The same chain runs in fp64 as the exact answer.
 """
 
 from __future__ import annotations

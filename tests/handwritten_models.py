@@ -179,7 +179,7 @@ def esm(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     scores = torch.matmul(q, heads(k).transpose(-1, -2))
     probs = nn.functional.softmax(scores + mask, dim=-1).to(q.dtype)
     context = torch.matmul(probs.to(v.dtype), heads(v)).permute(0, 2, 1, 3).contiguous()
-    return context.view(context.size()[:-2] + (E,))
+    return context.view((*context.size()[:-2], E))
 
 
 def sam(qkv: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:

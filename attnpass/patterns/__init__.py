@@ -19,7 +19,7 @@ from attnpass.patterns.near_misses import near_miss, near_misses
 from attnpass.patterns.operands import spec_of
 from attnpass.patterns.regions import Region, walk
 from attnpass.patterns.repeats import repeated_operands
-from attnpass.patterns.sdpa import is_sdpa, read_call, source_of, value_of, wiring_of
+from attnpass.patterns.sdpa import is_sdpa, module_path, read_call, source_of, value_of, wiring_of
 from attnpass.patterns.wiring import Operand, Wiring
 from attnpass.report.record import NearMiss
 
@@ -95,7 +95,9 @@ def find(gm: GraphModule, grad: bool | None = None) -> Findings:
             if isinstance(opened, str):
                 misses.append(NearMiss(node.name, opened, source_of(node.meta)))
             else:
-                calls += _inside(opened, region)
+                found_inside, missed = _inside(opened, region)
+                calls += found_inside
+                misses += missed
         elif is_softmax(node):
             found = _by_hand(owner, node, around, grad)
             if isinstance(found, FoundCall):
@@ -136,15 +138,25 @@ def _undecided(found: FoundCall) -> FoundCall:
     return replace(found, call=replace(found.call, context=context))
 
 
-def _inside(opened: Opened, region: Region) -> list[FoundCall]:
+def _inside(opened: Opened, region: Region) -> tuple[list[FoundCall], list[NearMiss]]:
+    """The attention inside an opened layer: SDPA, or written by hand where the layer has weights to give."""
     grad = any(isinstance(v, torch.Tensor) and v.requires_grad for v in map(value_of, opened.inputs))
-    return [
-        FoundCall(
-            read_call(node, region, Pattern.MULTIHEAD, opened.node, grad), opened.body, node, wiring_of(node), opened
-        )
-        for node in opened.body.graph.nodes
-        if is_sdpa(node)
-    ]
+    nodes = list(opened.body.graph.nodes)
+    around = Surroundings(dict.fromkeys(nodes, region), {node: place for place, node in enumerate(nodes)})
+    calls, misses = [], []
+    for node in nodes:
+        if is_sdpa(node):
+            call, wiring = read_call(node, region, Pattern.MULTIHEAD, opened.node, grad), wiring_of(node)
+            calls.append(FoundCall(call, opened.body, node, wiring, opened, written=(call, wiring)))
+        elif is_softmax(node):
+            found = _by_hand(opened.body, node, around, grad)
+            if isinstance(found, FoundCall):
+                meta = opened.node.meta
+                call = replace(found.call, node=opened.node.name, module=module_path(meta), source=source_of(meta))
+                calls.append(replace(found, call=call, opened=opened))
+            else:
+                misses += [replace(miss, source=source_of(opened.node.meta)) for miss in found]
+    return calls, misses
 
 
 def _device_types(gm: GraphModule) -> set[str]:

@@ -101,7 +101,8 @@ def read_roles(chain: Chain, scores: Scores, left: Axes, right: Axes, atoms: dic
     theirs = _atoms(k[1]) | _atoms(v[1])
     batch = [a for axis in fresh(scores.axes) for a in axis if a not in (*Q, *K)]
     if set(Q) & _atoms(v[1]):
-        raise RefusedError(chain.last.node, "V differs from query to query")
+        reason = f"`{spelled(chain.first.node)}` is no product of queries and keys: V differs along its rows"
+        raise RefusedError(chain.first.node, reason)
     shared, own = [a for a in batch if a in theirs], [a for a in batch if a not in theirs]
     return Roles(q, k, v, out, shared, own, Q, K, D, Dv)
 
