@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from attnpass.patterns.sdpa import value_of
-from attnpass.symbolic import known_equal
+from attnpass.symbolic import known_all_equal, known_equal
 
 SYNONYMS = {
     "__matmul__": "matmul",
@@ -201,6 +201,14 @@ def permutation(node: Node) -> list[int] | None:
         numbers = [d % rank for d in dims if isinstance(d, int)]
         return numbers if len(numbers) == rank else None
     return None
+
+
+def does_nothing(node: Node) -> bool:
+    """Is this a copy, or an ``expand`` to the shape that is there already (decomposed graphs are full of them)?"""
+    if name_of(node) == "expand" and node.args:
+        before, after = tensor(node.args[0]), tensor(node)
+        return before is not None and after is not None and known_all_equal(tuple(before.shape), tuple(after.shape))
+    return name_of(node) == "contiguous"
 
 
 def full_slices(node: Node) -> bool:

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from attnpass.patterns.canonical import (
     argument,
+    does_nothing,
     full_slices,
     is_getitem,
     name_of,
@@ -137,7 +138,7 @@ def _moved(node: Node, x: Node) -> Element | None:
     order = permutation(node)
     if order is not None:
         return Element(node, PERMUTE, x, order=tuple(order))
-    if name == "contiguous":
+    if does_nothing(node):
         return Element(node, SAME, x)
     if name == "to" and value.dtype.is_floating_point and value.device == before.device:
         return Element(node, SAME, x)

@@ -13,7 +13,7 @@ from typing import Any
 from torch.fx import Node
 
 from attnpass.patterns.axes import merged_dimension
-from attnpass.patterns.canonical import argument, full_slices, name_of, permutation, tensor
+from attnpass.patterns.canonical import argument, does_nothing, full_slices, name_of, permutation, tensor
 from attnpass.symbolic import Size, known, known_equal
 
 HEADS, COPIES = "h", "copies"
@@ -118,7 +118,7 @@ def _before(node: Node, names: list[Any], heads: Any) -> tuple[Node, list[Any]] 
     if order is not None:
         return source, [names[order.index(i)] for i in range(len(order))]
     name = name_of(node)
-    if name == "contiguous":
+    if does_nothing(node):
         return source, names
     if name == "view" or full_slices(node):
         return _before_view(source, tuple(before.shape), tuple(after.shape), names, heads)

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import Node
 
 from attnpass.patterns.axes import Atom, Axes, LostTrackError, arranged, fresh, leaves, merged_dimension, reshaped
-from attnpass.patterns.canonical import argument, name_of, number, permutation, tensor
+from attnpass.patterns.canonical import argument, does_nothing, name_of, number, permutation, tensor
 from attnpass.patterns.gqa import undo_repeat
 from attnpass.patterns.roles import Group, Roles
 from attnpass.patterns.wiring import Operand, Step
@@ -73,7 +73,7 @@ def _one_step_back(
     if order is not None:
         traced.to(source, tuple(traced.axes[order.index(i)] for i in range(len(order))))
         return True
-    if name == "contiguous":
+    if does_nothing(node):
         traced.to(source, traced.axes)
         return True
     if name == "to" and down_to is not None and before.dtype == down_to and before.device == after.device:
