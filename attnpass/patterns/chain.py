@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from attnpass.patterns.canonical import argument, in_place, is_getitem, name_of, reads_metadata, spelled, tensor
-from attnpass.patterns.elements import CAT, DROPOUT, SAME, SHIFT, Element, RefusedError, element_of, on_probabilities
+from attnpass.patterns.elements import CAT, DROPOUT, SAME, SHIFT, SLICE, Element, RefusedError, on_probabilities
 from attnpass.patterns.products import Product, is_product, read_product
 from attnpass.patterns.regions import Region
+from attnpass.patterns.score_elements import element_of
 from attnpass.patterns.sdpa import value_of
 from attnpass.symbolic import known_equal
 
@@ -146,7 +147,7 @@ def _downwards(softmax: Node) -> tuple[list[Element], Product, Node]:
                 raise RefusedError(reader, f"`{spelled(reader)}` adds to the product with V, or scales it")
             return found, product, node
         if is_getitem(reader, 0) and tensor(node) is None and isinstance(value_of(node), (tuple, list)):
-            found.append(Element(reader, "same", node))
+            found.append(Element(reader, SAME, node))
         else:
             found.append(on_probabilities(reader, node))
         node = reader
@@ -206,7 +207,7 @@ def softmax_dim(chain: Chain) -> int:
 def added_sinks(chain: Chain, dim: int) -> Node | None:
     """The column that is appended to the scores and cut off behind the softmax; None if there is none."""
     cats = [e for e in chain.scores if e.kind == CAT]
-    slices = [e for e in chain.probabilities if e.kind == "slice"]
+    slices = [e for e in chain.probabilities if e.kind == SLICE]
     if not cats and not slices:
         return None
     if len(cats) != 1 or len(slices) != 1:

@@ -23,7 +23,7 @@ from attnpass.select import Decision, Reason, Trial
 
 MAX_MISSES = 3
 LOOKED_FOR = (
-    "F.scaled_dot_product_attention, nn.MultiheadAttention and nn.TransformerEncoderLayer; "
+    "F.scaled_dot_product_attention, nn.MultiheadAttention, nn.TransformerEncoderLayer and softmax between products; "
     "attention inside a C++ extension, a graph break or @torch.compiler.disable is out of sight"
 )
 
