@@ -232,4 +232,4 @@ def _put_back(decision: Decision, rejection: Rejection) -> Decision:
     trials = tuple(
         Trial(t.kernel, (*t.rejections, rejection)) if t.kernel == decision.kernel else t for t in decision.trials
     )
-    return replace(decision, kernel=NATIVE, reason=Reason.NONE_ACCEPTED, trials=trials)
+    return replace(decision, kernel=NATIVE, lowered=False, note="", reason=Reason.NONE_ACCEPTED, trials=trials)

@@ -308,3 +308,28 @@ def test_the_log_tells_chains_apart(caplog: pytest.LogCaptureFixture) -> None:
     text = attnpass.report.block(attnpass.last_report())
     assert "(handwritten)" in text
     assert "test_handwritten_details.py" in text
+
+
+def test_operands_changed_in_place() -> None:
+    """What an op in place read is not there any more: it is no way back to the operand."""
+
+    def fn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = q.tanh(), k.tanh()
+        q *= 0.25
+        k.transpose_(2, 3)
+        k.mul_(2.0)
+        return (q @ k).softmax(-1) @ v
+
+    tensors = qkv()
+    assert_near(run(fn, *tensors), fn(*tensors))
+    assert kernels_used() == ["native_flash"]
+    assert decisions()[0].call.scale == 1.0
+
+
+def test_no_keys() -> None:
+    def fn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).masked_fill(torch.ones(S, 0, dtype=torch.bool), -math.inf).softmax(-1) @ v
+
+    q, k, v = qkv()
+    torch.testing.assert_close(run(fn, q, k[:, :, :0], v[:, :, :0]), fn(q, k[:, :, :0], v[:, :, :0]))
+    assert not decisions()

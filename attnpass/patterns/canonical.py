@@ -59,12 +59,17 @@ SYNONYMS = {
 }
 CASTS = {"to", "float", "half", "bfloat16", "double", "type", "type_as"}
 IN_PLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "imatmul"}
+# In place, and otherwise the same. Others, such as `transpose_`, change what their input *is*, and keep their own name.
+IN_PLACE_METHODS = {
+    *("add_", "sub_", "mul_", "div_", "true_divide_", "divide_", "multiply_", "subtract_", "masked_fill_", "tanh_"),
+    *("dropout_", "relu_", "sigmoid_", "exp_", "square_", "clamp_"),
+}
 
 
 def name_of(node: Node) -> str:
     """The operation's one name; "" if the node calls no function of PyTorch or of ``operator``."""
     name = _spelled(node)
-    if name.endswith("_") and not name.startswith("_"):
+    if name in IN_PLACE_METHODS:
         name = name.rstrip("_")
     return "to" if name in CASTS else SYNONYMS.get(name, name)
 
@@ -118,6 +123,8 @@ def number(value: Any) -> float | None:
     if isinstance(value, (int, float)):
         return float(value)
     if not isinstance(value, Node):
+        return None
+    if any(in_place(user) and user.args[0] is value for user in value.users):
         return None
     made: Any = value_of(value)
     if isinstance(made, (int, float)) and not isinstance(made, bool):

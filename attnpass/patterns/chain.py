@@ -89,6 +89,7 @@ def readers(node: Node) -> list[Node]:
 
 def _upwards(softmax: Node, around: Surroundings) -> tuple[Product, list[Element]]:
     found: list[Element] = []
+    asked: dict[Node, bool] = {}
     reader, source = softmax, argument(softmax, 0, "input", "self")
     while len(found) <= REACH:
         if not isinstance(source, Node):
@@ -99,7 +100,7 @@ def _upwards(softmax: Node, around: Surroundings) -> tuple[Product, list[Element
             if isinstance(product, str):
                 raise RefusedError(node, product)
             return product, found[::-1]
-        element = element_of(node, lambda x: _leads_to_product(x))
+        element = element_of(node, lambda x: _leads_to_product(x, asked))
         if found and element.kind == CAT and not all(e.kind in (SHIFT, SAME) for e in found):
             raise RefusedError(node, "columns are appended to the scores before the last change of them")
         found.append(element)
@@ -116,17 +117,19 @@ def _as_seen_by(reader: Node, node: Node, around: Surroundings) -> Node:
     return max(writes, key=around.order.__getitem__) if writes else node
 
 
-def _leads_to_product(node: Node, depth: int = 0) -> bool:
-    """Is this a changed product, rather than a bias?"""
-    if is_product(node):
-        return True
-    if depth > REACH:
-        return False
-    try:
-        element = element_of(node, lambda x: _leads_to_product(x, depth + 1))
-    except RefusedError:
-        return False
-    return _leads_to_product(element.x, depth + 1)
+def _leads_to_product(node: Node, asked: dict[Node, bool], depth: int = 0) -> bool:
+    """Is this a changed product, rather than a bias? ``asked`` keeps the answers."""
+    if node not in asked:
+        asked[node] = False  # until known
+        if is_product(node):
+            asked[node] = True
+        elif depth <= REACH:
+            try:
+                element = element_of(node, lambda x: _leads_to_product(x, asked, depth + 1))
+                asked[node] = _leads_to_product(element.x, asked, depth + 1)
+            except RefusedError:
+                pass
+    return asked[node]
 
 
 def _downwards(softmax: Node) -> tuple[list[Element], Product, Node]:

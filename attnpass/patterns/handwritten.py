@@ -23,11 +23,11 @@ from attnpass.patterns.chain import Chain, Surroundings, added_sinks, dropout_of
 from attnpass.patterns.elements import RefusedError
 from attnpass.patterns.operands import Traced, aten, placed, spec_of, trace_back, without_repeats
 from attnpass.patterns.roles import Group, Roles, label_axes, read_roles
-from attnpass.patterns.scores import Change, Scores, broadcast_axes
+from attnpass.patterns.scores import Change, Scores, broadcast_axes, size_of
 from attnpass.patterns.sdpa import context_of, module_path, source_of
 from attnpass.patterns.wiring import Addition, Operand, Wiring
 from attnpass.patterns.writes import refuse_writes
-from attnpass.symbolic import Size, known_equal
+from attnpass.symbolic import Size, known, known_equal
 from attnpass.tensor import TensorSpec
 
 HALF = (torch.float16, torch.bfloat16)
@@ -80,6 +80,8 @@ def _added_by_product(chain: Chain, scores: Scores) -> Change:
 
 
 def _assembled(chain: Chain, scores: Scores, roles: Roles, around: Surroundings, grad: bool | None) -> Handwritten:
+    if not known(size_of(roles.K) >= 1):
+        raise RefusedError(chain.softmax, f"the number of keys, {size_of(roles.K)}, may be 0")
     q, k, v = _traced(chain, roles)
     roles.update()
     small = without_repeats(k, v, roles)
