@@ -17,8 +17,9 @@ from attnpass.emit import COPIED_META, EmitRefusedError, Emitter, aten
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernel import Kernel, Operands
 from attnpass.layout import layout_is_free, repeated_heads, restore_layout
-from attnpass.limits import Code, Rejection
+from attnpass.limits import Rejection
 from attnpass.masks import EmptyRows
+from attnpass.masks.meaning import Meaning
 from attnpass.patterns import FoundCall
 from attnpass.patterns.multihead import Opened
 from attnpass.patterns.wiring import Addition, Operand, Wiring
@@ -41,11 +42,11 @@ def apply(
         if not decision.rewritten:
             done.append(decision)
             continue
-        owner, node, wiring = _place(copied, found, decision.call, inlined)
+        owner, node, wiring, meaning = _place(copied, found, decision.call, inlined)
         emitter = Emitter(owner, node, shared)
         try:
             watch = _watcher(verifier, emitter, decision, _written(copied, found, inlined), index)
-            out = emit_call(emitter, node, decision.call, kernels[decision.kernel], wiring, watch)
+            out = emit_call(emitter, node, decision.asked, kernels[decision.kernel], wiring, meaning, watch)
         except EmitRefusedError as refused:
             emitter.undo()
             done.append(_put_back(decision, refused.rejection))
@@ -53,8 +54,7 @@ def apply(
         out.meta.update(value_meta(node))
         out.meta["attnpass"] = {"kernel": decision.kernel, "source": str(decision.call.source)}
         copied.replace(node, out)
-        nodes = copied.nodes if found.opened is None else inlined[found.opened.node]
-        copied.erase_dead([nodes[node] for node in found.dead])
+        copied.erase_dead(list(map(_mapping(copied, found, inlined), found.dead)))
         done.append(decision)
     return done
 
@@ -64,7 +64,7 @@ def _written(
 ) -> tuple[AttentionCall, Wiring]:
     """The call as the program wrote it, with the operands that it reads: what a rewrite is compared with."""
     call, wiring = found.written or (found.call, found.wiring)
-    return call, _mapped(copied, found, wiring, inlined)
+    return call, wiring.map_nodes(_mapping(copied, found, inlined))
 
 
 def _watcher(
@@ -83,8 +83,8 @@ def _watcher(
 
 def _place(
     copied: GraphCopy, found: FoundCall, call: AttentionCall, inlined: dict[Node, dict[Node, Node]]
-) -> tuple[GraphModule, Node, Wiring]:
-    """The module, the node and its operands in the copy; an opaque layer is opened there on its first call."""
+) -> tuple[GraphModule, Node, Wiring, Meaning | None]:
+    """The module, the node, its operands and its mask's meaning in the copy; an opaque layer is opened on first use."""
     opened = found.opened
     if opened is None:
         owner, nodes = copied.modules[found.owner], copied.nodes
@@ -94,12 +94,15 @@ def _place(
             inputs = tuple(copied.current(copied.nodes[node]) for node in opened.inputs)
             inlined[opened.node] = _inline(copied, Opened(owner, copied.nodes[opened.node], opened.body, inputs))
         nodes = inlined[opened.node]
-    return owner, nodes[found.node], _mapped(copied, found, found.read_as(call).wiring, inlined)
+    mapped = _mapping(copied, found, inlined)
+    meaning = None if found.meaning is None or found.meaning.stop else found.meaning.map_nodes(mapped)
+    return owner, nodes[found.node], found.read_as(call).wiring.map_nodes(mapped), meaning
 
 
-def _mapped(copied: GraphCopy, found: FoundCall, wiring: Wiring, inlined: dict[Node, dict[Node, Node]]) -> Wiring:
+def _mapping(copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]]) -> Callable[[Node], Node]:
+    """Nodes of the original graph -> those of the copy that give their values now."""
     nodes = copied.nodes if found.opened is None else inlined[found.opened.node]
-    return wiring.map_nodes(lambda node: copied.current(nodes[node]))
+    return lambda node: copied.current(nodes[node])
 
 
 def emit_call(
@@ -108,6 +111,7 @@ def emit_call(
     call: AttentionCall,
     kernel: Kernel,
     wiring: Wiring,
+    meaning: Meaning | None = None,
     watch: Callable[[Node], Node] | None = None,
 ) -> Node:
     """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out.
@@ -118,13 +122,16 @@ def emit_call(
         call: what is computed.
         kernel: who computes it.
         wiring: from what.
+        meaning: what a proved mask means, for a kernel that computes it.
         watch: is given the (B, H, Sq, Dv) output and gives the one to go on with.
     """
     wanted = emitter.spec(node)
     args = operands_of(emitter, call, wiring)
+    if args.mask is None:
+        args = replace(args, meaning=meaning)
     out = kernel.emit(emitter, call, args)
     if call.mask.rows_may_be_empty and call.mask.empty is not EmptyRows.ZERO:
-        out = _as_softmax_leaves_empty_rows(emitter, call, args, out)
+        out = _as_softmax_leaves_empty_rows(emitter, call, wiring, args, out)
     if watch is not None:
         out = watch(out)
     for step in wiring.out:
@@ -140,7 +147,8 @@ def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring) -> Operan
     """The nodes that a kernel is emitted from."""
     q, k, v = (_operand(emitter, each, call) for each in (wiring.q, wiring.k, wiring.v))
     sinks = None if wiring.sinks is None else emitter.apply(wiring.sinks)
-    return Operands(q, k, v, _mask(emitter, wiring.additions, call), call.scale_or_default(), sinks)
+    mask = _mask(emitter, wiring.additions, call) if call.mask.spelled is None else None
+    return Operands(q, k, v, mask, call.scale_or_default(), sinks)
 
 
 def _operand(emitter: Emitter, operand: Operand, call: AttentionCall) -> Node:
@@ -176,23 +184,25 @@ def _mask(emitter: Emitter, additions: Sequence[Addition], call: AttentionCall) 
     return total
 
 
-def _as_softmax_leaves_empty_rows(emitter: Emitter, call: AttentionCall, args: Operands, out: Node) -> Node:
+def _as_softmax_leaves_empty_rows(
+    emitter: Emitter, call: AttentionCall, wiring: Wiring, args: Operands, out: Node
+) -> Node:
     """SDPA gives 0 for a query that sees no key; softmax over -inf gives NaN, over one finite number an average.
 
-    An additive mask that hides a row by a finite number gives the average by itself.
+    An additive mask that hides a row by a finite number gives the average by itself, and so does a kernel that computes
+    the mask from its meaning.
     """
-    if args.mask is None:
-        raise EmitRefusedError(Rejection(Code.EMPTY_ROWS, "mask", f"{call.mask} with rows without keys", "a tensor"))
-    spec, hidden = emitter.spec(out), emitter.spec(args.mask)
-    if call.mask.empty is EmptyRows.AVERAGE and hidden.dtype != torch.bool:
-        return out
-    rows = rows_with_keys(emitter, args.mask)
+    dtype = emitter.spec(out).dtype
     if call.mask.empty is EmptyRows.NAN:  # a factor, so that gradients are NaN too
-        factor = emitter(aten.where.Scalar, rows, 1.0, math.nan)
-        return emitter(aten.mul.Tensor, out, emitter.cast(factor, spec.dtype))
+        mask = args.mask or _mask(emitter, wiring.additions, replace(call, mask=call.mask.as_spelled()))
+        assert mask is not None
+        factor = emitter(aten.where.Scalar, rows_with_keys(emitter, mask), 1.0, math.nan)
+        return emitter(aten.mul.Tensor, out, emitter.cast(factor, dtype))
+    if args.mask is None or emitter.spec(args.mask).dtype != torch.bool:
+        return out
     values = repeated_heads(emitter, args.v, call.H, call.Hkv)
-    average = emitter(aten.mean.dim, values, [2], True, dtype=torch.promote_types(spec.dtype, torch.float32))
-    return emitter(aten.where.self, rows, out, emitter.cast(average, spec.dtype))
+    average = emitter(aten.mean.dim, values, [2], True, dtype=torch.promote_types(dtype, torch.float32))
+    return emitter(aten.where.self, rows_with_keys(emitter, args.mask), out, emitter.cast(average, dtype))
 
 
 def value_meta(node: Node) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch._guards import CompileContext
 from torch.fx import GraphModule
 
-from attnpass import log, staleness, verdicts, verify
+from attnpass import assumptions, log, staleness, verdicts, verify
 from attnpass import report as rendering
 from attnpass.compiler import compile_graph
 from attnpass.config import Config, split_options, unknown_variables
@@ -70,6 +70,7 @@ def attnpass(
     machines = look_at(gm, config)
     staleness.guard()
     rewritten = _guarded_pass(gm, machines, config)
+    rewritten.assumptions.guard()
     _publish(rewritten.report, config)
     machine = next(iter(rewritten.report.machines.values()), None)
     return compile_graph(
@@ -78,8 +79,9 @@ def attnpass(
 
 
 def reset() -> None:
-    """Called by ``torch._dynamo.reset()``: forget what verification learnt."""
+    """Called by ``torch._dynamo.reset()``: forget what verification and changed buffers taught."""
     verify.forget()
+    assumptions.forget()
 
 
 attnpass.reset = reset  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ import torch
 from attnpass.call import AttentionCall
 from attnpass.limits import Alignment, Code, Limits, Rejection
 from attnpass.machine import Machine
-from attnpass.masks import Term
+from attnpass.masks import EmptyRows, Term
 from attnpass.symbolic import as_int, known, known_equal, known_multiple, shown
 from attnpass.tensor import TensorSpec, dtype_name
 
@@ -90,18 +90,36 @@ def _mask(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rej
     mask, tensor = call.mask, call.mask.tensor
     if call.mask_and_causal and tensor is not None:
         yield Rejection(Code.MASK_AND_CAUSAL, "mask", "a tensor beside is_causal=True", "one of the two")
-    unknown_terms = {t.term for t in mask.terms} - limits.terms - {Term.TENSOR}
+    yield from _terms(limits, call)
+    if mask.spelled is not None:
+        yield from _rules(limits, call)
+    elif tensor is not None and not limits.mask_tensor:
+        kind = "a bool tensor" if tensor.dtype == torch.bool else f"an additive {dtype_name(tensor.dtype)} tensor"
+        yield Rejection(Code.MASK, "mask", kind, _one_of((t.value for t in limits.terms), also="none"))
+    elif tensor is not None:
+        yield from _mask_tensor(limits, call, tensor)
+
+
+def _terms(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
+    read_as_tensor = set() if call.mask.spelled is not None else {Term.TENSOR}
+    unknown_terms = {t.term for t in call.mask.terms} - limits.terms - read_as_tensor
     if unknown_terms:
         actual = " & ".join(sorted(t.value for t in unknown_terms))
         yield Rejection(Code.MASK, "mask", actual, _one_of((t.value for t in limits.terms), empty="none"))
-    yield from _alignment(limits, call)
-    if tensor is None:
-        return
-    kind = "a bool tensor" if tensor.dtype == torch.bool else f"an additive {dtype_name(tensor.dtype)} tensor"
-    if not limits.mask_tensor:
-        yield Rejection(Code.MASK, "mask", kind, _one_of((t.value for t in limits.terms), also="none"))
-        return
-    yield from _mask_tensor(limits, call, tensor)
+    if Term.FUNCTION not in limits.terms:
+        yield from _alignment(limits, call)
+
+
+def _rules(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
+    """A mask that was proved: the kernel is to compute it from its meaning instead of reading the tensor."""
+    mask, computes = call.mask, Term.FUNCTION in limits.terms
+    if mask.bias is not None and not computes:
+        yield Rejection(Code.MASK, "mask", "rules and a bias", "rules, or one tensor")
+    if mask.bias is not None and mask.bias.requires_grad and call.needs_grad and not limits.mask_grad:
+        yield Rejection(Code.MASK_GRAD, "mask.requires_grad", True, "False, there is no gradient for the mask")
+    kept = limits.empty_rows_are_zero if mask.empty is EmptyRows.ZERO else computes
+    if mask.rows_may_be_empty and not kept:
+        yield Rejection(Code.EMPTY_ROWS, "mask", "rules that may hide all keys of a query", "at least one key a row")
 
 
 def _alignment(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from attnpass.patterns.sdpa import unwrapped, value_of
 from attnpass.patterns.wiring import Operand
 from attnpass.symbolic import is_hashable
 from attnpass.tensor import TensorSpec
-from attnpass.writing import may_write
+from attnpass.writes import may_write
 
 aten = torch.ops.aten
 COPIED_META = ("stack_trace", "nn_module_stack", "source_fn_stack")
@@ -100,6 +100,20 @@ class Emitter:
         free = self.shared[shared_key]
         return self._insert("get_attr", free, (), {}, getattr(self.owner, free))
 
+    def examples(self, nodes: Iterable[Node]) -> list[Any]:
+        """Values of nodes to trace on, each its own: equal values are shared, and tracers tell inputs by identity."""
+        with self.mode:
+            return [torch.empty_like(value) if torch.is_tensor(value) else value for value in map(self.value, nodes)]
+
+    def within(self, make: Callable[[], GraphModule]) -> Callable[[], GraphModule]:
+        """``make``, run on the fake tensors of this graph."""
+
+        def run() -> GraphModule:
+            with self.mode, torch.no_grad():
+                return make()
+
+        return run
+
     def value(self, node: Node) -> Any:
         """The fake value of a node (inside vmap, of one example); of a node that reads a graph module, the module."""
         if node.op == "get_attr":
@@ -144,7 +158,7 @@ class Emitter:
     def inline(self, function: Callable[..., Any], *inputs: Node) -> Any:
         """Trace ``function`` on the values of ``inputs`` and insert its ATen ops. Returns its outputs as nodes."""
         with self.mode, torch.no_grad():
-            body = make_fx(function)(*[self.value(node) for node in inputs])
+            body = make_fx(function)(*self.examples(inputs))
         env: dict[Node, Any] = dict(zip(body.graph.find_nodes(op="placeholder"), inputs, strict=True))
         for node in body.graph.nodes:
             if node.op == "output":

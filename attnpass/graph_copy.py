@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
 
-from attnpass.writing import may_write
+from attnpass.writes import may_write
 
 
 @dataclass(frozen=True, slots=True)

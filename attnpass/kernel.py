@@ -19,6 +19,7 @@ from attnpass.machine import Machine
 
 if TYPE_CHECKING:
     from attnpass.emit import Emitter
+    from attnpass.masks.meaning import Meaning
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Operands:
         mask: bool (True = take part) or additive, 4-D with each size 1 or full; None if the mask is only a rule.
         scale: factor on the scores; None (1/sqrt(D)) only where the head dim is symbolic.
         sinks: (H,), or None.
+        meaning: what a proved mask means, for kernels that compute masks by functions; None without such a mask.
     """
 
     q: Node
@@ -40,6 +42,7 @@ class Operands:
     mask: Node | None
     scale: float | None
     sinks: Node | None = None
+    meaning: Meaning | None = None
 
 
 class Kernel(ABC):

@@ -28,8 +28,9 @@ def lowered(decision: Decision, native: Kernel, machine: Machine, extra: Sequenc
     if decision.call.pattern is not Pattern.HANDWRITTEN or decision.rewritten or not refused:
         return decision
     limits = replace(native.limits, functorch=False)
-    reasons = (*rejections(limits, decision.call, machine), *extra)
-    if not reasons:
-        return replace(decision, lowered=True, reason=Reason.LOWERED, note=NOTE)
-    trials = tuple(Trial(t.kernel, reasons) if t.kernel == native.name else t for t in decision.trials)
+    call = replace(decision.call, mask=decision.call.mask.as_spelled())  # SDPA reads the mask as a tensor
+    answer = Trial(native.name, (*rejections(limits, call, machine), *extra), spelled=True)
+    trials = tuple(answer if trial.kernel == native.name else trial for trial in decision.trials)
+    if answer.accepted:
+        return replace(decision, trials=trials, lowered=True, reason=Reason.LOWERED, note=NOTE)
     return replace(decision, trials=trials, tried=(*decision.tried, native.name))

@@ -71,6 +71,15 @@ def differentiable(op: Any, backward: Any, operands: int) -> None:
     torch.library.register_autograd(op, gradient, setup_context=save, lib=_ops)
 
 
+def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The Python function behind a library's ``torch.library.custom_op``; the function itself if it is none.
+
+    Our op stands around it already; one more round through the dispatcher, with its checks for aliases, buys nothing.
+    """
+    plain: Callable[..., Any] = getattr(function, "_init_fn", function)
+    return plain
+
+
 def aligned(grad: Tensor, alignment: int = 16) -> Tensor:
     """``grad``, copied if its rows do not lie at multiples of ``alignment`` bytes.
 

@@ -18,18 +18,33 @@ sm_10x. A call that nothing in the list takes stays as it is, and PyTorch choose
 
 from __future__ import annotations
 
+from attnpass.call import AttentionCall
 from attnpass.machine import Machine, sm_number
+from attnpass.masks import Term
+from attnpass.symbolic import known_equal
 
 HOPPER_AND_DATACENTER_BLACKWELL = ("native_cudnn", "native_flash", "native_efficient")
 OTHER_NVIDIA = ("native_flash", "native_efficient", "native_cudnn")
 CPU = ("native_flash",)
+FLEX = "flex"
 
 
-def auto_order(machine: Machine) -> tuple[str, ...]:
-    """Names of the exact kernels to try on this machine, fastest first; empty leaves the choice to PyTorch."""
+def auto_order(machine: Machine, call: AttentionCall | None = None) -> tuple[str, ...]:
+    """Names of the exact kernels to try on this machine, fastest first; empty leaves the choice to PyTorch.
+
+    Without a ``call``, the names that may be tried for some call.
+    """
     if machine.kind == "cpu":
         return CPU
     if machine.kind != "cuda":
         return ()
     generation = sm_number(machine.capability) or 0
-    return HOPPER_AND_DATACENTER_BLACKWELL if 90 <= generation < 110 else OTHER_NVIDIA
+    order = HOPPER_AND_DATACENTER_BLACKWELL if 90 <= generation < 110 else OTHER_NVIDIA
+    return order if call is not None and not _skips_blocks(call) else (FLEX, *order)
+
+
+def _skips_blocks(call: AttentionCall) -> bool:
+    """Is the mask proved, and more than causal? FlexAttention then skips the blocks that it hides."""
+    mask = call.mask
+    plain = {term.term for term in mask.terms} <= {Term.CAUSAL} and all(known_equal(t.offset, 0) for t in mask.terms)
+    return mask.spelled is not None and not plain

@@ -15,6 +15,7 @@ import torch
 from torch.fx import GraphModule
 
 from attnpass.apply import apply
+from attnpass.assumptions import Assumptions
 from attnpass.call import AttentionCall, Source
 from attnpass.config import Config
 from attnpass.errors import StrictError
@@ -23,6 +24,7 @@ from attnpass.kernel import Kernel
 from attnpass.limits import Rejection
 from attnpass.lowering import lowered
 from attnpass.machine import Machine
+from attnpass.masks.understand import Reader
 from attnpass.patterns import Findings, find
 from attnpass.patterns.sdpa import value_of
 from attnpass.probe import Prover
@@ -42,11 +44,13 @@ class Rewritten:
         module: the graph to compile; the one that went in if nothing was changed.
         report: everything that was found, decided and done.
         compile_options: Inductor options that the emitted kernels need.
+        assumptions: buffers whose values were read; the compiled code has to be guarded by them.
     """
 
     module: GraphModule
     report: Report
     compile_options: dict[str, Any] = field(default_factory=dict)
+    assumptions: Assumptions = field(default_factory=Assumptions)
 
 
 def run_pass(
@@ -78,7 +82,9 @@ def run_pass(
     """
     start = time.perf_counter()
     code_before = gm.print_readable(print_output=False) if config.log == "debug" or config.report else ""
-    findings = find(gm, grad)
+    findings, assumptions = find(gm, grad), Assumptions()
+    reader = Reader(assumptions.array)
+    findings = replace(findings, calls=tuple(map(reader.understood, findings.calls)))
     decisions = decide(findings, kernels, machines, config, verifier, prover)
     work, options = gm, {}
     if not dry_run and any(decision.rewritten for decision in decisions):
@@ -99,7 +105,7 @@ def run_pass(
         code_before=code_before,
         code_after=work.print_readable(print_output=False) if work is not gm and code_before else code_before,
     )
-    return Rewritten(work, report, options)
+    return Rewritten(work, report, options, assumptions)
 
 
 def decide(
@@ -150,7 +156,9 @@ def _select_proved(
     reasons = dict(extra)
     while True:
         decision = select(call, kernels, machine, config, reasons)
-        refusals = prover.refusals(kernels[decision.kernel], call, machine) if prover and decision.rewritten else ()
+        refusals = (
+            prover.refusals(kernels[decision.kernel], decision.asked, machine) if prover and decision.rewritten else ()
+        )
         if not refusals:
             return decision
         reasons[decision.kernel] = [*reasons.get(decision.kernel, ()), *refusals]

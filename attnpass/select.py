@@ -7,7 +7,7 @@ can be tested with invented machines.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from attnpass.call import AttentionCall
@@ -36,10 +36,17 @@ class Reason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One kernel asked about one call: no rejections means that it would take it."""
+    """One kernel asked about one call: no rejections means that it would take it.
+
+    Attributes:
+        kernel: its name.
+        rejections: all reasons why not.
+        spelled: was it asked to read the mask as the tensor that the program made, since it cannot compute its meaning?
+    """
 
     kernel: str
     rejections: tuple[Rejection, ...]
+    spelled: bool = False
 
     @property
     def accepted(self) -> bool:
@@ -71,6 +78,13 @@ class Decision:
     @property
     def rewritten(self) -> bool:
         return self.kernel != NATIVE or self.lowered
+
+    @property
+    def asked(self) -> AttentionCall:
+        """The call as the chosen kernel takes it: with the meaning of the mask, or with the tensor that spells it."""
+        if any(trial.kernel == self.kernel and trial.spelled for trial in self.trials):
+            return replace(self.call, mask=self.call.mask.as_spelled())
+        return self.call
 
     def rejections(self, kernel: str) -> tuple[Rejection, ...]:
         """Why ``kernel`` does not take the call; empty if it would."""
@@ -135,8 +149,8 @@ def select(
         config: the settings in force.
         extra: reasons found outside this function for this very call, by kernel name (a failed verification).
     """
-    trials = tuple(Trial(k.name, tuple(_reasons(k, call, machine, extra))) for k in kernels.values())
-    order = spell_out(resolve_wishes(config.kernel, kernels), machine)
+    trials = tuple(_trial(k, call, machine, (extra or {}).get(k.name, ())) for k in kernels.values())
+    order = spell_out(resolve_wishes(config.kernel, kernels), machine, call)
     choice = _users_own_choice(call, machine)
     if choice:
         return Decision(call, NATIVE, Reason.USER_CHOICE, _names(order), trials, choice)
@@ -150,26 +164,35 @@ def select(
     return Decision(call, NATIVE, Reason.NONE_ACCEPTED, _names(order), trials)
 
 
-def spell_out(wishes: Sequence[str], machine: Machine) -> tuple[tuple[str, Reason], ...]:
-    """Replace ``auto`` by what it means on this machine; each name with the reason that it would be chosen for."""
+def spell_out(
+    wishes: Sequence[str], machine: Machine, call: AttentionCall | None = None
+) -> tuple[tuple[str, Reason], ...]:
+    """Replace ``auto`` by what it means here for ``call``; each name with the reason that it would be chosen for."""
     order: dict[str, Reason] = {}
     for wish in wishes:
-        names = auto_order(machine) if wish == AUTO else (wish,)
+        names = auto_order(machine, call) if wish == AUTO else (wish,)
         for name in names:
             order.setdefault(name, Reason.AUTO if wish == AUTO else Reason.REQUESTED)
     return tuple(order.items())
 
 
-def _reasons(
-    kernel: Kernel, call: AttentionCall, machine: Machine, extra: Mapping[str, Sequence[Rejection]] | None
-) -> list[Rejection]:
+def _trial(kernel: Kernel, call: AttentionCall, machine: Machine, extra: Sequence[Rejection]) -> Trial:
+    """Ask one kernel; a mask that it cannot compute from its meaning is offered as the tensor that spells it."""
     if kernel.keeps:
-        return []
-    limits = kernel.limits_for(machine)
-    found = rejections(limits, call, machine)
+        return Trial(kernel.name, ())
+    found = _reasons(kernel, call, machine)
+    if found and call.mask.spelled is not None:
+        spelled = replace(call, mask=call.mask.as_spelled())
+        if not _reasons(kernel, spelled, machine):
+            return Trial(kernel.name, tuple(extra), spelled=True)
+    return Trial(kernel.name, (*found, *extra))
+
+
+def _reasons(kernel: Kernel, call: AttentionCall, machine: Machine) -> list[Rejection]:
+    found = rejections(kernel.limits_for(machine), call, machine)
     if not any(reason.code in (Code.DEVICE, Code.RANK) for reason in found):
         found += kernel.check(call, machine)
-    return found + list((extra or {}).get(kernel.name, ()))
+    return found
 
 
 def _users_own_choice(call: AttentionCall, machine: Machine) -> str:

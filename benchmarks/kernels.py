@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -53,21 +54,23 @@ SHAPES = {
     "hd256": Shape((2, 8, 8, 4096, 4096, 256), causal=True),
 }
 TRAINED = ("llama_prefill", "gpt2", "bert", "hd256")
+ONLY_HOST = "host"
 HOST = Shape((1, 2, 2, 64, 64, 64))
-HOST_CALLS = 300
+HOST_ROUNDS = 300
+HOST_BURST = 10  # calls launched without waiting for the device, which stays idle
 
 
 def main() -> int:
     """One line for each kernel, shape and step."""
     args = _arguments()
     for kernel in args.kernels:
-        for name in args.shapes:
+        for name in args.shapes if args.shapes != [ONLY_HOST] else ():
             for step in ("forward", "train") if name in TRAINED else ("forward",):
                 record = {"benchmark": "kernels", "kernel": kernel, "shape": name, "step": step}
                 record |= _measure(kernel, SHAPES[name], step == "train")
                 append(args.out, record | facts("cuda"))
                 print(_line(record), flush=True)
-        record = {"benchmark": "kernels", "kernel": kernel, "shape": "host", "step": "forward", **_host(kernel)}
+        record = {"benchmark": "kernels", "kernel": kernel, "shape": ONLY_HOST, "step": "forward", **_host(kernel)}
         append(args.out, record | facts("cuda"))
         print(_line(record), flush=True)
     return 0
@@ -84,15 +87,19 @@ def _operands(shape: Shape, grad: bool) -> list[Tensor]:
     return [operand(H, Sq), operand(Hkv, Sk), operand(Hkv, Sk)]
 
 
-def _compiled(kernel: str, shape: Shape) -> Callable[..., Tensor]:
+def _attention(shape: Shape) -> Callable[..., Tensor]:
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         gqa = shape.sizes[1] != shape.sizes[2]
         return F.scaled_dot_product_attention(q, k, v, is_causal=shape.causal, enable_gqa=gqa)
 
+    return attention
+
+
+def _compiled(kernel: str, shape: Shape) -> Callable[..., Tensor]:
     torch._dynamo.reset()
     attnpass.clear_reports()
     os.environ["ATTNPASS_KERNEL"] = kernel
-    compiled: Callable[..., Tensor] = torch.compile(attention, backend=backend(), dynamic=False)
+    compiled: Callable[..., Tensor] = torch.compile(_attention(shape), backend=backend(), dynamic=False)
     return compiled
 
 
@@ -128,32 +135,47 @@ def _error(operands: list[Tensor], out: Tensor, shape: Shape) -> float:
 
 
 def _host(kernel: str) -> dict[str, Any]:
-    """Host time of one compiled call of a tiny shape, with the device idle; beside the library's own function."""
+    """Host time of one compiled call of a tiny shape, beside what it is made of.
+
+    ``inductor_us``: the same call by plain Inductor. ``op_us``, ``library_us``: our op and the library's own function,
+    alone in a loop. ``op_cold_us``: our op in turn with another compiled call, whose code drives it out of the caches;
+    that is how it runs in a compiled program.
+    """
+    torch._inductor.config.compile_threads = 1  # the start of its worker processes would be measured too
     operands = _operands(HOST, False)
     call = _compiled(kernel, HOST)
     try:
         call(*operands)
-        found = {"ok": True, "ran": attnpass.reports()[0].decisions[0].kernel, "compiled_us": _us(call, operands)}
+        found = {"ok": True, "ran": attnpass.reports()[0].decisions[0].kernel}
+        plain: Callable[..., Tensor] = torch.compile(_attention(HOST), dynamic=False)
+        alone = dict(_around(kernel, operands))
+        found |= _us({"compiled_us": call, "inductor_us": plain, **alone, **_in_turn(plain, alone)}, operands)
+        for name in alone:
+            found[name.replace("_us", "_cold_us")] = round(found.pop(f"inductor, {name}") - found["inductor_us"], 2)
     except Exception as error:
         return {"ok": False, "problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-    for name, function in _around(kernel, operands):
-        found[name] = _us(function, operands)
     return found
 
 
-def _us(call: Callable[..., Any], operands: list[Tensor]) -> float:
-    """Median host time of a call in microseconds, launched without waiting for the device."""
-    times = []
-    for _ in range(20):
-        call(*operands)
-    for _ in range(5):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(HOST_CALLS):
-            call(*operands)
-        times.append((time.perf_counter() - start) / HOST_CALLS * 1e6)
-        torch.cuda.synchronize()
-    return round(sorted(times)[len(times) // 2], 2)
+def _in_turn(plain: Callable[..., Any], alone: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    def turn(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *operands: (plain(*operands), function(*operands))
+
+    return {f"inductor, {name}": turn(function) for name, function in alone.items()}
+
+
+def _us(calls: dict[str, Callable[..., Any]], operands: list[Tensor]) -> dict[str, float]:
+    """Median host time of a call of each in microseconds. They take turns, so that they share what disturbs."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(HOST_ROUNDS):
+        for name, call in calls.items():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(HOST_BURST):
+                call(*operands)
+            times[name].append((time.perf_counter() - start) / HOST_BURST * 1e6)
+    torch.cuda.synchronize()
+    return {name: round(statistics.median(values), 2) for name, values in times.items()}
 
 
 def _around(kernel: str, operands: list[Tensor]) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -162,7 +184,10 @@ def _around(kernel: str, operands: list[Tensor]) -> Iterator[tuple[str, Callable
 
     scale = HOST.sizes[5] ** -0.5
     bshd = [x.transpose(1, 2) for x in operands]
-    if kernel == "flash2":
+    if kernel == "native_cudnn":
+        fused = torch.ops.aten._scaled_dot_product_cudnn_attention
+        yield "op_us", lambda *_: fused(*operands, None, False, 0.0, False, False, scale=scale)
+    elif kernel == "flash2":
         from flash_attn import flash_attn_func
 
         yield "op_us", lambda *_: flash2._infer(*bshd, scale, -1, -1, 0.0, 0.0)
@@ -209,7 +234,8 @@ def _line(record: dict[str, Any]) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kernels", type=lambda text: text.split(","), required=True)
-    parser.add_argument("--shapes", type=lambda text: text.split(","), default=list(SHAPES))
+    shapes = f"which; {ONLY_HOST}: only the host times of a call, which every kernel gets"
+    parser.add_argument("--shapes", type=lambda text: text.split(","), default=list(SHAPES), help=shapes)
     parser.add_argument("--out", default=str(RESULTS / "kernels_cuda.jsonl"))
     return parser.parse_args()
 

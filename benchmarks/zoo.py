@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.mixed import mixed
+
 BATCH = 2
 IMAGE = {"image_size": 224, "patch_size": 16}
 Inputs = dict[str, Any]
@@ -62,9 +64,14 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Parameters only: buffers such as the frequencies of rotary embeddings stay in fp32, as the libraries do."""
-    for weight in model.parameters():
-        weight.data = weight.data.to(dtype)
+    """Parameters only: buffers such as the frequencies of rotary embeddings stay in fp32, as the libraries do.
+
+    So does what a model names in ``kept_in_fp32``.
+    """
+    kept = getattr(model, "kept_in_fp32", ())
+    for name, weight in model.named_parameters():
+        if not name.startswith(kept):
+            weight.data = weight.data.to(dtype)
     return model
 
 
@@ -203,4 +210,5 @@ MODELS: dict[str, Callable[[torch.Generator], tuple[nn.Module, Inputs, Callable[
     "timm_vit": timm_vit,
     "torchvision_vit": torchvision_vit,
     "bert": partial(bert, padded=False),
+    "mixed": partial(mixed, batch=BATCH),
 }

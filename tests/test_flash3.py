@@ -55,6 +55,15 @@ def test_inference(dtype: torch.dtype, bshd: bool) -> None:
     assert_right("flash3", *qkv(D=60, dtype=dtype, bshd=bshd), is_causal=True)
 
 
+@pytest.mark.parametrize("grad", (False, True))
+def test_the_op_behind_the_python_function(built: Build, grad: bool) -> None:
+    """The same results through the C++ op, which the real library has; the Python function is for older ones."""
+    built(raw=True, sinks=True)
+    before = flash_attn_3.RawOp.calls
+    assert_right("flash3", *qkv(grad=grad, Hkv=2), enable_gqa=True, is_causal=True)
+    assert flash_attn_3.RawOp.calls > before
+
+
 MASKS = {
     "left": window(5, None, offset=17),
     "both sides": window(3, 4, offset=17),

@@ -69,6 +69,22 @@ def test_masks_in_training_and_with_grouped_heads() -> None:
     assert_right("xformers", *qkv(H=6, Hkv=2, Sk=50), bias.bfloat16(), enable_gqa=True)
 
 
+def test_keys_with_stride_0_where_cutlass_misreads_them() -> None:
+    """K and V of a group are expanded, so at such lengths they are repeated; what the program expanded is refused."""
+    bias = torch.randn(33, 33, dtype=torch.bfloat16)
+    assert_right("xformers", *qkv(H=6, Hkv=2), bias, enable_gqa=True)
+    assert_right("xformers", *qkv(H=6, Hkv=2, Sk=34), bias[:, :1], enable_gqa=True)
+    q, k, v = qkv(H=4, Hkv=1)
+    assert refused("xformers", q, k.expand(q.shape), v, bias) >= {"known_bug"}
+
+
+def test_a_single_row_off_alignment() -> None:
+    q, k, v = qkv(H=8, Sq=1, bshd=False, dtype=torch.float32)
+    k = k.as_strided(k.shape, (8 * 64, 64, 1, 1))
+    assert refused("xformers", q, k, v) == {"alignment"}
+    assert refused("native_efficient", q, k, v) >= {"alignment"}
+
+
 @pytest.mark.parametrize("Hkv", (4, 2))
 def test_one_query_with_a_mask(Hkv: int) -> None:
     """The library asks for aligned strides of sizes of 1 as well, and views make those up."""

@@ -10,7 +10,9 @@ What the source says (``hopper/flash_attn_interface.py``, ``flash_api.cpp``):
 - a negative scale turns the maximum, taken before the scale, into the minimum: the weights overflow;
 - a head dim that is no multiple of 8 is an error (FlashAttention-2 pads; here the graph does);
 - Dv != D passes the host's checks even if its kernels are not compiled in: refused;
-- its own op's autograd is wrong for causal calls (25 gradients for 26 arguments), so it is not used.
+- its own op's autograd is wrong for causal calls (25 gradients for 26 arguments), so it is not used;
+- its Python functions make two empty tensors a call on the GPU, and go through an autograd function and a
+  ``custom_op``: its C++ op is called where it takes our arguments by name.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -117,22 +120,32 @@ class Flash3(Kernel):
         return bhsd(emitter, out, call.Dv)
 
 
-def _arguments(scale: float, left: int, right: int, softcap: float) -> dict[str, Any]:
-    return {
-        "softmax_scale": scale,
-        "causal": left < 0 and right == 0,
-        "window_size": (left, right),
-        "softcap": softcap,
-        "num_splits": 1,
-    }
+@cache
+def _raw_op(library: Any) -> tuple[Any, frozenset[str]]:
+    """The library's C++ op and the names of its arguments; None and no names in a distribution without it."""
+    op = getattr(getattr(getattr(library, "flash_attn_3_gpu", None), "fwd", None), "default", None)
+    return op, frozenset() if op is None else frozenset(argument.name for argument in op._schema.arguments)
+
+
+def _forward(operands: dict[str, Tensor], lse: bool, scale: float, left: int, right: int, softcap: float) -> Any:
+    """The output, alone or as the first of several; ``lse`` asks for the log-sum-exp as the second."""
+    import flash_attn_interface
+
+    causal = left < 0 and right == 0
+    given = {**operands, "softmax_scale": scale, "softcap": softcap, "num_splits": 1}
+    raw = {**given, "is_causal": causal, "window_size_left": left, "window_size_right": right}
+    op, names = _raw_op(flash_attn_interface)
+    if names.issuperset(raw):
+        return op(**raw)
+    more = {"return_attn_probs": True} if lse else {}
+    return flash_attn_interface.flash_attn_func(**given, causal=causal, window_size=(left, right), **more)
 
 
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *numbers: Any) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous."""
-    import flash_attn_interface
-
-    more = {} if sinks is None else {"sinks": sinks}
-    out: Tensor = flash_attn_interface.flash_attn_func(q=q, k=k, v=v, **_arguments(*numbers), **more)
+    operands = {"q": q, "k": k, "v": v} if sinks is None else {"q": q, "k": k, "v": v, "sinks": sinks}
+    found = _forward(operands, False, *numbers)
+    out: Tensor = found if isinstance(found, Tensor) else found[0]
     return out
 
 
@@ -142,9 +155,7 @@ def _infer_fake(q: Tensor, *_: object) -> Tensor:
 
 def _train_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
     """The output and its log-sum-exp, (B, H, Sq) in fp32."""
-    import flash_attn_interface
-
-    out, lse = flash_attn_interface.flash_attn_func(q=q, k=k, v=v, return_attn_probs=True, **_arguments(*numbers))
+    out, lse, *_ = _forward({"q": q, "k": k, "v": v}, True, *numbers)
     return out, lse
 
 
@@ -168,7 +179,7 @@ def _backward_impl(
     import flash_attn_interface
 
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    flash_attn_interface._flash_attn_backward(
+    ops.undecorated(flash_attn_interface._flash_attn_backward)(
         dout=ops.aligned(grad),
         q=q,
         k=k,

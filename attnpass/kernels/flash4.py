@@ -2,14 +2,15 @@
 
 What the source says (``flash_attn/cute/interface.py``, 4.0.0b36):
 
-- ``flash_attn_func`` always returns a tuple; its fourth positional argument is ``qv``: keywords only;
+- ``flash_attn_func`` stands around ``_flash_attn_fwd`` for autograd only, which our op has already; so the latter is
+  called, by keywords (the fourth positional argument is ``qv``);
 - an unbounded side of a window is None; one -1 beside a number would become a real bound;
 - causal and windows are bottom-right; a mask function makes both silently ignored;
 - ``flash_attn.cute.__version__`` says 0.0.0, and an old copy of ``flash_attn.cute`` lies in flash-attn 2: the
   distribution's version decides;
 - the kernels are compiled at their first call, in seconds, and kept for the process;
 - a negative scale turns the maximum, taken before the scale, into the minimum: the weights overflow;
-- with ``k is v`` and a value head dim of 512 it computes another formula (refused by the head dim);
+- with ``k is v`` and a value head dim of 512 ``flash_attn_func`` computes another formula;
 - the GPU generation is read once, from the current device.
 
 Measured (H200, 4.0.0b36): the backward is wrong without any error, or faults, where the head dim is not one of
@@ -144,21 +145,23 @@ def _call(
     *,
     lse: bool = False,
 ) -> tuple[Tensor, Any]:
-    from flash_attn.cute.interface import flash_attn_func
+    from flash_attn.cute.interface import _flash_attn_fwd
 
-    results: tuple[Tensor, Any] = flash_attn_func(
+    low, high = _sides(left, right)
+    out, found, *_ = _flash_attn_fwd(
         q=q,
         k=k,
         v=v,
         softmax_scale=scale,
         causal=left < 0 and right == 0,
-        window_size=_sides(left, right),
+        window_size_left=low,
+        window_size_right=high,
         learnable_sink=sinks,
         softcap=softcap,
         num_splits=1,
         return_lse=lse,
     )
-    return results
+    return out, found
 
 
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *numbers: Any) -> Tensor:

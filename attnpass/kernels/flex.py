@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,16 +17,18 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.attention import flex_attention as flex
 
-from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter, aten
 from attnpass.kernel import Kernel, Operands
+from attnpass.kernels.flex_masks import Captured, block_lists, captured, element_function, fixed
 from attnpass.limits import FLOATS, Code, Limits, Rejection
 from attnpass.machine import Machine
-from attnpass.masks import Term
-from attnpass.symbolic import Size, known, known_equal, shown
+from attnpass.masks import MaskSpec, Term
+from attnpass.masks.blocks import BLOCK, block_count
+from attnpass.masks.expr import TRUE
+from attnpass.masks.meaning import Meaning
+from attnpass.symbolic import known, known_equal, shown
 
-BLOCK = 128
 NO_BLOCKS = 1 << 30  # FlexAttention's own block size for "one block holds everything"
 
 
@@ -43,7 +46,7 @@ class Flex(Kernel):
         head_dim_min=16,
         value_dim_may_differ=True,
         gqa=True,
-        terms=frozenset({Term.CAUSAL}),
+        terms=frozenset(Term),
         mask_tensor=True,
         mask_dtype_may_differ=True,
         softcap=True,
@@ -59,21 +62,23 @@ class Flex(Kernel):
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         if call.device.type == "cpu":
-            q, k, v = (_fixed(emitter, node) for node in (args.q, args.k, args.v))
-            args = Operands(q, k, v, args.mask, args.scale)
-        mask = None if args.mask is None else _fixed(emitter, args.mask)
-        score_mod, buffers = _score_mod(emitter, mask, call.softcap)
+            q, k, v = (fixed(emitter, node) for node in (args.q, args.k, args.v))
+            args = replace(args, q=q, k=k, v=v)
+        meaning = args.meaning or Meaning.of_rules(call.mask)
+        mask = captured(emitter, call, args.q, args.k, meaning)
+        score_mod, score_buffers = _score_mod(emitter, call, args, mask)
+        block_mask, mask_buffers = _block_mask(emitter, call, args, mask)
         results = emitter(
             torch.ops.higher_order.flex_attention,
             args.q,
             args.k,
             args.v,
             score_mod,
-            _block_mask(emitter, call, args),
+            block_mask,
             args.scale,
             _kernel_options(emitter, call, args),
-            buffers,
-            (),
+            score_buffers,
+            mask_buffers,
         )
         return emitter.item(results, 0)
 
@@ -82,42 +87,31 @@ class Flex(Kernel):
         return {"epilogue_fusion": False} if call.device.type == "cpu" else {}
 
 
-def _fixed_layout(x: Tensor) -> Tensor:
-    """A contiguous copy of ``x`` whose layout Inductor cannot change any more."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
-
-
-_copy = ops.define("fixed_layout(Tensor x) -> Tensor", _fixed_layout, _fixed_layout)
-
-
-def _fixed(emitter: Emitter, operand: Node) -> Node:
-    """A mask as a buffer that Inductor's templates can index, copied once for all calls that read it.
-
-    A captured tensor that is computed in the graph fails to compile: "convert FlexibleLayout to FixedLayout first"
-    (CUDA, PyTorch 2.11), "not enough values to unpack" (CPU, 2.13). On the CPU so does a q that is a view of a linear
-    layer's 2-D output, hence q, k and v go through here there.
-    """
-    if operand.op == "placeholder":
-        return operand
-    source = operand
-    while source.target is aten.unsqueeze.default and isinstance(source.args[0], Node):
-        source = source.args[0]  # each call lifts the same mask to 4-D anew
-    key = ("flex operand", source, emitter.spec(operand).ndim, emitter.writes_before())
-    if key not in emitter.shared:
-        first = len(emitter.made)
-        emitter.shared[key] = emitter(_copy, operand)
-        del emitter.made[first:]
-    fixed: Node = emitter.shared[key]
-    return fixed
-
-
-def _score_mod(emitter: Emitter, mask: Node | None, softcap: float | None) -> tuple[Node, tuple[Node, ...]]:
-    """``score``, ``score + bias[b, h, q, k]`` or ``where(mask[b, h, q, k], score, -inf)``; dims of size 1 read at 0.
+def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Captured) -> tuple[Node, tuple[Node, ...]]:
+    """``score`` plus the bias, and 0 in a row that gives an average; or with a mask tensor, that added or filled in.
 
     The score is capped first, if there is a softcap.
     """
-    if mask is None:
-        return emitter.submodule("attnpass_score_mod", partial(_plain_score, softcap), "none", softcap), ()
+    cap = call.softcap
+    if args.mask is not None:
+        return _tensor_score(emitter, fixed(emitter, args.mask), cap)
+    if mask.bias is None and mask.empty is None:
+        return emitter.submodule("attnpass_score_mod", partial(_plain_score, cap), "none", cap), ()
+    exprs = [each for each in (mask.bias, mask.empty) if each is not None]
+
+    def make(value: Callable[..., Tensor], score: Tensor) -> Tensor:
+        if cap is not None:
+            score = cap * torch.tanh(score * (1 / cap))
+        if mask.bias is not None:
+            score = score + value(mask.bias, torch.float32)
+        return score if mask.empty is None else torch.where(value(mask.empty, torch.bool), 0.0, score)
+
+    name = "attnpass_score_mod" if cap is None else f"attnpass_score_mod_{cap}".replace(".", "_")
+    return element_function(emitter, call, args.q, args.k, name, True, make, *exprs)
+
+
+def _tensor_score(emitter: Emitter, mask: Node, softcap: float | None) -> tuple[Node, tuple[Node, ...]]:
+    """``score + bias[b, h, q, k]`` or ``where(mask[b, h, q, k], score, -inf)``; dims of size 1 are read at 0."""
     spec = emitter.spec(mask)
     is_bool, single = spec.dtype == torch.bool, tuple(known_equal(size, 1) for size in spec.shape)
     make = partial(_masked_score, is_bool, single, softcap)
@@ -156,39 +150,45 @@ def _masked_score(is_bool: bool, single: tuple[bool, ...], softcap: float | None
     return GraphModule(torch.nn.Module(), graph)
 
 
-def _mask_mod(causal: bool) -> GraphModule:
-    graph = Graph()
-    b, _, q, k = (graph.placeholder(name) for name in ("b", "h", "q_idx", "kv_idx"))
-    if causal:
-        graph.output(graph.call_function(aten.ge.Tensor, (q, k)))
-    else:
-        graph.output(graph.call_function(aten.ones_like.default, (b,), {"dtype": torch.bool}))
-    return GraphModule(torch.nn.Module(), graph)
+def _block_mask(
+    emitter: Emitter, call: AttentionCall, args: Operands, mask: Captured
+) -> tuple[tuple[Any, ...], tuple[Node, ...]]:
+    """The op's block-mask tuple, with nodes where `BlockMask` holds tensors, and what its function captures.
 
-
-def _block_mask(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Any, ...]:
-    """The op's block-mask tuple, with nodes where `BlockMask` holds tensors. Shared by all calls of equal lengths."""
-    key = ("flex", call.is_causal, str(call.Sq), str(call.Sk), call.device, id(emitter.owner))
+    Shared by all calls of equal lengths and masks.
+    """
+    key = ("flex", mask.allowed, str(call.Sq), str(call.Sk), call.device, id(emitter.owner))
     if key not in emitter.shared:
-        emitter.shared[key] = _make_block_mask(emitter, call, args)
-    made: tuple[Any, ...] = emitter.shared[key]
+        first = len(emitter.made)
+        emitter.shared[key] = _make_block_mask(emitter, call, args, mask)
+        del emitter.made[first:]  # shared with later calls, so not this call's to undo
+    made: tuple[tuple[Any, ...], tuple[Node, ...]] = emitter.shared[key]
     return made
 
 
-def _make_block_mask(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Any, ...]:
-    causal = call.is_causal
-    first = len(emitter.made)
-    blocks = emitter.inline(causal_blocks if causal else one_block, args.q, args.k)
-    lengths = (emitter.size(args.q, 2), emitter.size(args.k, 2)) if causal else (1, 1)
-    mask_mod = emitter.submodule("attnpass_mask_mod", partial(_mask_mod, causal), causal)
-    del emitter.made[first:]  # shared with later calls, so not this call's to undo
-    marks: list[Any] = [None if node is None else torch.zeros(1, 1, 1, 1, dtype=torch.int32) for node in blocks]
-    step = BLOCK if causal else NO_BLOCKS
-    make: Callable[..., Any] = flex.BlockMask
-    template = make((1, 1), *marks, BLOCK_SIZE=(step, step), mask_mod=flex.noop_mask)
-    nodes = {id(mark): node for mark, node in zip(marks, blocks, strict=True) if mark is not None}
+def _make_block_mask(
+    emitter: Emitter, call: AttentionCall, args: Operands, mask: Captured
+) -> tuple[tuple[Any, ...], tuple[Node, ...]]:
+    everything = mask.allowed == TRUE
+    if everything:
+        lists: Any = emitter.inline(one_block, args.q, args.k)
+    elif mask.allowed == Meaning.of_rules(MaskSpec.causal()).allowed:
+        lists = emitter.inline(causal_blocks, args.q, args.k)
+    else:
+        lists = block_lists(emitter, call, args.q, args.k, mask)
+
+    def make(value: Callable[..., Tensor]) -> Tensor:
+        return value(mask.allowed, torch.bool)
+
+    mask_mod, buffers = element_function(emitter, call, args.q, args.k, "attnpass_mask_mod", False, make, mask.allowed)
+    lengths = (1, 1) if everything else (emitter.size(args.q, 2), emitter.size(args.k, 2))
+    marks: list[Any] = [None if node is None else torch.zeros(1, 1, 1, 1, dtype=torch.int32) for node in lists]
+    step = NO_BLOCKS if everything else BLOCK
+    build: Callable[..., Any] = flex.BlockMask
+    template = build((1, 1), *marks, BLOCK_SIZE=(step, step), mask_mod=flex.noop_mask)
+    nodes = {id(mark): node for mark, node in zip(marks, lists, strict=True) if mark is not None}
     entries = [nodes.get(id(entry), entry) for entry in template.as_tuple()]
-    return (*lengths, *entries[2:-1], mask_mod)
+    return (*lengths, *entries[2:-1], mask_mod), buffers
 
 
 def one_block(q: Tensor, k: Tensor) -> tuple[Tensor | None, ...]:
@@ -208,8 +208,8 @@ def causal_blocks(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
     Symbolic lengths get one empty block more: a size that may be 1 makes the tracer guard on whether it is.
     """
     Sq, Sk, device = q.shape[2], k.shape[2], q.device
-    rows: Any = _blocks(Sq)
-    cols: Any = _blocks(Sk)
+    rows: Any = block_count(Sq)
+    cols: Any = block_count(Sk)
     i, j = torch.arange(rows, device=device), torch.arange(cols, device=device)
     visible = torch.clamp(i + 1, max=(Sk + BLOCK - 1) // BLOCK)
     full = torch.where(i < Sq // BLOCK, torch.clamp(i, max=Sk // BLOCK), 0)
@@ -221,11 +221,6 @@ def causal_blocks(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
     partial = torch.where(i == 0, j[:, None], torch.where(full_below[:, None] > 0, ragged_end[:, None], j[:, None] + i))
     q_side = (below - full_below, partial % rows, full_below, (j[:, None] + 1 + i) % rows)
     return tuple(x.to(torch.int32)[None, None] for x in (*kv, *q_side))
-
-
-def _blocks(length: Size) -> Size:
-    blocks = (length + BLOCK - 1) // BLOCK
-    return blocks if isinstance(blocks, int) else blocks + 1
 
 
 def _kernel_options(emitter: Emitter, call: AttentionCall, args: Operands) -> dict[str, Any]:

@@ -101,11 +101,14 @@ def _nan_in_backward(call: AttentionCall) -> Iterator[Rejection]:
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv) -> (B, H, Sq, Dv) in q's layout, and what the backward needs."""
+) -> tuple[Tensor, Tensor]:
+    """(B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv) -> (B, H, Sq, Dv) in q's layout, and its log-sum-exp.
+
+    The state of random numbers, which PyTorch's op gives as well, is not filled in without dropout.
+    """
     fused = aten._scaled_dot_product_cudnn_attention.default
-    out, lse, _, _, _, _, seed, offset, _ = fused(q, k, v, bias, True, 0.0, is_causal, False, scale=scale)
-    return out, lse, seed, offset
+    out, lse, *_ = fused(q, k, v, bias, True, 0.0, is_causal, False, scale=scale)
+    return out, lse
 
 
 def _backward(
@@ -116,8 +119,6 @@ def _backward(
     bias: Tensor | None,
     out: Tensor,
     lse: Tensor,
-    seed: Tensor,
-    offset: Tensor,
     is_causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,21 +127,22 @@ def _backward(
         grad = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device).copy_(grad)
     fused = aten._scaled_dot_product_cudnn_attention_backward.default
     lengths = (None, None, q.shape[2], k.shape[2])
+    unused = q.new_empty((), dtype=torch.int64)  # the state of random numbers: there is no dropout
     grads: tuple[Tensor, Tensor, Tensor] = fused(
-        grad, q, k, v, out, lse, seed, offset, bias, *lengths, 0.0, is_causal, scale=scale
+        grad, q, k, v, out, lse, unused, unused, bias, *lengths, 0.0, is_causal, scale=scale
     )
     return grads
 
 
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? bias"
 _train = ops.define(
-    f"cudnn_attention({_TENSORS}, bool is_causal, float scale) -> (Tensor out, Tensor lse, Tensor seed, Tensor offset)",
+    f"cudnn_attention({_TENSORS}, bool is_causal, float scale) -> (Tensor out, Tensor lse)",
     _forward,
     _forward,
 )
 _backward_op = ops.define(
-    f"cudnn_attention_backward(Tensor grad, {_TENSORS}, Tensor out, Tensor lse, Tensor seed, Tensor offset, "
-    "bool is_causal, float scale) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    f"cudnn_attention_backward(Tensor grad, {_TENSORS}, Tensor out, Tensor lse, bool is_causal, float scale) "
+    "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
     _backward,
     ops.gradients_like_operands,
 )

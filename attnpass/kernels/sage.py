@@ -204,23 +204,28 @@ def _function(kernel: str, device: torch.device) -> tuple[Any, Mapping[str, Any]
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_causal: bool, scale: float) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous; "HND" is BHSD."""
     function, options = _function(kernel, q.device)
-    with on_default_stream(q, k, v) as keep:
+    if _is_on_default_stream(q.device):
         out: Tensor = function(q=q, k=k, v=v, tensor_layout=layout, is_causal=is_causal, sm_scale=scale, **options)
+        return out
+    with on_default_stream(q, k, v) as keep:
+        out = function(q=q, k=k, v=v, tensor_layout=layout, is_causal=is_causal, sm_scale=scale, **options)
         keep(out)
     return out
 
 
+def _is_on_default_stream(device: torch.device) -> bool:
+    """Is there nothing to do? Asked at each call, so by the stream's handle and without stream objects."""
+    return device.type != "cuda" or torch._C._cuda_getCurrentRawStream(device.index) == 0
+
+
 @contextmanager
 def on_default_stream(*operands: Tensor) -> Iterator[Callable[[Tensor], None]]:
-    """Run on the device's default stream, in order with the current one.
+    """Run on the device's default stream, in order with the current one, which is another.
 
     The library launches its kernels there whatever the current stream is (``<<<grid, block>>>`` in ``csrc/``), and
     PyTorch's other streams do not wait for it.
     """
     device = operands[0].device
-    if device.type != "cuda" or torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
-        yield lambda out: None
-        return
     current, default = torch.cuda.current_stream(device), torch.cuda.default_stream(device)
     default.wait_stream(current)
     with torch.cuda.stream(default):

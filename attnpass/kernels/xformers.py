@@ -11,7 +11,9 @@ What its source says (``xformers/ops/fmha``, 0.0.35):
 - a bias is additive, in q's dtype, of exactly (B, H, Sq, Sk), its rows aligned to 16 bytes;
 - grouped heads are a fifth dimension, with K and V expanded; there is no backward for it;
 - ``LowerTriangularMask`` is top-left; only ``cutlass`` takes it for Sq != Sk;
-- the non-autograd backward has no dropout.
+- the non-autograd backward has no dropout;
+- ``memory_efficient_attention_forward`` checks its operands anew at each call, in Python, before it calls
+  ``FwOp.apply``; here the limits were checked when the call was compiled, so inference calls the latter.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter
 from attnpass.kernel import Kernel, Operands
+from attnpass.kernels.native_efficient import cutlass_rejections, may_misread_stride_0
 from attnpass.layout import aligned_bias, bhsd, bshd, repeated_heads
 from attnpass.library import Build, Library, UnusableError
 from attnpass.limits import FLOATS, HALF, Code, Limits, Rejection
@@ -92,6 +95,8 @@ class Xformers(Kernel):
             yield Rejection(
                 Code.CAPABILITY, "GPU", machine.capability, "at least sm_80 for this call's operator, flash"
             )
+        if _operator(call) == CUTLASS:
+            yield from cutlass_rejections(call)
         if call.dtype == torch.bfloat16 and generation < 80:
             yield Rejection(Code.DTYPE, "dtype", "bf16", f"fp16 or fp32 on {machine.capability}")
         if call.is_gqa and not (as_int(call.H) and as_int(call.Hkv)):
@@ -102,7 +107,8 @@ class Xformers(Kernel):
             )
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-        q, k, v = bshd(emitter, _full_heads(emitter, call, args) if call.needs_grad else args)
+        full = call.needs_grad or (_operator(call) == CUTLASS and may_misread_stride_0(call))
+        q, k, v = bshd(emitter, _full_heads(emitter, call, args) if full else args)
         bias = None if args.mask is None else aligned_bias(emitter, call, args)
         operands = (q, k, v, bias, _operator(call), call.is_causal, args.scale)
         out = emitter.item(emitter(_train, *operands), 0) if call.needs_grad else emitter(_infer, *operands)
@@ -118,7 +124,7 @@ def _operator(call: AttentionCall) -> str:
 
 
 def _full_heads(emitter: Emitter, call: AttentionCall, args: Operands) -> Operands:
-    """K and V with as many heads as q: there is no backward for grouped heads."""
+    """K and V with as many heads as q: there is no backward for grouped heads, which are expanded with stride 0."""
     k, v = (repeated_heads(emitter, node, call.H, call.Hkv) for node in (args.k, args.v))
     return Operands(args.q, k, v, args.mask, args.scale)
 
@@ -166,8 +172,8 @@ def _infer_impl(
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, Dv) -> (B, Sq, H, Dv), contiguous."""
     from xformers.ops import fmha
 
-    call = _call(q, k, v, bias, is_causal, scale)
-    out: Tensor = fmha.memory_efficient_attention_forward(**call, op=_operators(operator)[0])
+    call = fmha.Inputs(**_call(q, k, v, bias, is_causal, scale))
+    out: Tensor = _operators(operator)[0].apply(call, needs_gradient=False)[0]
     return out.flatten(2, 3).contiguous() if out.ndim == 5 else out.contiguous()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
@@ -68,12 +68,19 @@ class MaskSpec:
         bias: spec of the tensor added to the scaled scores, or None.
         rows_may_be_empty: could a query see no key at all? Such a row gives what `empty` says, and must stay so.
         empty: what the program gives for such a row.
+        spelled: the mask as the program spelled it, one tensor, where its meaning was proved; a kernel that cannot
+            express the meaning may read that instead.
+        meaning: who takes part, as people read it: ``k <= q and padding[b, k]``.
+        stop: why the meaning of a mask tensor is not known, with the node, or "".
     """
 
     terms: tuple[MaskTerm, ...] = ()
     bias: TensorSpec | None = None
     rows_may_be_empty: bool = False
     empty: EmptyRows = EmptyRows.ZERO
+    spelled: TensorSpec | None = None
+    meaning: str = field(default="", compare=False)
+    stop: str = field(default="", compare=False)
 
     @classmethod
     def causal(cls, offset: Size = 0) -> MaskSpec:
@@ -85,6 +92,13 @@ class MaskSpec:
         if mask.dtype == torch.bool:
             return cls(terms=(MaskTerm(Term.TENSOR, tensor=mask),), rows_may_be_empty=True)
         return cls(bias=mask, rows_may_be_empty=True)
+
+    def as_spelled(self) -> MaskSpec:
+        """The mask as the tensor that the program made of it."""
+        if self.spelled is None:
+            return self
+        rows = self.rows_may_be_empty
+        return replace(MaskSpec.from_tensor(self.spelled), rows_may_be_empty=rows, empty=self.empty)
 
     def has(self, term: Term) -> bool:
         return any(t.term is term for t in self.terms)

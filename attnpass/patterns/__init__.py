@@ -6,6 +6,7 @@ To add a spelling, write a file beside `sdpa` that turns a node into an `Attenti
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch.fx import GraphModule, Node
@@ -23,6 +24,9 @@ from attnpass.patterns.sdpa import is_sdpa, module_path, read_call, source_of, v
 from attnpass.patterns.wiring import Operand, Wiring
 from attnpass.report.record import NearMiss
 
+if TYPE_CHECKING:
+    from attnpass.masks.meaning import Meaning
+
 
 @dataclass(frozen=True, slots=True)
 class FoundCall:
@@ -37,6 +41,7 @@ class FoundCall:
         dead: the other nodes of a chain written by hand, which nobody needs once ``node`` is replaced.
         repeated: k and v with their heads repeated, where the call reads them before that.
         written: the call and its operands as the program has them, before anything is proved about them.
+        meaning: what was understood of the mask tensors, or None where there are none.
     """
 
     call: AttentionCall
@@ -47,6 +52,7 @@ class FoundCall:
     dead: tuple[Node, ...] = ()
     repeated: tuple[Operand, Operand] | None = None
     written: tuple[AttentionCall, Wiring] | None = None
+    meaning: Meaning | None = None
 
     def alternatives(self) -> tuple[FoundCall, ...]:
         """Other readings, to be asked when no kernel takes this one: k and v as the program has them."""

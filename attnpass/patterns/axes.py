@@ -127,7 +127,7 @@ def arranged(operand: Operand, axes: Axes, groups: Sequence[tuple[Atom, ...]], w
         raise LostTrackError("a dimension that the scores do not have")
     places = [units.index(unit) for unit in order]
     if places != sorted(places):
-        operand = operand.then(aten.permute.default, places)
+        operand = operand.then(aten.permute.default, tuple(places))
     return _folded(operand, order, groups, whole)
 
 
@@ -181,7 +181,7 @@ def _folded(
             place += 1
         spans.append((first, place - 1))
     if any(size != -1 for size in expanded):
-        operand = operand.then(aten.expand.default, expanded)
+        operand = operand.then(aten.expand.default, tuple(expanded))
     for first, last in reversed(spans):
         if last > first:
             operand = operand.then(aten.flatten.using_ints, first, last)
@@ -195,9 +195,9 @@ def _number(size: Size) -> int:
     return found
 
 
-def _sizes(atoms: Sequence[Atom]) -> list[int]:
+def _sizes(atoms: Sequence[Atom]) -> tuple[int, ...]:
     """Sizes for ``unflatten``: at most one may be symbolic, which is written as -1."""
     sizes = [as_int(atom.size) for atom in atoms]
     if sizes.count(None) > 1:
         raise LostTrackError("two symbolic sizes folded into one dimension")
-    return [-1 if size is None else size for size in sizes]
+    return tuple(-1 if size is None else size for size in sizes)

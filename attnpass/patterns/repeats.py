@@ -9,9 +9,8 @@ from attnpass.call import AttentionCall
 from attnpass.patterns.canonical import tensor
 from attnpass.patterns.gqa import HEADS, Repeated, undo_repeat
 from attnpass.patterns.wiring import Operand, Wiring
-from attnpass.patterns.writes import storage_of
 from attnpass.symbolic import known_equal
-from attnpass.writing import may_write
+from attnpass.writes import may_write, storage_of, written
 
 LABELS = ("b", HEADS, "s", "d")
 
@@ -40,7 +39,7 @@ def _heads(repeated: Repeated) -> int | torch.SymInt:
 def _placed(repeated: Repeated) -> Operand:
     operand = Operand(repeated.source)
     order = [repeated.labels.index(label) for label in LABELS]
-    return operand if order == [0, 1, 2, 3] else operand.then(torch.ops.aten.permute.default, order)
+    return operand if order == [0, 1, 2, 3] else operand.then(torch.ops.aten.permute.default, tuple(order))
 
 
 def _may_change(repeated: Repeated, repeat: Node) -> bool:
@@ -49,9 +48,7 @@ def _may_change(repeated: Repeated, repeat: Node) -> bool:
     node = min(repeated.passed)
     storage = storage_of(repeated.source)
     while node is not last:
-        if may_write(node):
-            target = node.kwargs.get("out", node.args[0] if node.args else None)
-            if not isinstance(target, Node) or tensor(target) is None or storage_of(target) == storage:
-                return True
+        if may_write(node) and any(storage_of(target) in (None, storage) for target in written(node)):
+            return True
         node = node.next
-    return False
+    return storage is None

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-from torch.fx import Node
-
-from attnpass.patterns.canonical import spelled, tensor
+from attnpass.patterns.canonical import spelled
 from attnpass.patterns.chain import Chain, Surroundings, writers_between
 from attnpass.patterns.elements import RefusedError
 from attnpass.patterns.operands import Traced
 from attnpass.patterns.scores import Change
-from attnpass.patterns.sdpa import unwrapped
-from attnpass.writing import may_write
+from attnpass.writes import may_write, storage_of, written
 
 
 def refuse_writes(chain: Chain, operands: Sequence[Traced], changes: Sequence[Change], around: Surroundings) -> None:
@@ -42,14 +38,6 @@ def refuse_writes(chain: Chain, operands: Sequence[Traced], changes: Sequence[Ch
     for node in writers_between(chain, since, around):
         if not may_write(node):
             continue
-        target = node.kwargs.get("out", node.args[0] if node.args else None)
         read_before = {there for there, when in theirs if when < place(node)}
-        if not isinstance(target, Node) or tensor(target) is None or storage_of(target) in read_before:
+        if any(storage_of(target) in (None, *read_before) for target in written(node)) or None in read_before:
             raise RefusedError(node, f"`{spelled(node)}` may write into an operand between the two products")
-
-
-def storage_of(node: Node) -> int:
-    """Identifies the memory that a tensor lies in."""
-    value = unwrapped(tensor(node))
-    assert isinstance(value, Tensor)
-    return int(value.untyped_storage()._cdata)

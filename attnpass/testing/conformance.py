@@ -31,8 +31,14 @@ class Outcome:
         return bool(self.codes)
 
 
-def check(kernel: str, case: Case, device: str = "cpu") -> Outcome:
+def check(kernel: str, case: Case, device: str = "cpu", *, probe: bool = False) -> Outcome:
     """Rewrite ``case`` with ``kernel`` and hold output and gradients to the reference.
+
+    Args:
+        kernel: its name.
+        case: the call.
+        device: where it is computed.
+        probe: is the kernel tried first, as it is for users?
 
     Raises:
         AssertionError: the result is off by more than the kernel's tolerance times PyTorch's own error, has the wrong
@@ -42,7 +48,7 @@ def check(kernel: str, case: Case, device: str = "cpu") -> Outcome:
     gm = sdpa_graph(options, mask=operands[3] is not None)
     inputs = [x for x in operands if x is not None]
     # not tried beforehand: a failed trial would turn a wrong result, which is looked for here, into a refusal
-    rewritten, report = rewrite(gm, inputs, options={"attnpass.kernel": kernel, "attnpass.probe": False})
+    rewritten, report = rewrite(gm, inputs, options={"attnpass.kernel": kernel, "attnpass.probe": probe})
     decision = report.decisions[0]
     _check_decision(decision, kernel)
     native = gm(*inputs)

@@ -8,6 +8,7 @@ whatever q is, sinks are bf16 and only in some builds.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,6 +108,37 @@ def _forward(
     return (out, lse) if with_lse else out
 
 
+class RawOp:
+    """The C++ op ``fwd`` behind the Python functions, with the names of its arguments that matter here."""
+
+    _schema = torch._C.parse_schema(
+        "fwd(Tensor q, Tensor k, Tensor v, Tensor? out=None, float? softmax_scale=None, bool is_causal=False, "
+        "int window_size_left=-1, int window_size_right=-1, float softcap=0.0, int num_splits=0, int sm_margin=0, "
+        "Tensor? sinks=None) -> (Tensor, Tensor, Tensor?, Tensor?)"
+    )
+    calls = 0
+
+    def __call__(
+        self,
+        *,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        softmax_scale: float,
+        is_causal: bool,
+        window_size_left: int,
+        window_size_right: int,
+        softcap: float,
+        num_splits: int,
+        sinks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, None, None]:
+        RawOp.calls += 1
+        assert {q.stride(-1), k.stride(-1), v.stride(-1)} == {1}, "Input tensor must have contiguous last dimension"
+        window = (window_size_left, window_size_right)
+        out, lse = _forward(q, k, v, softmax_scale, is_causal, window, softcap, num_splits, True, sinks)
+        return out, lse, None, None
+
+
 def _flash_attn_backward(
     dout: Tensor,
     q: Tensor,
@@ -145,13 +177,20 @@ def _flash_attn_backward(
 
 
 def install(
-    monkeypatch: pytest.MonkeyPatch, without: Iterable[str] = (), sinks: bool = False, config: bool = True
+    monkeypatch: pytest.MonkeyPatch,
+    without: Iterable[str] = (),
+    sinks: bool = False,
+    config: bool = True,
+    raw: bool = False,
 ) -> None:
-    """Let ``import flash_attn_interface`` find this, built ``without`` some features."""
+    """Let ``import flash_attn_interface`` find this, built ``without`` some features; ``raw``: with its C++ op."""
     monkeypatch.setattr(f"{__name__}.disabled", frozenset(without))
     forward = flash_attn_func_with_sinks if sinks else flash_attn_func
     module(monkeypatch, "flash_attn_3._C")
-    module(monkeypatch, "flash_attn_interface", flash_attn_func=forward, _flash_attn_backward=_flash_attn_backward)
+    functions: dict[str, Any] = {"flash_attn_func": forward, "_flash_attn_backward": _flash_attn_backward}
+    if raw:
+        functions["flash_attn_3_gpu"] = SimpleNamespace(fwd=SimpleNamespace(default=RawOp()))
+    module(monkeypatch, "flash_attn_interface", **functions)
     if config:
         names = ("BACKWARD", "SOFTCAP", "LOCAL", "FP16", "HDIM64", "HDIM96", "HDIM128", "HDIM192", "HDIM256", "SM8x")
         flags = {f"FLASHATTENTION_DISABLE_{name}": name in disabled for name in names}

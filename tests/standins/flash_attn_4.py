@@ -1,8 +1,8 @@
-"""flash-attn-4: `flash_attn_func` and `_flash_attn_bwd` of ``flash_attn.cute.interface``.
+"""flash-attn-4: `_flash_attn_fwd` and `_flash_attn_bwd` of ``flash_attn.cute.interface``, `flash_attn_func` for show.
 
 Traps kept: always a tuple, qv as the fourth positional argument, an unbounded side of a window is None and one -1 is a
-bound, another formula for ``k is v`` with Dv = 512, causal is lost beside a mask function, bottom-right, head dims that
-are no multiple of 8, wrong gradients at most head dims.
+bound, causal is lost beside a mask function, bottom-right, head dims that are no multiple of 8, wrong gradients at most
+head dims.
 """
 
 from __future__ import annotations
@@ -35,40 +35,33 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     assert q.shape[2] % k.shape[2] == 0 and q.shape[0] == k.shape[0] == v.shape[0]
 
 
-def flash_attn_func(
+def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, learnable_sink: Tensor | None = None) -> Any:
+    raise AssertionError("an autograd function too many")
+
+
+def _flash_attn_fwd(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     qv: Tensor | None = None,
-    gather_kv_indices: Tensor | None = None,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: tuple[int | None, int | None] = (None, None),
+    softcap: float | None = None,
+    window_size_left: int | None = None,
+    window_size_right: int | None = None,
     learnable_sink: Tensor | None = None,
-    softcap: float = 0.0,
     num_splits: int = 1,
-    pack_gqa: bool | None = None,
-    deterministic: bool = False,
-    score_mod: Callable[..., Any] | None = None,
-    score_mod_bwd: Callable[..., Any] | None = None,
     mask_mod: Callable[..., Any] | None = None,
-    aux_tensors: list[Tensor] | None = None,
-    aux_scalars: tuple[Any, ...] | None = None,
-    block_sparse_tensors: Any = None,
-    block_sparse_tensors_bwd: Any = None,
     return_lse: bool = False,
-    gather_bwd_recompute_p: bool = False,
-    gather_bwd_token_chunk: int | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    assert not (k is v and v.shape[-1] == 512), "takes q as qv and forgets q and k"
+) -> tuple[Tensor, Tensor | None, None, None, None]:
     assert qv is None and num_splits == 1
     _check(q, k, v)
     if learnable_sink is not None:
         assert learnable_sink.dtype == torch.bfloat16 and learnable_sink.shape == (q.shape[2],)
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    seen = _seen(q, k, causal, *window_size, mask_mod)
-    out, lse = attention(q, k, v, scale, seen, softcap=softcap, sinks=learnable_sink)
-    return out, lse if return_lse else None
+    seen = _seen(q, k, causal, window_size_left, window_size_right, mask_mod)
+    out, lse = attention(q, k, v, scale, seen, softcap=softcap or 0.0, sinks=learnable_sink)
+    return out, lse if return_lse else None, None, None, None
 
 
 def _flash_attn_bwd(
@@ -108,6 +101,10 @@ def _old_copy(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = Non
 
 def install(monkeypatch: pytest.MonkeyPatch, old_copy: bool = False) -> None:
     """Let ``import flash_attn.cute.interface`` find this, or the old copy that lies in flash-attn 2."""
-    functions = {"flash_attn_func": _old_copy if old_copy else flash_attn_func, "_flash_attn_bwd": _flash_attn_bwd}
+    functions = {
+        "flash_attn_func": _old_copy if old_copy else flash_attn_func,
+        "_flash_attn_fwd": _flash_attn_fwd,
+        "_flash_attn_bwd": _flash_attn_bwd,
+    }
     module(monkeypatch, "flash_attn.cute", __version__="0.0.0")
     module(monkeypatch, "flash_attn.cute.interface", **functions)

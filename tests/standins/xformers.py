@@ -1,8 +1,9 @@
 """xFormers 0.0.35: ``xformers.ops.fmha`` with its operators ``flash`` and ``cutlass``.
 
 Traps kept: a bias has exactly (B, H, Sq, Sk) and aligned rows, LowerTriangularMask is top-left and flash takes it only
-for Sq == Sk, grouped heads are a fifth dimension without backward, the log-sum-exp of cutlass has padded rows, and a
-binary that does not load leaves every operator unsupported.
+for Sq == Sk, grouped heads are a fifth dimension without backward, cutlass misreads stride 0 at Sk % 32 == 1 and wants
+aligned strides of single rows too, the log-sum-exp of cutlass has padded rows, and a binary that does not load leaves
+every operator unsupported.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ class LowerTriangularMask:
 
 
 @dataclass
-class Call:
+class Inputs:
     query: Tensor
     key: Tensor
     value: Tensor
-    attn_bias: Any
-    scale: float | None
+    attn_bias: Any = None
+    p: float = 0.0
+    scale: float | None = None
 
     def validate(self) -> None:
         q, k, v = self.query, self.key, self.value
@@ -64,7 +66,7 @@ class Operator:
     FLASH = True
 
     @classmethod
-    def not_supported_reasons(cls, call: Call) -> list[str]:
+    def not_supported_reasons(cls, call: Inputs) -> list[str]:
         q, k, v, bias = call.query, call.key, call.value, call.attn_bias
         reasons = [] if loaded else ["operator wasn't built - see `python -m xformers.info` for more info"]
         step = 4 if q.dtype == torch.float32 else 8
@@ -86,14 +88,23 @@ class Operator:
         return reasons
 
     @classmethod
-    def check(cls, call: Call) -> None:
+    def check(cls, call: Inputs) -> None:
         call.validate()
         reasons = cls.not_supported_reasons(call)
         if reasons:
             raise ValueError(f"Operator `{cls.NAME}` does not support inputs: " + "; ".join(reasons))
 
     @classmethod
-    def arguments(cls, call: Call) -> tuple[Any, dict[str, Any]]:
+    def check_rows(cls, call: Inputs) -> None:
+        """What cutlass's kernel itself wants of K and V, which the operator does not check."""
+        for name, x in (("key", call.key), ("value", call.value)):
+            if x.stride(1) % (16 // x.dtype.itemsize):
+                raise RuntimeError(f"{name} is not correctly aligned (strideM)")
+            expanded = any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True))
+            assert not (expanded and x.shape[1] % 32 == 1), f"{name} is misread, pytorch/pytorch#191937"
+
+    @classmethod
+    def arguments(cls, call: Inputs) -> tuple[Any, dict[str, Any]]:
         q, k, v, bias = call.flat()
         scale = q.shape[-1] ** -0.5 if call.scale is None else call.scale
         causal = isinstance(call.attn_bias, LowerTriangularMask)
@@ -101,6 +112,19 @@ class Operator:
         if bias is None and not cls.FLASH:  # cutlass scales before it takes the maximum
             bias = torch.zeros((), dtype=q.dtype)
         return (q, k, v, scale, seen), {"bias": bias}
+
+    @classmethod
+    def apply(cls, call: Inputs, needs_gradient: bool) -> tuple[Tensor, Tensor]:
+        """The real one checks nothing: what it refuses here would be a crash or a wrong result there."""
+        cls.check(call)
+        assert call.p == 0.0 and cls.NAME[-3:] == "-pt", "the library's dispatch could take FlashAttention-3"
+        if not cls.FLASH:
+            cls.check_rows(call)
+        operands, more = cls.arguments(call)
+        out, lse = attention(*operands, **more)
+        if not cls.FLASH:
+            lse = torch.nn.functional.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))
+        return out.reshape(*call.query.shape[:-1], call.value.shape[-1]), lse
 
 
 class FlashFwOp(Operator):
@@ -123,20 +147,6 @@ class CutlassBwOp(CutlassFwOp):
     SUPPORTS_BMGHK = False
 
 
-def memory_efficient_attention_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_bias: Any = None,
-    p: float = 0.0,
-    scale: float | None = None,
-    *,
-    op: type[Operator] | None = None,
-    output_dtype: torch.dtype | None = None,
-) -> Tensor:
-    return memory_efficient_attention_forward_requires_grad(query, key, value, attn_bias, p, scale, op=op)[0]
-
-
 def memory_efficient_attention_forward_requires_grad(
     query: Tensor,
     key: Tensor,
@@ -150,14 +160,8 @@ def memory_efficient_attention_forward_requires_grad(
 ) -> tuple[Tensor, Tensor]:
     if p != 0.0:
         raise NotImplementedError("dropout is not supported on the non-autograd API.")
-    assert op is not None and op.NAME[-3:] == "-pt", "the library's dispatch could take FlashAttention-3"
-    call = Call(query, key, value, attn_bias, scale)
-    op.check(call)
-    operands, more = op.arguments(call)
-    out, lse = attention(*operands, **more)
-    if not op.FLASH:
-        lse = torch.nn.functional.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))
-    return out.reshape(*query.shape[:-1], value.shape[-1]), lse
+    assert op is not None
+    return op.apply(Inputs(query, key, value, attn_bias, p, scale), needs_gradient=True)
 
 
 def memory_efficient_attention_backward(
@@ -174,7 +178,7 @@ def memory_efficient_attention_backward(
     op: type[Operator] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert op is not None and p == 0.0
-    call = Call(query, key, value, attn_bias, scale)
+    call = Inputs(query, key, value, attn_bias, p, scale)
     op.check(call)
     assert grad.shape == output.shape and grad.dtype == query.dtype
     assert lse.ndim == query.ndim - 1 and lse.shape[1] == query.shape[2] and lse.shape[2] >= query.shape[1]
@@ -193,8 +197,8 @@ def install(monkeypatch: pytest.MonkeyPatch, broken: BaseException | None = None
     if broken is not None:
         cause = RuntimeError("xFormers can't load C++/CUDA extensions. xFormers was built for: PyTorch 2.10.0+cu128")
         cause.__cause__ = broken
-    functions = {
-        "memory_efficient_attention_forward": memory_efficient_attention_forward,
+    functions: dict[str, Any] = {
+        "Inputs": Inputs,
         "memory_efficient_attention_forward_requires_grad": memory_efficient_attention_forward_requires_grad,
         "memory_efficient_attention_backward": memory_efficient_attention_backward,
         "flash": SimpleNamespace(FwOp=FlashFwOp, BwOp=FlashBwOp),

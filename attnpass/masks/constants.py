@@ -1,0 +1,76 @@
+"""Tensors whose values are known: a triangle, a constant or a count, recognised as the array that it is.
+
+The values of a registered buffer may be assumed only under a check at run time that the very same, unmodified tensor is
+passed; `attnpass.staleness` installs it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from attnpass.masks.arithmetic import StopError, constant, fitting
+from attnpass.masks.arrays import Array, Index
+from attnpass.masks.expr import Expr, Lin, is_positive, linear, number, plus, scaled, where
+
+LARGEST = 1 << 26  # elements that are looked at
+
+
+def recognised(tensor: Tensor) -> Array | None:
+    """The array that a tensor is, if it is one value everywhere, a count along its last dimension, or a triangle."""
+    if tensor.numel() == 0 or tensor.numel() > LARGEST or tensor.is_complex() or tensor.layout != torch.strided:
+        return None
+    with unset_fake_temporarily(), torch.no_grad(), torch.inference_mode(False):
+        leading = tensor.shape[: max(tensor.ndim - 2, 0)]
+        if any(size != 1 for size in leading):
+            return None
+        flat = tensor.detach().reshape(tensor.shape[-2:]) if tensor.ndim >= 2 else tensor.detach().reshape(1, -1)
+        try:
+            return _uniform(tensor, flat) or _count(tensor, flat) or _triangle(tensor, flat)
+        except StopError:
+            return None
+
+
+def _uniform(tensor: Tensor, flat: Tensor) -> Array | None:
+    if not bool((flat == flat[0, 0]).all()):
+        return None
+    value = constant(flat[0, 0].item(), tensor.dtype)
+    return Array(tuple(tensor.shape), tensor.dtype, lambda _: value)
+
+
+def _count(tensor: Tensor, flat: Tensor) -> Array | None:
+    rows, columns = flat.shape
+    if rows != 1 or tensor.dtype not in (torch.int64, torch.int32):
+        return None
+    first, step = int(flat[0, 0]), int(flat[0, 1] - flat[0, 0])
+    if not bool((flat[0] == first + step * torch.arange(columns, device=flat.device)).all()):
+        return None
+
+    def element(index: Index) -> Expr:
+        return fitting(plus(scaled(_form(index[-1]), step), number(first)), tensor.dtype)
+
+    return Array(tuple(tensor.shape), tensor.dtype, element)
+
+
+def _triangle(tensor: Tensor, flat: Tensor) -> Array | None:
+    """One value where column - row <= diagonal, another elsewhere."""
+    rows, columns = flat.shape
+    below, above = flat[0, 0], flat[0, -1]
+    diagonal = int((flat[0] == below).sum()) - 1
+    distance = torch.arange(columns, device=flat.device)[None] - torch.arange(rows, device=flat.device)[:, None]
+    if rows < 2 or not bool((flat == torch.where(distance <= diagonal, below, above)).all()):
+        return None
+    yes, no = constant(below.item(), tensor.dtype), constant(above.item(), tensor.dtype)
+
+    def element(index: Index) -> Expr:
+        gap = plus(_form(index[-1]), _form(index[-2]), -1)
+        return where(is_positive(plus(linear({}, diagonal), gap, -1)), yes, no)
+
+    return Array(tuple(tensor.shape), tensor.dtype, element)
+
+
+def _form(expr: Expr) -> Lin:
+    if not isinstance(expr, Lin):
+        raise StopError(f"a known tensor at {expr}")
+    return expr

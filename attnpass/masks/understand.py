@@ -1,0 +1,130 @@
+"""understand: mask tensors of calls -> what they mean. Read only; equal masks are read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from attnpass.call import Pattern
+from attnpass.masks.arithmetic import StopError
+from attnpass.masks.expr import AXES, Apply, B, Expr, H, K, Q, all_of, axis, loads_of
+from attnpass.masks.meaning import Meaning
+from attnpass.masks.prove import Split, hides, only_a_tensor, prove, taken_apart
+from attnpass.masks.trace import Constants, Tracer
+from attnpass.patterns import FoundCall
+from attnpass.patterns.sdpa import source_of
+from attnpass.patterns.wiring import Addition
+from attnpass.symbolic import Size, known_equal
+
+
+@dataclass(slots=True)
+class Reader:
+    """Reads the masks of one graph and of the bodies inside it.
+
+    Attributes:
+        constants: the array of an input whose values may be assumed, or None.
+        tracers: one for each graph.
+        read: what was understood, by the operands that it was read from.
+    """
+
+    constants: Constants = lambda _: None
+    tracers: dict[Graph, Tracer] = field(default_factory=dict)
+    read: dict[Any, Meaning] = field(default_factory=dict)
+
+    def understood(self, found: FoundCall) -> FoundCall:
+        """The call with the meaning of its mask, if there is a mask tensor and its meaning could be proved."""
+        call, additions = found.call, found.wiring.additions
+        if not additions or call.mask_and_causal or call.context.functorch:
+            return found
+        tracer = self._tracer(found)
+        sizes = {B: call.B, H: call.H, Q: call.Sq, K: call.Sk}
+        writes = len(tracer.writes.between(additions[0].operand.node, -1, tracer.writes.position[found.node]))
+        key = (additions, tuple(map(str, sizes.values())), call.pattern, writes)
+        if key not in self.read:
+            try:
+                self.read[key] = self._meaning(found, tracer, sizes)
+            except StopError as stop:
+                self.read[key] = Meaning(call.mask, stop=str(stop))
+        meaning = self.read[key]
+        if meaning.stop:
+            stopped = replace(call.mask, stop=meaning.stop)
+            return replace(found, call=replace(call, mask=stopped), meaning=meaning)
+        return replace(found, call=replace(call, mask=meaning.spec), meaning=meaning)
+
+    def _meaning(self, found: FoundCall, tracer: Tracer, sizes: dict[str, Size]) -> Meaning:
+        call = found.call
+        split, hiding = _combined(found.wiring.additions, tracer, found, sizes)
+        spelled = call.mask.tensor
+        meaning = prove(split, sizes, call.pattern is Pattern.HANDWRITTEN, spelled, several=hiding > 1)
+        loads = [*loads_of(meaning.allowed), *([] if meaning.bias is None else loads_of(meaning.bias))]
+        stop = _first_stop(tracer, found)
+        if only_a_tensor(meaning):
+            return Meaning(call.mask, stop=stop or "its values are an input of the graph")
+        if loads and (call.context.nested_in or found.opened is not None):
+            return Meaning(call.mask, stop="it reads data inside the body of another operation")
+        return meaning
+
+    def _tracer(self, found: FoundCall) -> Tracer:
+        graph = found.node.graph
+        if graph not in self.tracers:
+            tracer = Tracer(graph, self.constants)
+            self.tracers[graph] = tracer
+            if found.opened is not None:
+                outer = found.opened.node.graph
+                around = self.tracers.setdefault(outer, Tracer(outer, self.constants))
+                inner = graph.find_nodes(op="placeholder")
+                tracer.outside = {p: (o, around) for p, o in zip(inner, found.opened.inputs, strict=True)}
+        return self.tracers[graph]
+
+
+def _combined(
+    additions: Sequence[Addition], tracer: Tracer, found: FoundCall, sizes: dict[str, Size]
+) -> tuple[Split, int]:
+    """All additions as one split mask, and how many of them hide keys."""
+    index = tuple(axis(name) for name in AXES)
+    allowed: list[Expr] = []
+    bias: Expr | None = None
+    fills: frozenset[float] = frozenset()
+    hiding = 0
+    for addition in additions:
+        array = tracer.operand(addition.operand, found.node)
+        if array.ndim > 4 or not _broadcasts(array.shape, sizes):
+            raise StopError(f"a mask of shape {tuple(map(str, array.shape))}")
+        expr = array.broadcast_at(index)
+        if addition.fill is None:
+            part = taken_apart(expr)
+        elif hides(addition.fill, found.call.dtype):
+            part = Split(expr, fills=frozenset({addition.fill}))
+        else:
+            raise StopError(f"scores are replaced by {addition.fill:g}, which does not hide a key")
+        allowed.append(part.allowed)
+        fills |= part.fills
+        hiding += bool(part.fills)
+        if part.bias is not None:
+            bias = part.bias if bias is None else Apply("add", (bias, part.bias), torch.float32)
+    return Split(all_of(allowed), bias, fills), hiding
+
+
+def _broadcasts(shape: Sequence[Size], sizes: dict[str, Size]) -> bool:
+    names = AXES[4 - len(shape) :]
+    return all(known_equal(n, 1) or known_equal(n, sizes[name]) for n, name in zip(shape, names, strict=True))
+
+
+def _first_stop(tracer: Tracer, found: FoundCall) -> str:
+    """The node that understanding ended at, nearest to the call, with its source line."""
+    queue: list[Node] = [addition.operand.node for addition in found.wiring.additions]
+    seen: set[Node] = set()
+    while queue:
+        node = queue.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in tracer.stops:
+            where = source_of(node.meta)
+            return f"{tracer.stops[node]} ({node.name}{f', {where}' if where.file else ''})"
+        queue += node.all_input_nodes
+    return ""

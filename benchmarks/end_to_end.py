@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""Whole unmodified models: eager, plain Inductor, and attnpass, beside the same model with its mask taken out by hand.
+
+    python benchmarks/end_to_end.py --models llama,llama_eager --compilers inductor,by_hand,auto
+
+``by_hand`` is plain Inductor on a copy of the model whose attention calls ``is_causal`` without a mask, what a user
+would get by editing the model. Random weights, bf16; the time is the median of ``triton.testing.do_bench``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor, nn
+
+import attnpass
+from benchmarks.case import backend
+from benchmarks.environment import RESULTS, append, facts
+from benchmarks.forms import median_ms
+
+BY_HAND, EAGER, INDUCTOR = "by_hand", "eager", "inductor"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model from its configuration.
+
+    Attributes:
+        make: builds it with an attention implementation of transformers.
+        batch, tokens: of its input ids.
+        attention: transformers' ``attn_implementation``.
+        ones: pass an ``attention_mask`` of ones.
+        causal: is it a decoder? Only those can have their mask taken out by hand.
+    """
+
+    make: Callable[[str], nn.Module]
+    batch: int
+    tokens: int
+    attention: str = "sdpa"
+    ones: bool = False
+    causal: bool = True
+
+
+def _llama(attention: str, **changes: Any) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 8}
+    sizes |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, **changes}
+    return LlamaForCausalLM(LlamaConfig(**sizes, attn_implementation=attention))
+
+
+def _gpt2(attention: str) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(n_embd=1024, n_head=16, n_layer=12, attn_implementation=attention))
+
+
+def _bert(attention: str) -> nn.Module:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16, "intermediate_size": 4096}
+    return BertModel(BertConfig(**sizes, attn_implementation=attention))
+
+
+def _gemma2(attention: str) -> nn.Module:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 8, "head_dim": 256}
+    sizes |= {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 32000, "sliding_window": 1024}
+    return Gemma2ForCausalLM(Gemma2Config(**sizes, attn_implementation=attention))
+
+
+def _small_llama(attention: str) -> nn.Module:
+    return _llama(
+        attention,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+
+
+CASES = {
+    "llama": Case(_llama, 4, 4096),
+    "llama_ones": Case(_llama, 4, 4096, ones=True),
+    "llama_eager": Case(_llama, 4, 4096, "eager"),
+    "gpt2": Case(_gpt2, 16, 1024),
+    "bert": Case(_bert, 32, 512, ones=True, causal=False),
+    "bert_eager": Case(_bert, 32, 512, "eager", causal=False),
+    "gemma2_eager": Case(_gemma2, 2, 4096, "eager"),
+    "small": Case(_small_llama, 2, 64),
+}
+
+
+def main() -> int:
+    args = _arguments()
+    for name in args.models:
+        for compiler in args.compilers:
+            if compiler == BY_HAND and not CASES[name].causal:
+                continue
+            record = {"benchmark": "end_to_end", "model": name, "compiler": compiler}
+            record["step"] = "train" if args.train else "forward"
+            try:
+                record |= measure(CASES[name], compiler, args.device, args.train)
+            except Exception as error:
+                record |= {"ok": False, "problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            append(args.out, record | facts(args.device))
+            print(_line(record), flush=True)
+            gc.collect()
+    return 0
+
+
+def measure(case: Case, compiler: str, device: str, train: bool) -> dict[str, Any]:
+    """Time of one call, and how far the logits are from those of the eager model."""
+    torch.manual_seed(0)
+    register_by_hand()
+    model = case.make(case.attention).to(device, torch.bfloat16).train(train)
+    ids = torch.randint(0, 1000, (case.batch, case.tokens), device=device)
+    inputs: dict[str, Any] = {"input_ids": ids} | ({"use_cache": False} if case.causal else {})
+    if case.ones:
+        inputs["attention_mask"] = torch.ones_like(ids)
+    with torch.no_grad():
+        wanted = _logits(model, inputs)
+    if compiler == BY_HAND:
+        model.set_attn_implementation(BY_HAND)  # type: ignore[operator]
+        inputs.pop("attention_mask", None)
+    torch._dynamo.reset()
+    attnpass.clear_reports()
+    os.environ["ATTNPASS_KERNEL"] = "auto" if compiler in (BY_HAND, EAGER, INDUCTOR) else compiler
+    call = (
+        model
+        if compiler == EAGER
+        else torch.compile(model, backend="inductor" if compiler in (BY_HAND, INDUCTOR) else backend(), dynamic=False)
+    )
+    start = time.perf_counter()
+    with torch.set_grad_enabled(train):
+        got = _logits(call, inputs).detach()
+    record = {"ok": True, "compile_s": round(time.perf_counter() - start, 1), **_said()}
+    record["relative_to_eager"] = round(float((got - wanted).float().norm() / wanted.float().norm()), 5)
+    del got, wanted
+
+    def step() -> None:
+        with torch.set_grad_enabled(train):
+            out = call(**inputs)[0]
+        if train:
+            out.float().mean().backward()
+            model.zero_grad(set_to_none=True)
+
+    record["ms"], record["spread_ms"] = median_ms(step, device)
+    return record
+
+
+def register_by_hand() -> None:
+    """An attention implementation of transformers that needs no mask: causal by flag."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **_: Any) -> Any:
+        gqa = q.shape[1] != k.shape[1]
+        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=gqa)
+        return out.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(BY_HAND, attention)
+    AttentionMaskInterface.register(BY_HAND, lambda *args, **kwargs: None)
+
+
+def _logits(model: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
+    out: Tensor = model(**inputs)[0][:, -64:]
+    return out
+
+
+def _said() -> dict[str, Any]:
+    decisions = [decision for report in attnpass.reports() for decision in report.decisions]
+    ran = Counter(f"{decision.kernel} ({decision.call.mask})" for decision in decisions)
+    return {"calls": dict(ran), "pass_ms": round(sum(report.pass_ms for report in attnpass.reports()), 1)}
+
+
+def _line(record: dict[str, Any]) -> str:
+    head = f"{record['model']:14} {record['compiler']:14} {record['step']:8}"
+    if not record["ok"]:
+        return f"{head} FAILED {record['problem']}"
+    error = f"to eager {record['relative_to_eager']:.4f}"
+    return f"{head} {record['ms']:9.2f} ms  {error}  compiled in {record['compile_s']} s  {record['calls'] or ''}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--models", type=lambda text: text.split(","), default=[n for n in CASES if n != "small"])
+    parser.add_argument("--compilers", type=lambda text: text.split(","), default=(INDUCTOR, BY_HAND, "auto"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--train", action="store_true", help="a training step instead of a forward pass")
+    parser.add_argument("--out", help="default: benchmarks/results/end_to_end_DEVICE.jsonl")
+    args = parser.parse_args()
+    args.out = args.out or str(RESULTS / f"end_to_end_{args.device}.jsonl")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
