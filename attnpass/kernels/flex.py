@@ -23,8 +23,8 @@ from attnpass.kernel import Kernel, Operands
 from attnpass.kernels.flex_masks import Captured, block_lists, captured, element_function, fixed
 from attnpass.limits import FLOATS, Code, Limits, Rejection
 from attnpass.machine import Machine
-from attnpass.masks import MaskSpec, Term
-from attnpass.masks.blocks import BLOCK, block_count
+from attnpass.masks import Term
+from attnpass.masks.blocks import BLOCK
 from attnpass.masks.expr import TRUE
 from attnpass.masks.meaning import Meaning
 from attnpass.symbolic import known, known_equal, shown
@@ -172,8 +172,6 @@ def _make_block_mask(
     everything = mask.allowed == TRUE
     if everything:
         lists: Any = emitter.inline(one_block, args.q, args.k)
-    elif mask.allowed == Meaning.of_rules(MaskSpec.causal()).allowed:
-        lists = emitter.inline(causal_blocks, args.q, args.k)
     else:
         lists = block_lists(emitter, call, args.q, args.k, mask)
 
@@ -196,31 +194,6 @@ def one_block(q: Tensor, k: Tensor) -> tuple[Tensor | None, ...]:
     ones = torch.ones(1, 1, 1, dtype=torch.int32, device=q.device)
     zeros = torch.zeros(1, 1, 1, 1, dtype=torch.int32, device=q.device)
     return ones, zeros, None, None, ones, zeros, None, None
-
-
-def causal_blocks(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
-    """Blocks of the top-left causal mask in closed form, in the order of `BlockMask`'s constructor.
-
-    For each row of blocks: how many are partly visible and which, how many are fully visible and which; then the same
-    for each column, which the backward reads. ``create_block_mask`` gives the same sets after looking at every
-    (q, k) pair; this looks at none. A block that reaches over the end of q or k counts as partly visible.
-
-    Symbolic lengths get one empty block more: a size that may be 1 makes the tracer guard on whether it is.
-    """
-    Sq, Sk, device = q.shape[2], k.shape[2], q.device
-    rows: Any = block_count(Sq)
-    cols: Any = block_count(Sk)
-    i, j = torch.arange(rows, device=device), torch.arange(cols, device=device)
-    visible = torch.clamp(i + 1, max=(Sk + BLOCK - 1) // BLOCK)
-    full = torch.where(i < Sq // BLOCK, torch.clamp(i, max=Sk // BLOCK), 0)
-    kv = (visible - full, (full[:, None] + j) % cols, full, j + 0 * i[:, None])
-    ragged_rows = (Sq + BLOCK - 1) // BLOCK
-    below = torch.clamp(ragged_rows - j, min=0)
-    full_below = torch.where(j < Sk // BLOCK, torch.clamp(Sq // BLOCK - (j + 1), min=0), 0)
-    ragged_end = torch.where(full_below > 0, ragged_rows - 1, j + 1)  # the block of q that is not full stands last
-    partial = torch.where(i == 0, j[:, None], torch.where(full_below[:, None] > 0, ragged_end[:, None], j[:, None] + i))
-    q_side = (below - full_below, partial % rows, full_below, (j[:, None] + 1 + i) % rows)
-    return tuple(x.to(torch.int32)[None, None] for x in (*kv, *q_side))
 
 
 def _kernel_options(emitter: Emitter, call: AttentionCall, args: Operands) -> dict[str, Any]:

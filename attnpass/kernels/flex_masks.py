@@ -20,8 +20,8 @@ from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import EmitRefusedError, Emitter, aten
 from attnpass.limits import Code, Rejection
-from attnpass.masks.blocks import blocks
-from attnpass.masks.expr import AXES, B, Expr, H, K, Load, Q, all_of, any_of, axes_of, axis, loads_of, size_key
+from attnpass.masks.blocks import band_blocks, blocks
+from attnpass.masks.expr import AXES, B, Expr, H, K, Load, NonNeg, Q, all_of, any_of, axes_of, axis, loads_of, size_key
 from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads, symbolic_sizes
 from attnpass.masks.meaning import Meaning, with_nodes
 from attnpass.masks.simplify import Bounds, conjuncts
@@ -158,6 +158,13 @@ def _fixed_layout(x: Tensor) -> Tensor:
 _copy = ops.define("fixed_layout(Tensor x) -> Tensor", _fixed_layout, _fixed_layout)
 
 
+def _fixed_layouts(xs: list[Tensor]) -> list[Tensor]:
+    return [_fixed_layout(x) for x in xs]
+
+
+_copies = ops.define("fixed_layouts(Tensor[] xs) -> Tensor[]", _fixed_layouts, _fixed_layouts)
+
+
 def fixed(emitter: Emitter, operand: Node) -> Node:
     """A mask as a buffer that Inductor's templates can index, copied once for all calls that read it.
 
@@ -180,17 +187,44 @@ def fixed(emitter: Emitter, operand: Node) -> Node:
 
 
 def block_lists(emitter: Emitter, call: AttentionCall, q: Node, k: Node, mask: Captured) -> list[Node]:
-    """The block lists of a mask, computed in the graph, in the order of `BlockMask`'s constructor."""
+    """The block lists of a mask, computed in the graph, in the order of `BlockMask`'s constructor.
+
+    They are given a fixed layout: Inductor may give what it computes any strides, and FlexAttention's kernel takes the
+    lists as contiguous (an illegal memory access on an H100, PyTorch 2.11).
+    """
     nodes = [load.node for load in loads_of(mask.allowed)]
-    outside = outside_loads(mask.allowed, _bounds(call))
+    outside, band = outside_loads(mask.allowed, _bounds(call)), _band(mask.allowed)
 
     def compute(q: Tensor, k: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        sizes = (*q.shape[:3], k.shape[2])
+        if band is not None:
+            left, right = (None if side is None else _side(side, _symbols(q, k)) for side in band)
+            return band_blocks(sizes[2], sizes[3], left, right, q.device)
+
         def values(places: dict[str, Tensor]) -> Values:
             return _values(mask.allowed, places, q, k, nodes, tensors, outside)
 
-        return blocks(mask.allowed, (*q.shape[:3], k.shape[2]), values, q.device)
+        return blocks(mask.allowed, sizes, values, q.device)
 
-    return list(emitter.inline(compute, q, k, *nodes))
+    lists = emitter(_copies, list(emitter.inline(compute, q, k, *nodes)))
+    return [emitter.item(lists, i) for i in range(8)]
+
+
+def _band(allowed: Expr) -> tuple[Size | None, Size | None] | None:
+    """``(left, right)`` of a mask that is one band around the diagonal; None for any other mask."""
+    sides: dict[int, Size] = {}
+    for part in conjuncts(allowed):
+        if not isinstance(part, NonNeg) or axes_of(part) != {Q, K}:
+            return None
+        sign = part.form.factor(K)
+        if abs(sign) != 1 or part.form.factor(Q) != -sign or sign in sides:
+            return None
+        sides[sign] = part.form.const
+    return (sides.get(1), sides.get(-1)) if sides else None
+
+
+def _side(size: Size, symbols: dict[Any, Any]) -> Any:
+    return size if isinstance(size, int) else _number(size_key(size), symbols)
 
 
 def element_function(

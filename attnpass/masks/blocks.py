@@ -57,6 +57,40 @@ def blocks(allowed: Expr, sizes: Sequence[Any], values: ValuesAt, device: torch.
     )
 
 
+def band_blocks(Sq: Any, Sk: Any, left: Any, right: Any, device: torch.device) -> tuple[Tensor, ...]:
+    """The blocks of ``q - left <= k <= q + right`` (None for no bound) in closed form, in the order of `blocks`.
+
+    A block that reaches over the end of q or k counts as partly visible.
+    """
+    lists = (*_band_side(Sq, Sk, left, right, device), *_band_side(Sk, Sq, right, left, device))
+    return tuple(x.to(torch.int32)[None, None] for x in lists)
+
+
+def _band_side(length: Any, others: Any, left: Any, right: Any, device: torch.device) -> tuple[Tensor, ...]:
+    """For each block of one side: how many of the other's are partly visible, which, how many fully, and which."""
+    cols = block_count(others)
+    start = torch.arange(block_count(length), device=device) * BLOCK
+    j = torch.arange(cols, device=device)
+    zero, end = start * 0, torch.clamp(start + BLOCK - 1, max=length - 1)
+    nearest = zero if left is None else torch.clamp(start - left, min=0)
+    farthest = zero + others - 1 if right is None else torch.clamp(end + right, max=others - 1)
+    low = _block_of(nearest)
+    visible = torch.where((start < length) & (nearest <= farthest), _block_of(farthest) - low + 1, 0)
+    first = zero if left is None else torch.clamp(_block_of(start + 2 * BLOCK - 2 - left), min=0)
+    last = zero + others // BLOCK - 1
+    last = last if right is None else torch.minimum(_block_of(start + right - BLOCK + 1), last)
+    full = torch.where(start + BLOCK <= length, torch.clamp(last - first + 1, min=0), 0)
+    before = torch.where(full > 0, first - low, 0)[:, None]
+    behind = torch.where(full > 0, first + full, low)[:, None]  # where the partly visible ones go on
+    partial = torch.where(j < before, low[:, None] + j, behind + j - before) % cols
+    return visible - full, partial, full, (first[:, None] + j) % cols
+
+
+def _block_of(position: Tensor) -> Tensor:
+    """``position // BLOCK`` as a shift: Inductor 2.13 fails on the division of an index that may be negative."""
+    return position >> (BLOCK.bit_length() - 1)
+
+
 def block_count(length: Size) -> Any:
     """Blocks in a length; a symbolic one gets an empty block more, since a size that may be 1 makes tracers guard."""
     count = (length + BLOCK - 1) // BLOCK

@@ -53,7 +53,8 @@ class Lin(Expr):
         return dict(self.terms).get(axis, 0)
 
     def __str__(self) -> str:
-        words = [f"{'-' if n < 0 else '+'} {axis if abs(n) == 1 else f'{abs(n)} * {axis}'}" for axis, n in self.terms]
+        terms = sorted(self.terms, key=lambda term: term[1] < 0)  # "q - k", not "- k + q"
+        words = [f"{'-' if n < 0 else '+'} {axis if abs(n) == 1 else f'{abs(n)} * {axis}'}" for axis, n in terms]
         if not (isinstance(self.const, int) and self.const == 0) or not words:
             negative = isinstance(self.const, int) and self.const < 0
             words.append(f"- {-self.const}" if negative else f"+ {shown(self.const)}")
