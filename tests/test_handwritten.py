@@ -109,6 +109,19 @@ def test_random_chains(seed: int) -> None:
             checked += 1
 
 
+FOUND_WRONG_ONCE = (
+    Chain(product="bmm", softcap="tanh", bias="-inf", mask="min", order="mask first", empty=True),
+    Chain(softcap="tanh", bias="-inf", mask="min", empty=True, shape=(3, 2, 1, 4, 6, 32)),
+    Chain(bias="padding", mask="min", empty=True),
+    Chain(bias="-10000", softcap="tanh", empty=True),
+)
+
+
+@pytest.mark.parametrize("chain", FOUND_WRONG_ONCE, ids=str)
+def test_chains_that_were_wrong_once(chain: Chain) -> None:
+    check_random_chain(chain)
+
+
 @st.composite
 def chains(draw: st.DrawFn) -> Chain:
     chain = random_chain(lambda values: draw(st.sampled_from(values)))

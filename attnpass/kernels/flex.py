@@ -102,9 +102,13 @@ def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Capt
     def make(value: Callable[..., Tensor], score: Tensor) -> Tensor:
         if cap is not None:
             score = cap * torch.tanh(score * (1 / cap))
-        if mask.bias is not None:
-            score = score + value(mask.bias, torch.float32)
-        return score if mask.empty is None else torch.where(value(mask.empty, torch.bool), 0.0, score)
+        bias = None if mask.bias is None else value(mask.bias, torch.float32)
+        if bias is not None:
+            score = score + bias
+        if mask.empty is None:
+            return score
+        same = 0.0 if bias is None else torch.where(bias == -torch.inf, bias, 0.0)  # -inf hides in such a row too
+        return torch.where(value(mask.empty, torch.bool), same, score)
 
     name = "attnpass_score_mod" if cap is None else f"attnpass_score_mod_{cap}".replace(".", "_")
     return element_function(emitter, call, args.q, args.k, name, True, make, *exprs)

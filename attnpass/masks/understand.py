@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -60,6 +61,11 @@ class Reader:
         split, hiding = _combined(found.wiring.additions, tracer, found, sizes)
         spelled = call.mask.tensor
         meaning = prove(split, sizes, call.pattern is Pattern.HANDWRITTEN, spelled, several=hiding > 1)
+        filled = any(each.fill is not None and each.fill > -math.inf for each in found.wiring.additions)
+        if filled and meaning.bias is not None and meaning.spec.rows_may_be_empty:
+            return Meaning(
+                call.mask, stop="a row that is hidden as a whole reads its bias or not, by the order of both"
+            )
         loads = [*loads_of(meaning.allowed), *([] if meaning.bias is None else loads_of(meaning.bias))]
         stop = _first_stop(tracer, found)
         if only_a_tensor(meaning):
