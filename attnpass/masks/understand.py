@@ -63,9 +63,7 @@ class Reader:
         meaning = prove(split, sizes, call.pattern is Pattern.HANDWRITTEN, spelled, several=hiding > 1)
         filled = any(each.fill is not None and each.fill > -math.inf for each in found.wiring.additions)
         if filled and meaning.bias is not None and meaning.spec.rows_may_be_empty:
-            return Meaning(
-                call.mask, stop="a row that is hidden as a whole reads its bias or not, by the order of both"
-            )
+            return Meaning(call.mask, stop="a hidden row reads its bias or not, by the order of both")
         loads = [*loads_of(meaning.allowed), *([] if meaning.bias is None else loads_of(meaning.bias))]
         stop = _first_stop(tracer, found)
         if only_a_tensor(meaning):
