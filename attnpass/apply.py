@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from attnpass.call import AttentionCall
+from attnpass.bias import absorbing, narrowed, rows_with_keys
+from attnpass.call import AttentionCall, Pattern
 from attnpass.emit import COPIED_META, EmitRefusedError, Emitter, aten
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernel import Kernel, Operands
-from attnpass.layout import restore_layout
+from attnpass.layout import layout_is_free, repeated_heads, restore_layout
 from attnpass.limits import Rejection
+from attnpass.masks import EmptyRows
 from attnpass.masks.meaning import Meaning
 from attnpass.patterns import FoundCall
 from attnpass.patterns.multihead import Opened
@@ -38,25 +42,47 @@ def apply(
         if not decision.rewritten:
             done.append(decision)
             continue
-        owner, node, wiring, meaning = _place(copied, found, inlined)
+        owner, node, wiring, meaning = _place(copied, found, decision.call, inlined)
         emitter = Emitter(owner, node, shared)
         try:
-            out = emit_call(emitter, node, decision.asked, kernels[decision.kernel], wiring, meaning)
+            watch = _watcher(verifier, emitter, decision, _written(copied, found, inlined), index)
+            out = emit_call(emitter, node, decision.asked, kernels[decision.kernel], wiring, meaning, watch)
         except EmitRefusedError as refused:
             emitter.undo()
             done.append(_put_back(decision, refused.rejection))
             continue
-        if verifier:
-            out = verifier.watch(emitter, node, out, decision, index)
         out.meta.update(value_meta(node))
         out.meta["attnpass"] = {"kernel": decision.kernel, "source": str(decision.call.source)}
         copied.replace(node, out)
+        copied.erase_dead(list(map(_mapping(copied, found, inlined), found.dead)))
         done.append(decision)
     return done
 
 
-def _place(
+def _written(
     copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]]
+) -> tuple[AttentionCall, Wiring]:
+    """The call as the program wrote it, with the operands that it reads: what a rewrite is compared with."""
+    call, wiring = found.written or (found.call, found.wiring)
+    return call, wiring.map_nodes(_mapping(copied, found, inlined))
+
+
+def _watcher(
+    verifier: Verifier | None, emitter: Emitter, decision: Decision, written: tuple[AttentionCall, Wiring], index: int
+) -> Callable[[Node], Node] | None:
+    """Puts the comparison with the reference behind a kernel's output, if it is asked for."""
+    if verifier is None:
+        return None
+    call, wiring = written
+
+    def operands() -> Operands:
+        return operands_of(emitter, call, wiring)
+
+    return lambda out: verifier.watch(emitter, out, decision, call, operands, index)
+
+
+def _place(
+    copied: GraphCopy, found: FoundCall, call: AttentionCall, inlined: dict[Node, dict[Node, Node]]
 ) -> tuple[GraphModule, Node, Wiring, Meaning | None]:
     """The module, the node, its operands and its mask's meaning in the copy; an opaque layer is opened on first use."""
     opened = found.opened
@@ -68,14 +94,15 @@ def _place(
             inputs = tuple(copied.current(copied.nodes[node]) for node in opened.inputs)
             inlined[opened.node] = _inline(copied, Opened(owner, copied.nodes[opened.node], opened.body, inputs))
         nodes = inlined[opened.node]
-
-    def mapped(node: Node) -> Node:
-        return copied.current(
-            nodes[node] if node in nodes else copied.nodes[node]
-        )  # a mask may be read around the layer
-
+    mapped = _mapping(copied, found, inlined)
     meaning = None if found.meaning is None or found.meaning.stop else found.meaning.map_nodes(mapped)
-    return owner, nodes[found.node], found.wiring.map_nodes(mapped), meaning
+    return owner, nodes[found.node], found.read_as(call).wiring.map_nodes(mapped), meaning
+
+
+def _mapping(copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]]) -> Callable[[Node], Node]:
+    """Nodes of the original graph -> those of the copy that give their values now."""
+    nodes = copied.nodes if found.opened is None else inlined[found.opened.node]
+    return lambda node: copied.current(nodes[node] if node in nodes else copied.nodes[node])  # read around a layer
 
 
 def emit_call(
@@ -85,20 +112,43 @@ def emit_call(
     kernel: Kernel,
     wiring: Wiring,
     meaning: Meaning | None = None,
+    watch: Callable[[Node], Node] | None = None,
 ) -> Node:
-    """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out."""
+    """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out.
+
+    Args:
+        emitter: inserts before ``node``.
+        node: the node whose value the call gives.
+        call: what is computed.
+        kernel: who computes it.
+        wiring: from what.
+        meaning: what a proved mask means, for a kernel that computes it.
+        watch: is given the (B, H, Sq, Dv) output and gives the one to go on with.
+    """
     wanted = emitter.spec(node)
-    q, k, v = (_operand(emitter, each, call) for each in (wiring.q, wiring.k, wiring.v))
-    mask = _mask(emitter, wiring.additions, call) if call.mask.spelled is None else None
-    sinks = None if wiring.sinks is None else emitter.apply(wiring.sinks)
-    out = kernel.emit(
-        emitter, call, Operands(q, k, v, mask, call.scale_or_default(), sinks, meaning if mask is None else None)
-    )
+    args = operands_of(emitter, call, wiring)
+    if args.mask is None:
+        args = replace(args, meaning=meaning)
+    out = kernel.emit(emitter, call, args)
+    if call.mask.rows_may_be_empty and call.mask.empty is not EmptyRows.ZERO:
+        out = _as_softmax_leaves_empty_rows(emitter, call, wiring, args, out)
+    if watch is not None:
+        out = watch(out)
     for step in wiring.out:
         out = emitter(step.op, out, *step.args)
-    for _ in range(0 if wiring.out else 4 - wanted.ndim):
+    for _ in range(0 if call.pattern is Pattern.HANDWRITTEN else 4 - wanted.ndim):
         out = emitter(aten.squeeze.dim, out, 0)
+    if call.pattern is Pattern.HANDWRITTEN and layout_is_free(emitter, out, node):
+        return out
     return restore_layout(emitter, out, wanted)
+
+
+def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring) -> Operands:
+    """The nodes that a kernel is emitted from."""
+    q, k, v = (_operand(emitter, each, call) for each in (wiring.q, wiring.k, wiring.v))
+    sinks = None if wiring.sinks is None else emitter.apply(wiring.sinks)
+    mask = _mask(emitter, wiring.additions, call) if call.mask.spelled is None else None
+    return Operands(q, k, v, mask, call.scale_or_default(), sinks)
 
 
 def _operand(emitter: Emitter, operand: Operand, call: AttentionCall) -> Node:
@@ -113,8 +163,46 @@ def _operand(emitter: Emitter, operand: Operand, call: AttentionCall) -> Node:
 
 def _mask(emitter: Emitter, additions: Sequence[Addition], call: AttentionCall) -> Node | None:
     """What is done to the scores, as the one mask tensor that a kernel takes."""
-    nodes = [(_operand(emitter, each.operand, call), each.fill) for each in additions]
-    return nodes[0][0] if nodes else None
+    if not additions:
+        return None
+    if call.pattern is not Pattern.HANDWRITTEN:
+        (only,) = additions
+        return _operand(emitter, only.operand, call)
+    nodes = [emitter.apply(each.operand) for each in additions]
+    if call.mask.bias is None:
+        return reduce(lambda one, other: emitter(aten.logical_and.default, one, other), nodes)
+    total, dtype = None, call.mask.bias.dtype
+    for node, fill in zip(nodes, (each.fill for each in additions), strict=True):
+        if fill is None:
+            node = narrowed(emitter, node, dtype)
+            total = node if total is None else emitter(aten.add.Tensor, total, node)
+        else:
+            fill = absorbing(fill, dtype)
+            lowest = emitter(aten.full.default, [], fill, dtype=dtype, device=call.device)
+            kept = emitter(aten.full.default, [], 0.0, dtype=dtype, device=call.device) if total is None else total
+            total = emitter(aten.where.self, node, kept, lowest)
+    return total
+
+
+def _as_softmax_leaves_empty_rows(
+    emitter: Emitter, call: AttentionCall, wiring: Wiring, args: Operands, out: Node
+) -> Node:
+    """SDPA gives 0 for a query that sees no key; softmax over -inf gives NaN, over one finite number an average.
+
+    An additive mask that hides a row by a finite number gives the average by itself, and so does a kernel that computes
+    the mask from its meaning.
+    """
+    dtype = emitter.spec(out).dtype
+    if call.mask.empty is EmptyRows.NAN:  # a factor, so that gradients are NaN too
+        mask = args.mask or _mask(emitter, wiring.additions, replace(call, mask=call.mask.as_spelled()))
+        assert mask is not None
+        factor = emitter(aten.where.Scalar, rows_with_keys(emitter, mask), 1.0, math.nan)
+        return emitter(aten.mul.Tensor, out, emitter.cast(factor, dtype))
+    if args.mask is None or emitter.spec(args.mask).dtype != torch.bool:
+        return out
+    values = repeated_heads(emitter, args.v, call.H, call.Hkv)
+    average = emitter(aten.mean.dim, values, [2], True, dtype=torch.promote_types(dtype, torch.float32))
+    return emitter(aten.where.self, rows_with_keys(emitter, args.mask), out, emitter.cast(average, dtype))
 
 
 def value_meta(node: Node) -> dict[str, Any]:
@@ -154,4 +242,4 @@ def _put_back(decision: Decision, rejection: Rejection) -> Decision:
     trials = tuple(
         Trial(t.kernel, (*t.rejections, rejection)) if t.kernel == decision.kernel else t for t in decision.trials
     )
-    return replace(decision, kernel=NATIVE, reason=Reason.NONE_ACCEPTED, trials=trials)
+    return replace(decision, kernel=NATIVE, lowered=False, note="", reason=Reason.NONE_ACCEPTED, trials=trials)

@@ -179,6 +179,10 @@ class AttentionCall:
         if kept is not None and mask == "tensor":
             mask = "bool mask" if kept.dtype == torch.bool else f"{dtype_name(kept.dtype)} bias"
         extras = [mask]
+        if self.softcap is not None:
+            extras.append(f"softcap {self.softcap:g}")
+        if self.sinks is not None:
+            extras.append("sinks")
         if self.dropout_p:
             extras.append(f"dropout {self.dropout_p:g}")
         if self.needs_grad:

@@ -45,6 +45,7 @@ class Emitter:
         owner: the module whose graph is being rewritten.
         made: the nodes inserted so far, in order.
         shared: values that later calls of the same graph may reuse, such as block masks, by key.
+        mode: the fake tensor mode of the values.
     """
 
     def __init__(self, owner: GraphModule, anchor: Node, shared: dict[Any, Any] | None = None) -> None:
@@ -53,7 +54,7 @@ class Emitter:
         self.shared: dict[Any, Any] = {} if shared is None else shared
         self._anchor = anchor
         self._value_key = "example_value" if "example_value" in anchor.meta else "val"
-        self._mode: FakeTensorMode = unwrapped(value_of(anchor)).fake_mode
+        self.mode: FakeTensorMode = unwrapped(value_of(anchor)).fake_mode
 
     def __call__(self, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """Insert ``op(*args, **kwargs)`` and compute its value, once for equal operands of static size.
@@ -62,7 +63,7 @@ class Emitter:
         """
         key = self._key(op, args, kwargs)
         if key not in self.shared:
-            with self._mode, torch.no_grad():
+            with self.mode, torch.no_grad():
                 read_args, read_kwargs = pytree.tree_map_only(Node, self.value, (args, kwargs))
                 self.shared[key] = op(*read_args, **read_kwargs)
         return self._insert("call_function", op, args, kwargs, self.shared[key])
@@ -101,14 +102,14 @@ class Emitter:
 
     def examples(self, nodes: Iterable[Node]) -> list[Any]:
         """Values of nodes to trace on, each its own: equal values are shared, and tracers tell inputs by identity."""
-        with self._mode:
+        with self.mode:
             return [torch.empty_like(value) if torch.is_tensor(value) else value for value in map(self.value, nodes)]
 
     def within(self, make: Callable[[], GraphModule]) -> Callable[[], GraphModule]:
         """``make``, run on the fake tensors of this graph."""
 
         def run() -> GraphModule:
-            with self._mode, torch.no_grad():
+            with self.mode, torch.no_grad():
                 return make()
 
         return run
@@ -120,7 +121,7 @@ class Emitter:
         value = value_of(node)
         if unwrapped(value) is value:
             return value
-        with self._mode:  # what vmap left behind cannot be computed with once its level is gone
+        with self.mode:  # what vmap left behind cannot be computed with once its level is gone
             shape, stride = tuple(value.shape), tuple(value.stride())
             return torch.empty_strided(shape, stride, dtype=value.dtype, device=value.device)
 
@@ -156,7 +157,7 @@ class Emitter:
 
     def inline(self, function: Callable[..., Any], *inputs: Node) -> Any:
         """Trace ``function`` on the values of ``inputs`` and insert its ATen ops. Returns its outputs as nodes."""
-        with self._mode, torch.no_grad():
+        with self.mode, torch.no_grad():
             body = make_fx(function)(*self.examples(inputs))
         env: dict[Node, Any] = dict(zip(body.graph.find_nodes(op="placeholder"), inputs, strict=True))
         for node in body.graph.nodes:

@@ -7,10 +7,13 @@ something runs the copy (as Dynamo does for its own graphs): making it twice for
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
+
+from attnpass.writes import may_write
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,20 @@ class GraphCopy:
         node.replace_all_uses_with(other)
         node.graph.erase_node(node)
         self.replaced[node] = other
+
+    def erase_dead(self, nodes: Sequence[Node]) -> None:
+        """Erase those of the copy's ``nodes`` (in program order) that nobody reads any more.
+
+        Random ops and ops in place would not go by themselves, and with them whatever they read.
+        """
+        for node in reversed(nodes):
+            if node in self.replaced:
+                continue
+            for reader in list(node.users):  # what asked for nothing but sizes
+                if not reader.users and not may_write(reader) and reader.op != "output":
+                    reader.graph.erase_node(reader)
+            if not node.users:
+                node.graph.erase_node(node)
 
     def current(self, node: Node) -> Node:
         """The node of the copy that gives the value of ``node`` now."""

@@ -17,6 +17,7 @@ from attnpass.call import AttentionCall
 from attnpass.emit import EmitRefusedError, Emitter, additive_mask, aten
 from attnpass.kernel import Operands
 from attnpass.limits import Code, Rejection
+from attnpass.patterns.canonical import permutation
 from attnpass.symbolic import Size, known, known_equal, known_multiple, shown
 from attnpass.tensor import TensorSpec
 
@@ -135,6 +136,29 @@ def restore_layout(emitter: Emitter, node: Node, wanted: TensorSpec) -> Node:
         return emitter(aten.permute.default, copied, [order.index(i) for i in range(wanted.ndim)])
     strides = ", ".join(str(shown(s)) for s in wanted.stride)
     raise EmitRefusedError(Rejection(Code.OUTPUT_LAYOUT, "output strides", f"({strides})", "those of a dense tensor"))
+
+
+def layout_is_free(emitter: Emitter, out: Node, node: Node) -> bool:
+    """May ``out`` replace ``node`` as it lies? Yes if every reader makes the same dense tensor of both."""
+    return bool(node.users) and all(_same_behind(emitter, emitter.value(out), user) for user in node.users)
+
+
+def _same_behind(emitter: Emitter, value: torch.Tensor, reader: Node, depth: int = 0) -> bool:
+    """Does ``reader`` give the same strides when it reads ``value``? Only transposes and what copies are looked at."""
+    order = permutation(reader)
+    if order is not None and depth == 0 and reader.users:
+        with emitter.mode, torch.no_grad():
+            moved = value.permute(order)
+        return all(_same_behind(emitter, moved, user, 1) for user in reader.users)
+    if reader.op != "call_method" or reader.target not in ("contiguous", "reshape", "flatten"):
+        return False
+    if reader.target == "contiguous":
+        return len(reader.args) == 1 and not reader.kwargs
+    wanted = emitter.value(reader)
+    if not all(isinstance(size, int) for size in (*value.shape, *wanted.shape)):
+        return False  # whether it is a view or a copy would be a guard
+    with emitter.mode, torch.no_grad():
+        return same_strides(TensorSpec.of(value.reshape(wanted.shape)), TensorSpec.of(wanted))
 
 
 def same_strides(left: TensorSpec, right: TensorSpec) -> bool:

@@ -22,6 +22,7 @@ from attnpass.errors import StrictError
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernel import Kernel
 from attnpass.limits import Rejection
+from attnpass.lowering import lowered
 from attnpass.machine import Machine
 from attnpass.masks.understand import Reader
 from attnpass.patterns import Findings, find
@@ -119,20 +120,26 @@ def decide(
     known: dict[AttentionCall, Decision] = {}
     decisions: list[Decision] = []
     for index, found in enumerate(findings.calls):
-        call = found.call
-        extra = verifier.verdicts(call, index) if verifier else {}
-        anonymous = replace(call, node="", module="", source=Source())
-        key = None if extra or not is_hashable(anonymous) else anonymous
-        decision = known.get(key) if key is not None else None
-        if decision:
-            decision = replace(decision, call=call)
-        else:
-            decision = _select_proved(call, kernels, machines[call.device], config, extra, prover)
-        if key is not None:
-            known[key] = decision
+        machine = machines[found.call.device]
+        extra = verifier.verdicts(found.call, index) if verifier else {}
+        readings = [one.call for one in (found, *found.alternatives())]
+        choices = []
+        for call in readings:
+            anonymous = replace(call, node="", module="", source=Source())
+            key = None if extra or not is_hashable(anonymous) else anonymous
+            decision = known.get(key) if key is not None else None
+            if decision is None:
+                decision = _select_proved(call, kernels, machine, config, extra, prover)
+                decision = lowered(decision, kernels[NATIVE], machine, extra.get(NATIVE, ()))
+            if key is not None:
+                known[key] = decision
+            choices.append(replace(decision, call=call))
+            if decision.reason not in (Reason.NONE_ACCEPTED, Reason.LOWERED):
+                break
+        decision = next((each for each in choices if each.kernel != NATIVE), choices[0])
         if decision.rewritten and config.limit is not None and sum(d.rewritten for d in decisions) >= config.limit:
             note = f"ATTNPASS_LIMIT={config.limit} stops before this call"
-            decision = replace(decision, kernel=NATIVE, reason=Reason.LIMIT, note=note)
+            decision = replace(decision, kernel=NATIVE, lowered=False, reason=Reason.LIMIT, note=note)
         decisions.append(decision)
     return decisions
 
@@ -160,7 +167,7 @@ def _select_proved(
 def _enforce_strict(decisions: Sequence[Decision], config: Config) -> None:
     if not config.strict or AUTO in config.kernel or NATIVE in config.kernel:
         return
-    kept = [d for d in decisions if d.reason is Reason.NONE_ACCEPTED]
+    kept = [d for d in decisions if d.reason in (Reason.NONE_ACCEPTED, Reason.LOWERED)]
     if not kept:
         return
     wishes = ",".join(config.kernel)

@@ -31,6 +31,7 @@ class Reason(str, Enum):
     NONE_ACCEPTED = "none_accepted"
     LIMIT = "limit"
     USER_CHOICE = "user_choice"
+    LOWERED = "lowered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Decision:
         tried: names that were considered, in order of preference, ``auto`` spelled out.
         trials: every registered kernel with all its reasons, so that "why not X?" always has an answer.
         note: one sentence more, where the reason alone does not say it.
+        lowered: a chain written by hand becomes one call of SDPA, and ``kernel`` is ``native``.
     """
 
     call: AttentionCall
@@ -71,10 +73,11 @@ class Decision:
     tried: tuple[str, ...]
     trials: tuple[Trial, ...]
     note: str = ""
+    lowered: bool = False
 
     @property
     def rewritten(self) -> bool:
-        return self.kernel != NATIVE
+        return self.kernel != NATIVE or self.lowered
 
     @property
     def asked(self) -> AttentionCall:

@@ -8,7 +8,7 @@ graph is compiled again, and this time good calls are not watched and bad ones a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch.fx import Node
 
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter
+from attnpass.kernel import Operands
 from attnpass.limits import Code, Limits, Rejection
+from attnpass.masks import EmptyRows
 from attnpass.measure import Difference, allowed_error, difference, own_results, reference_attention
-from attnpass.patterns.sdpa import arguments
 from attnpass.select import Decision
 
 logger = logging.getLogger(__name__)
@@ -89,8 +90,25 @@ class Verifier:
                 bad[name] = [verdict.rejection()]
         return bad
 
-    def watch(self, emitter: Emitter, node: Node, out: Node, decision: Decision, index: int) -> Node:
-        """Emit the comparison behind ``out``, unless the call was already found good or cannot be compared."""
+    def watch(
+        self,
+        emitter: Emitter,
+        out: Node,
+        decision: Decision,
+        written: AttentionCall,
+        operands: Callable[[], Operands],
+        index: int,
+    ) -> Node:
+        """Emit the comparison behind ``out``, unless the call was already found good or cannot be compared.
+
+        Args:
+            emitter: inserts nodes at the call's place.
+            out: what the kernel gives, (B, H, Sq, Dv).
+            decision: what was decided.
+            written: the call as the program wrote it.
+            operands: emits the operands of that.
+            index: the call's number in the graph.
+        """
         call = decision.call
         key = self._key(call, index, decision.kernel)
         if key in _verdicts and _verdicts[key].good:
@@ -101,19 +119,12 @@ class Verifier:
             return out
         limits = self._limits[decision.kernel]
         _verdicts[key] = Verdict(where, decision.kernel, limits.tolerance, limits.relative_error)
-        args = arguments(node)
-        operands = [args[name] for name in ("query", "key", "value", "attn_mask")]
-        if call.context.autocast is not None:
-            operands = [emitter.cast(x, call.dtype) if _is_float(emitter, x) else x for x in operands]
-        scale = call.scale_or_default()
-        return emitter(torch.ops.attnpass.verify.default, out, *operands, scale, call.is_causal, call.enable_gqa, key)
+        args, empty = operands(), written.mask.empty.value
+        tensors = (args.q, args.k, args.v, args.mask, args.scale, written.is_causal, written.is_gqa, key)
+        return emitter(torch.ops.attnpass.verify.default, out, *tensors, args.sinks, written.softcap, empty)
 
     def _key(self, call: AttentionCall, index: int, kernel: str) -> str:
         return f"{self._frame}#{index} {kernel} {call.text()}"
-
-
-def _is_float(emitter: Emitter, node: Node | None) -> bool:
-    return node is not None and emitter.value(node).dtype.is_floating_point
 
 
 def _judge(verdict: Verdict, out: Tensor, reference: Tensor, own: list[Tensor]) -> None:
@@ -149,16 +160,29 @@ def verify(
     is_causal: bool,
     enable_gqa: bool,
     key: str,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+    empty: str = EmptyRows.ZERO.value,
 ) -> Tensor:
     """``out`` if it is as good as it has to be, else the reference. The verdict is kept under ``key``."""
     result = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device).copy_(out)
     verdict = _verdicts.get(key)
     if verdict is None or verdict.found is not None:
         return result
-    options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    reference = reference_attention(q, k, v, mask, **options)
-    _judge(verdict, out, reference, own_results(q, k, v, mask, **options))
+    options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa, "softcap": softcap}
+    rows = None if mask is None or empty == EmptyRows.ZERO.value else _rows_with_keys(mask)
+    if mask is not None and mask.dtype == torch.bool and empty == EmptyRows.AVERAGE.value:
+        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
+    reference = reference_attention(q, k, v, mask, sinks, **options)
+    if rows is not None and empty == EmptyRows.NAN.value:
+        reference = torch.where(rows, reference, torch.nan)
+    _judge(verdict, out, reference, own_results(q, k, v, mask, sinks, **options))
     return result if verdict.good else result.copy_(reference)
+
+
+def _rows_with_keys(mask: Tensor) -> Tensor:
+    seen = mask if mask.dtype == torch.bool else mask != -torch.inf
+    return seen.any(-1, keepdim=True)
 
 
 @verify.register_fake
@@ -167,7 +191,7 @@ def _(out: Tensor, *args: object) -> Tensor:
 
 
 def _backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (grad, *[None] * 8)
+    return (grad, *[None] * 11)
 
 
 verify.register_autograd(_backward)

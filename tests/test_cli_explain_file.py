@@ -49,6 +49,35 @@ def test_explain_a_file(model_file: Path, capsys: pytest.CaptureFixture[str]):
     assert "ATTNPASS_KERNEL" not in os.environ
 
 
+def test_explain_a_model_that_never_calls_sdpa(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """What was recognised, line by line; and what was not, with the culprit."""
+    path = tmp_path / "net.py"
+    path.write_text(
+        "import torch\n"
+        "class Attention(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        weights = (x @ x.mT / 4).softmax(-1)\n"
+        "        return weights @ x\n"
+        "class Cleaned(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        weights = (x @ x.mT / 4).softmax(-1)\n"
+        "        return weights.nan_to_num() @ x\n"
+        "model = torch.nn.Sequential(Attention(), Cleaned(), Attention())\n"
+        "inputs = (torch.randn(1, 2, 8, 16),)\n"
+    )
+    code, out, err = run(capsys, "explain", str(path), "--kernel", "native_math")
+    assert (code, err) == (0, [])
+    assert out[0].partition(": ")[2].startswith("2 attention calls, 2 rewritten, 0 kept (")
+    assert "[0,2] (handwritten)" in out[1]
+    assert out[1].endswith("net.py:5")
+    code, out, _ = run(capsys, "explain", str(path), "--kernel", "native_math", "--json")
+    (report,) = json.loads("\n".join(out))
+    assert [(call["module"], call["source"].rpartition(":")[2]) for call in report["calls"]] == [("0", "5"), ("2", "5")]
+    (miss,) = report["near_misses"]
+    assert miss["source"].endswith("net.py:9")
+    assert "`nan_to_num`" in miss["reason"]
+
+
 def test_explain_a_file_as_json(model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ATTNPASS_KERNEL", "native")
     code, out, _ = run(capsys, "explain", str(model_file), "--json")

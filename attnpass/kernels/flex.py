@@ -50,6 +50,7 @@ class Flex(Kernel):
         terms=frozenset(Term),
         mask_tensor=True,
         mask_dtype_may_differ=True,
+        softcap=True,
     )
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
@@ -88,39 +89,59 @@ class Flex(Kernel):
 
 
 def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Captured) -> tuple[Node, tuple[Node, ...]]:
-    """``score`` plus the bias, and 0 in a row that gives an average; or with a mask tensor, that added or filled in."""
+    """``score`` plus the bias, and 0 in a row that gives an average; or with a mask tensor, that added or filled in.
+
+    The score is capped first, if there is a softcap.
+    """
+    cap = call.softcap
     if args.mask is not None:
-        return _tensor_score(emitter, fixed(emitter, args.mask))
+        return _tensor_score(emitter, fixed(emitter, args.mask), cap)
     if mask.bias is None and mask.empty is None:
-        return emitter.submodule("attnpass_score_mod", _plain_score, "none"), ()
+        return emitter.submodule("attnpass_score_mod", partial(_plain_score, cap), "none", cap), ()
     exprs = [each for each in (mask.bias, mask.empty) if each is not None]
 
     def make(value: Callable[..., Tensor], score: Tensor) -> Tensor:
-        if mask.bias is not None:
-            score = score + value(mask.bias, torch.float32)
-        return score if mask.empty is None else torch.where(value(mask.empty, torch.bool), 0.0, score)
+        if cap is not None:
+            score = cap * torch.tanh(score * (1 / cap))
+        bias = None if mask.bias is None else value(mask.bias, torch.float32)
+        if bias is not None:
+            score = score + bias
+        if mask.empty is None:
+            return score
+        same = 0.0 if bias is None else torch.where(bias == -torch.inf, bias, 0.0)  # -inf hides in such a row too
+        return torch.where(value(mask.empty, torch.bool), same, score)
 
-    return element_function(emitter, call, args.q, args.k, "attnpass_score_mod", True, make, *exprs)
+    name = "attnpass_score_mod" if cap is None else f"attnpass_score_mod_{cap}".replace(".", "_")
+    return element_function(emitter, call, args.q, args.k, name, True, make, *exprs)
 
 
-def _tensor_score(emitter: Emitter, mask: Node) -> tuple[Node, tuple[Node, ...]]:
+def _tensor_score(emitter: Emitter, mask: Node, softcap: float | None) -> tuple[Node, tuple[Node, ...]]:
     """``score + bias[b, h, q, k]`` or ``where(mask[b, h, q, k], score, -inf)``; dims of size 1 are read at 0."""
     spec = emitter.spec(mask)
     is_bool, single = spec.dtype == torch.bool, tuple(known_equal(size, 1) for size in spec.shape)
-    make = partial(_masked_score, is_bool, single)
-    return emitter.submodule("attnpass_score_mod", make, is_bool, single), (mask,)
+    make = partial(_masked_score, is_bool, single, softcap)
+    return emitter.submodule("attnpass_score_mod", make, is_bool, single, softcap), (mask,)
 
 
-def _plain_score() -> GraphModule:
+def _plain_score(softcap: float | None) -> GraphModule:
     graph = Graph()
     score, *_ = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx"))
-    graph.output(score)
+    graph.output(_capped(graph, score, softcap))
     return GraphModule(torch.nn.Module(), graph)
 
 
-def _masked_score(is_bool: bool, single: tuple[bool, ...]) -> GraphModule:
+def _capped(graph: Graph, score: Node, softcap: float | None) -> Node:
+    """``softcap * tanh(score / softcap)``."""
+    if softcap is None:
+        return score
+    tanh = graph.call_function(aten.tanh.default, (graph.call_function(aten.mul.Tensor, (score, 1 / softcap)),))
+    return graph.call_function(aten.mul.Tensor, (tanh, softcap))
+
+
+def _masked_score(is_bool: bool, single: tuple[bool, ...], softcap: float | None) -> GraphModule:
     graph = Graph()
     score, *places, mask = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx", "mask"))
+    score = _capped(graph, score, softcap)
     indices = [
         graph.call_function(aten.mul.Tensor, (place, 0)) if only_one else place
         for place, only_one in zip(places, single, strict=True)

@@ -1,4 +1,8 @@
-"""native: the user's own call, untouched. PyTorch chooses the kernel when AOTAutograd traces it."""
+"""native: the user's own call, untouched. PyTorch chooses the kernel when AOTAutograd traces it.
+
+A chain written by hand that no kernel takes is written as one call of SDPA, so that PyTorch chooses there too
+(`attnpass.lowering`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import replace
 from torch.fx import Node
 
 from attnpass.call import AttentionCall
-from attnpass.emit import Emitter
+from attnpass.emit import Emitter, aten
 from attnpass.kernel import Kernel, Operands
 from attnpass.kernels.native_math import EVERYTHING
 
@@ -15,7 +19,7 @@ ANYWHERE = frozenset({"cuda", "rocm", "cpu", "npu", "tpu", "xpu", "mps", "hpu", 
 
 
 class Native(Kernel):
-    """Keeps the call: nothing is emitted, so nothing can be refused."""
+    """Keeps the call: nothing can be refused, and nothing is emitted but for a chain written by hand."""
 
     name = "native"
     title = "PyTorch's own choice, the call stays as it is"
@@ -23,4 +27,14 @@ class Native(Kernel):
     limits = replace(EVERYTHING, devices=ANYWHERE, functorch=True)
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-        raise AssertionError("native keeps the call; there is nothing to emit")
+        return emitter(
+            aten.scaled_dot_product_attention.default,
+            args.q,
+            args.k,
+            args.v,
+            args.mask,
+            call.dropout_p,
+            call.is_causal,
+            scale=args.scale,
+            enable_gqa=call.is_gqa,
+        )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
@@ -74,8 +75,12 @@ class Tracer:
         """The array that a call at ``place`` reads as ``operand``."""
         array = self.array(operand.node, self.writes.position[place], self.writes.position[place])
         value = value_of(operand.node)
+        mode = getattr(unwrapped(value), "fake_mode", None)
+        if mode is None:  # a constant beside the graph
+            mode = FakeTensorMode()
+            value = mode.from_tensor(value)
         for step in operand.steps:
-            with unwrapped(value).fake_mode, torch.no_grad():
+            with mode, torch.no_grad():
                 value = step.op(value, *pytree.tree_map_only(Node, value_of, step.args))
             name = getattr(step.op, "_schema", None)
             meaning = MEANINGS[name.name.partition("::")[2] if name else getattr(step.op, "__name__", "")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -67,6 +68,9 @@ class Reader:
         split, hiding = _combined(found.wiring.additions, tracer, found, sizes)
         spelled = call.mask.tensor
         meaning = prove(split, sizes, call.pattern is Pattern.HANDWRITTEN, spelled, several=hiding > 1)
+        filled = any(each.fill is not None and each.fill > -math.inf for each in found.wiring.additions)
+        if filled and meaning.bias is not None and meaning.spec.rows_may_be_empty:
+            return Meaning(call.mask, stop="a hidden row reads its bias or not, by the order of both")
         loads = [*loads_of(meaning.allowed), *([] if meaning.bias is None else loads_of(meaning.bias))]
         stop = _first_stop(tracer, found)
         if only_a_tensor(meaning):

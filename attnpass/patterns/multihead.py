@@ -70,6 +70,7 @@ def open_up(owner: GraphModule, node: Node, region: Region) -> Opened | str:
         return function(*args, **kwargs)
 
     body = _trace(call, fakes, mode)
+    body.graph.eliminate_dead_code()  # weights that nobody reads
     _propagate(body, fakes, mode, region)
     return Opened(owner, node, body, inputs)
 
@@ -85,16 +86,20 @@ def _readable(node: Node) -> Callable[..., Any] | str:
     given.apply_defaults()
     if not given.arguments["need_weights"]:
         return MULTIHEAD
-    weights_used = any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users)
-    masked = any(given.arguments[name] is not None for name in ("key_padding_mask", "attn_mask"))
-    if weights_used or masked:
+    if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
         return "need_weights=True: the attention weights are materialised, which no fused kernel does"
-    return _without_weights
+    masked = any(given.arguments[name] is not None for name in ("key_padding_mask", "attn_mask"))
+    return _without_weights if masked else _as_sdpa
+
+
+def _as_sdpa(*args: Any, **kwargs: Any) -> Any:
+    """Multi-head attention whose weights nobody reads."""
+    return MULTIHEAD(**{**SIGNATURE.bind(*args, **kwargs).arguments, "need_weights": False})
 
 
 def _without_weights(*args: Any, **kwargs: Any) -> Any:
-    """Multi-head attention whose weights nobody reads."""
-    return MULTIHEAD(**{**SIGNATURE.bind(*args, **kwargs).arguments, "need_weights": False})
+    """The same with a mask: as it is written for weights, since a row that sees no key is NaN there and 0 in SDPA."""
+    return MULTIHEAD(*args, **kwargs)[0], None
 
 
 def encoder_layer(

@@ -5,32 +5,31 @@ When a graph has few rewrites, the question is "why not mine?". The answer names
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch.fx import Node
 
+from attnpass.patterns.canonical import name_of, tensor
+from attnpass.patterns.chain import is_softmax
+from attnpass.patterns.elements import RefusedError
+from attnpass.patterns.products import is_product, read_product
 from attnpass.patterns.sdpa import source_of
 from attnpass.report.record import NearMiss
 
-PRODUCTS = {
-    operator.matmul,
-    torch.matmul,
-    torch.bmm,
-    torch.baddbmm,
-    torch.einsum,
-    "matmul",
-    "bmm",
-    "baddbmm",
-    "__matmul__",
-}
-SOFTMAXES = {F.softmax, torch.softmax, torch.ops.aten.softmax.int, torch.ops.aten._softmax.default, "softmax"}
-ATEN_PRODUCTS = {"aten.matmul.default", "aten.bmm.default", "aten.baddbmm.default"}
 REACH = 12  # nodes between the product of q and k and the softmax: mask, bias, scale, softcap and casts fit in
+MIXING = {"linear", "layer_norm", "rms_norm", "group_norm", "embedding", "conv1d", "conv2d", "addmm"}  # no score passes
+NORMALISERS = {
+    "sigmoid": "sigmoid instead of softmax",
+    "relu": "relu instead of softmax",
+    "log_softmax": "log_softmax instead of softmax",
+    "softplus": "softplus instead of softmax",
+    "softmin": "softmin instead of softmax",
+    "gumbel_softmax": "gumbel_softmax instead of softmax",
+    "exp": "exp, normalised by hand instead of by softmax",
+    "normalize": "normalize instead of softmax",
+    "square": "a square instead of softmax",
+}
 
 NAMED_KERNELS = {
     "_scaled_dot_product_flash_attention": "the program names PyTorch's flash attention itself",
@@ -42,34 +41,73 @@ NAMED_KERNELS = {
 
 
 def near_misses(nodes: Iterable[Node]) -> Iterator[NearMiss]:
-    """The near misses among ``nodes``, in program order."""
+    """Near misses without a softmax among ``nodes``, in program order."""
     for node in nodes:
         name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
         if node.op == "call_function" and name in NAMED_KERNELS:
             yield NearMiss(node.name, f"{NAMED_KERNELS[name]}; it is left as it is", source_of(node.meta))
-        elif _is(node, SOFTMAXES) and _reaches(node, _inputs) and _reaches(node, lambda n: n.users):
+        elif name_of(node) in NORMALISERS and _between_products(node):
             reason = (
-                "softmax between two matrix products: attention written by hand, which this version leaves as it is"
+                f"{NORMALISERS[name_of(node)]} between two batched matrix products: not the attention of any kernel"
             )
             yield NearMiss(node.name, reason, source_of(node.meta))
 
 
-def _is(node: Node, targets: set[Any]) -> bool:
-    return node.op in ("call_function", "call_method") and node.target in targets
+def near_miss(softmax: Node, refused: RefusedError) -> tuple[NearMiss, ...]:
+    """The refusal of a softmax, if that stands between two matrix products; others nobody wonders about."""
+    if not (_reaches(softmax, _inputs) and _reaches(softmax, _users)):
+        return ()
+    node = refused.node
+    source = source_of(node.meta)
+    return (
+        NearMiss(
+            node.name,
+            f"attention written by hand, but {refused.reason}",
+            source if source.file else source_of(softmax.meta),
+        ),
+    )
+
+
+def _between_products(node: Node) -> bool:
+    """Do two products of batched tensors stand around it? Multilayer perceptrons multiply by 2-D weights."""
+    return all(_reaches(node, step, _batched, _is_normaliser) for step in (_inputs, _users))
+
+
+def _batched(node: Node) -> bool:
+    if not is_product(node):
+        return False
+    product = read_product(node)
+    if isinstance(product, str):
+        return False
+    values = [tensor(product.left), tensor(product.right)]
+    return all(value is not None and value.ndim >= 3 for value in values)
+
+
+def _is_normaliser(node: Node) -> bool:
+    return name_of(node) in NORMALISERS or name_of(node) in MIXING or is_softmax(node)
 
 
 def _inputs(node: Node) -> Iterable[Node]:
     return node.all_input_nodes
 
 
-def _reaches(start: Node, step: Callable[[Node], Iterable[Node]]) -> bool:
-    """Is there a matrix product within `REACH` steps?"""
+def _users(node: Node) -> Iterable[Node]:
+    return node.users
+
+
+def _reaches(
+    start: Node,
+    step: Callable[[Node], Iterable[Node]],
+    wanted: Callable[[Node], bool] = is_product,
+    stop: Callable[[Node], bool] = lambda node: name_of(node) in MIXING,
+) -> bool:
+    """Is there a product within `REACH` steps, none of them through a node that stops the search?"""
     queue, seen = deque([(start, 0)]), {start}
     while queue:
         node, distance = queue.popleft()
-        if _is(node, PRODUCTS) or str(node.target) in ATEN_PRODUCTS:
+        if wanted(node):
             return True
-        if distance < REACH:
+        if distance < REACH and (node is start or not stop(node)):
             fresh = [n for n in step(node) if n not in seen]
             seen.update(fresh)
             queue.extend((n, distance + 1) for n in fresh)

@@ -100,7 +100,7 @@ def read_call(
         enable_gqa=args["enable_gqa"] is True,
         needs_grad=region.grad and (any(unwrapped(t).requires_grad for t in operands) if grad is None else grad),
         mask_and_causal=mask_and_causal,
-        context=_context(region, q, operands, unreadable),
+        context=context_of(region, q, operands, unreadable),
         node=where.name,
         module=module_path(where.meta),
         source=source_of(where.meta),
@@ -121,7 +121,8 @@ def _mask(mask: torch.Tensor | None, is_causal: Any) -> tuple[MaskSpec, bool, st
     return MaskSpec.from_tensor(TensorSpec.of(mask)), is_causal, unreadable
 
 
-def _context(region: Region, q: TensorSpec, operands: list[torch.Tensor], unreadable: str) -> Context:
+def context_of(region: Region, q: TensorSpec, operands: list[torch.Tensor], unreadable: str) -> Context:
+    """The program state around a call with these operands."""
     cast = region.autocast.get(q.device.type) if q.dtype != torch.float64 else None
     return Context(
         autocast=cast,

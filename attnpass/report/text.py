@@ -23,7 +23,7 @@ from attnpass.select import Decision, Reason, Trial
 
 MAX_MISSES = 3
 LOOKED_FOR = (
-    "F.scaled_dot_product_attention, nn.MultiheadAttention and nn.TransformerEncoderLayer; "
+    "F.scaled_dot_product_attention, nn.MultiheadAttention, nn.TransformerEncoderLayer and softmax between products; "
     "attention inside a C++ extension, a graph break or @torch.compiler.disable is out of sight"
 )
 
@@ -84,6 +84,7 @@ def why(decision: Decision) -> str:
         Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
         Reason.LIMIT: "ATTNPASS_LIMIT was reached",
         Reason.USER_CHOICE: "the program itself chose",
+        Reason.LOWERED: "no kernel that was asked for takes the chain, which became one call of SDPA",
     }
     return decision.note or sentences[decision.reason]
 

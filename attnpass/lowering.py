@@ -1,0 +1,36 @@
+"""A chain written by hand that no kernel takes: one call of SDPA if that means the same, else the chain as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from attnpass.call import Pattern
+from attnpass.checks import rejections
+from attnpass.kernel import Kernel
+from attnpass.limits import Rejection
+from attnpass.machine import Machine
+from attnpass.select import Decision, Reason, Trial
+
+NOTE = "no kernel takes it; it became one call of scaled_dot_product_attention, for which PyTorch chooses the kernel"
+
+
+def lowered(decision: Decision, native: Kernel, machine: Machine, extra: Sequence[Rejection] = ()) -> Decision:
+    """Write a refused chain as SDPA, or say why SDPA cannot mean the same.
+
+    Args:
+        decision: what was decided; anything but a refused chain is given back as it is.
+        native: the kernel of that name.
+        machine: the facts about the device.
+        extra: reasons found at run time (a failed verification).
+    """
+    refused = decision.reason is Reason.NONE_ACCEPTED or (decision.reason is Reason.AUTO and not decision.tried)
+    if decision.call.pattern is not Pattern.HANDWRITTEN or decision.rewritten or not refused:
+        return decision
+    limits = replace(native.limits, functorch=False)
+    call = replace(decision.call, mask=decision.call.mask.as_spelled())  # SDPA reads the mask as a tensor
+    answer = Trial(native.name, (*rejections(limits, call, machine), *extra), spelled=True)
+    trials = tuple(answer if trial.kernel == native.name else trial for trial in decision.trials)
+    if answer.accepted:
+        return replace(decision, trials=trials, lowered=True, reason=Reason.LOWERED, note=NOTE)
+    return replace(decision, trials=trials, tried=(*decision.tried, native.name))

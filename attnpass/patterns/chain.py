@@ -1,0 +1,235 @@
+"""The chain of nodes around a softmax: up to the product of q and k, down to the product with V. Read only.
+
+A chain is private: nobody else reads what is between the two products, or a rewrite would take away what they read.
+Every refusal is a `RefusedError` with the node at fault; `attnpass.patterns.near_misses` decides what is worth telling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from attnpass.patterns.canonical import argument, in_place, is_getitem, name_of, reads_metadata, spelled, tensor
+from attnpass.patterns.elements import CAT, DROPOUT, SAME, SHIFT, SLICE, Element, RefusedError, on_probabilities
+from attnpass.patterns.products import Product, is_product, read_product
+from attnpass.patterns.regions import Region
+from attnpass.patterns.score_elements import element_of
+from attnpass.patterns.sdpa import value_of
+from attnpass.symbolic import known_equal
+
+SOFTMAXES = ("softmax", "safe_softmax")
+REACH = 16  # nodes between a product and the softmax
+METADATA_ONLY = {"full_like", "zeros_like", "ones_like", "empty_like", "new_full", "new_zeros", "new_ones", "new_empty"}
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the matcher knows about the graph around a chain.
+
+    Attributes:
+        regions: the program state at each node.
+        order: the place of each node in its graph.
+    """
+
+    regions: Mapping[Node, Region]
+    order: Mapping[Node, int]
+
+
+@dataclass(slots=True)
+class Chain:
+    """A softmax and what is around it, in program order.
+
+    Attributes:
+        softmax: the softmax.
+        first: the product of q and k.
+        scores: what is done between `first` and `softmax`.
+        probabilities: what is done between `softmax` and `last`.
+        last: the product with V.
+        weights: the operand of `last` that holds the probabilities.
+        nodes: every node that is dead once `last` is replaced.
+    """
+
+    softmax: Node
+    first: Product
+    scores: list[Element]
+    probabilities: list[Element]
+    last: Product
+    weights: Node
+    nodes: set[Node] = field(default_factory=set)
+
+
+def read_chain(softmax: Node, around: Surroundings) -> Chain:
+    """The chain through ``softmax``.
+
+    Raises:
+        RefusedError: it is no attention that can be followed, with the node at fault.
+    """
+    first, scores = _upwards(softmax, around)
+    probabilities, last, weights = _downwards(softmax)
+    chain = Chain(softmax, first, scores, probabilities, last, weights)
+    chain.nodes = {softmax, first.node, last.node}
+    for element in (*scores, *probabilities):
+        chain.nodes.update((element.node, *element.members))
+    _refuse_other_readers(chain)
+    _refuse_changing_state(chain, around)
+    return chain
+
+
+def is_softmax(node: Node) -> bool:
+    """Is this a softmax of a tensor?"""
+    return name_of(node) in SOFTMAXES and tensor(node) is not None
+
+
+def readers(node: Node) -> list[Node]:
+    """Who reads the values of ``node``; asking for its sizes is no reading."""
+    return [u for u in node.users if not reads_metadata(u) and name_of(u) not in METADATA_ONLY]
+
+
+def _upwards(softmax: Node, around: Surroundings) -> tuple[Product, list[Element]]:
+    found: list[Element] = []
+    asked: dict[Node, bool] = {}
+    reader, source = softmax, argument(softmax, 0, "input", "self")
+    while len(found) <= REACH:
+        if not isinstance(source, Node):
+            raise RefusedError(reader, "its input is no tensor of the graph")
+        node = _as_seen_by(reader, source, around)
+        if is_product(node):
+            product = read_product(node)
+            if isinstance(product, str):
+                raise RefusedError(node, product)
+            return product, found[::-1]
+        element = element_of(node, lambda x: _leads_to_product(x, asked))
+        if found and element.kind == CAT and not all(e.kind in (SHIFT, SAME) for e in found):
+            raise RefusedError(node, "columns are appended to the scores before the last change of them")
+        found.append(element)
+        reader, source = node, element.x
+    raise RefusedError(softmax, f"more than {REACH} steps lie between the product of q and k and the softmax")
+
+
+def _as_seen_by(reader: Node, node: Node, around: Surroundings) -> Node:
+    """``node``, or the last op before ``reader`` that changes it in place: what stands in its memory by then."""
+    if reader.graph is not node.graph:
+        return node
+    writes = [u for u in node.users if u is not reader and in_place(u) and u.args and u.args[0] is node]
+    writes = [u for u in writes if around.order[u] < around.order[reader]]
+    return max(writes, key=around.order.__getitem__) if writes else node
+
+
+def _leads_to_product(node: Node, asked: dict[Node, bool], depth: int = 0) -> bool:
+    """Is this a changed product, rather than a bias? ``asked`` keeps the answers."""
+    if node not in asked:
+        asked[node] = False  # until known
+        if is_product(node):
+            asked[node] = True
+        elif depth <= REACH:
+            try:
+                element = element_of(node, lambda x: _leads_to_product(x, asked, depth + 1))
+                asked[node] = _leads_to_product(element.x, asked, depth + 1)
+            except RefusedError:
+                pass
+    return asked[node]
+
+
+def _downwards(softmax: Node) -> tuple[list[Element], Product, Node]:
+    found: list[Element] = []
+    node = softmax
+    while len(found) <= REACH:
+        reading = readers(node)
+        if len(reading) != 1:
+            _refuse_several(node, reading)
+        (reader,) = reading
+        if is_product(reader):
+            product = read_product(reader)
+            if isinstance(product, str):
+                raise RefusedError(reader, product)
+            if product.left is product.right:
+                raise RefusedError(reader, "the probabilities are multiplied by themselves")
+            if product.added is not None or product.alpha != 1:
+                raise RefusedError(reader, f"`{spelled(reader)}` adds to the product with V, or scales it")
+            return found, product, node
+        if is_getitem(reader, 0) and tensor(node) is None and isinstance(value_of(node), (tuple, list)):
+            found.append(Element(reader, SAME, node))
+        else:
+            found.append(on_probabilities(reader, node))
+        node = reader
+    raise RefusedError(softmax, f"more than {REACH} steps lie between the softmax and the product with V")
+
+
+def _refuse_several(node: Node, reading: list[Node]) -> None:
+    if not reading:
+        raise RefusedError(node, "nobody reads the probabilities")
+    others = [r for r in reading if not is_product(r)] or reading[1:]
+    raise _used_elsewhere(node, others[0], "probabilities")
+
+
+def _used_elsewhere(node: Node, reader: Node, what: str) -> RefusedError:
+    if reader.op == "output":
+        return RefusedError(node, f"the attention {what} are returned by the graph, so they have to be materialised")
+    return RefusedError(reader, f"`{spelled(reader)}` reads the attention {what} too, so they have to be materialised")
+
+
+def _refuse_other_readers(chain: Chain) -> None:
+    after = {element.node for element in chain.probabilities} | {chain.softmax}
+    for node in chain.nodes - {chain.last.node}:
+        for reader in readers(node):
+            if reader not in chain.nodes:
+                raise _used_elsewhere(node, reader, "probabilities" if node in after else "scores")
+
+
+def _refuse_changing_state(chain: Chain, around: Surroundings) -> None:
+    """Both products under the same grad mode, autocast and transforms; nothing inside a functorch transform."""
+    regions = [around.regions.get(node) for node in (chain.first.node, chain.softmax, chain.last.node)]
+    first, middle, last = regions
+    if first is None or middle is None or last is None:
+        return
+    if first.functorch:
+        raise RefusedError(chain.softmax, f"it stands inside {' of '.join(first.functorch)}, and is left alone there")
+    if first != last or first.grad != middle.grad or first.functorch != middle.functorch:
+        raise RefusedError(chain.softmax, "autocast, grad mode or another state changes between the two products")
+
+
+def dropout_of(chain: Chain) -> float:
+    """The probability of dropping a weight."""
+    drops = [element for element in chain.probabilities if element.kind == DROPOUT]
+    if len(drops) > 1:
+        raise RefusedError(drops[1].node, "the probabilities are dropped twice")
+    return drops[0].factor if drops else 0.0
+
+
+def softmax_dim(chain: Chain) -> int:
+    """The dimension of the softmax, counted from the front."""
+    node = chain.softmax
+    value, dim = tensor(node), argument(node, 1, "dim")
+    if value is None or not isinstance(dim, int):
+        raise RefusedError(node, f"the dimension of the softmax is {dim!r}, not a number in the graph")
+    return dim % value.ndim
+
+
+def added_sinks(chain: Chain, dim: int) -> Node | None:
+    """The column that is appended to the scores and cut off behind the softmax; None if there is none."""
+    cats = [e for e in chain.scores if e.kind == CAT]
+    slices = [e for e in chain.probabilities if e.kind == SLICE]
+    if not cats and not slices:
+        return None
+    if len(cats) != 1 or len(slices) != 1:
+        culprit = (slices or cats)[-1].node
+        raise RefusedError(culprit, f"`{spelled(culprit)}` takes a part of the scores or probabilities only")
+    (cat,), (cut,) = cats, slices
+    before, scores = tensor(cut.x), tensor(cat.x)
+    assert before is not None and scores is not None and cat.operand is not None
+    column = tensor(cat.operand)
+    whole = column is not None and column.ndim == scores.ndim and known_equal(column.shape[dim], 1)
+    if not whole or cat.dim % scores.ndim != dim or cut.dim % before.ndim != dim or cut.first != cat.first:
+        raise RefusedError(cut.node, "what is appended to the scores is not one column that is cut off again")
+    return cat.operand
+
+
+def writers_between(chain: Chain, since: int, around: Surroundings) -> Iterator[Node]:
+    """Nodes outside the chain, from a place in the graph up to the product with V."""
+    node = chain.last.node.prev
+    while node.op != "root" and around.order[node] >= since:
+        if node not in chain.nodes:
+            yield node
+        node = node.prev

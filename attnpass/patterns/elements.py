@@ -1,0 +1,130 @@
+"""One change of the scores or of the probabilities: what a node between the two products of attention does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from attnpass.patterns.canonical import (
+    argument,
+    does_nothing,
+    full_slices,
+    name_of,
+    number,
+    permutation,
+    spelled,
+    tensor,
+)
+from attnpass.symbolic import known_equal
+
+# The kinds of elements.
+SAME, VIEW, PERMUTE = "same", "view", "permute"  # casts and copies; other dimensions; their order
+SCALE, DIVIDE, TANH = "scale", "divide", "tanh"
+ADD, FILL, SHIFT, CAT = "add", "fill", "shift", "cat"  # bias; mask; minus the own maximum; a column appended
+DROPOUT, SLICE = "dropout", "slice"
+
+
+class RefusedError(Exception):
+    """Why a softmax is not rewritten: the node at fault, and one sentence about it."""
+
+    def __init__(self, node: Node, reason: str) -> None:
+        super().__init__(reason)
+        self.node = node
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """What one node does to the scores or probabilities.
+
+    Attributes:
+        node: the node.
+        kind: one of the names above.
+        x: the scores or probabilities that it changes.
+        factor: SCALE: the factor; ADD: the factor on the operand; FILL: the number; DROPOUT: the probability.
+        operand: ADD, FILL, CAT: the other tensor; SCALE and DIVIDE: a tensor of one element.
+        where_true: FILL: is the number put where the operand is True?
+        order: PERMUTE: as in `attnpass.patterns.canonical.permutation`.
+        dim: CAT, SLICE: the dimension.
+        first: CAT, SLICE: does the column stand in front of the scores?
+        members: more nodes that belong to it.
+    """
+
+    node: Node
+    kind: str
+    x: Node
+    factor: float = 1.0
+    operand: Node | None = None
+    where_true: bool = True
+    order: tuple[int, ...] = ()
+    dim: int = -1
+    first: bool = False
+    members: tuple[Node, ...] = ()
+
+
+def on_probabilities(node: Node, x: Node) -> Element:
+    """What ``node`` does to the probabilities ``x``.
+
+    Raises:
+        RefusedError: it changes the weights.
+    """
+    name = name_of(node)
+    if node.op == "output":
+        raise RefusedError(x, "the attention probabilities are returned by the graph, so they have to be materialised")
+    if node.args and node.args[0] is x and not any(a is x for a in node.args[1:]):
+        if name == "dropout":
+            p = dropout_probability(node)
+            if p is None:
+                raise RefusedError(node, "the probability of dropout is not a number in the graph")
+            return Element(node, DROPOUT if p else SAME, x, factor=p)
+        found = moved(node, x) or _sliced(node, x)
+        if found is not None:
+            return found
+    raise RefusedError(
+        node, f"`{spelled(node)}` changes the attention probabilities between the softmax and the product with V"
+    )
+
+
+def moved(node: Node, x: Node) -> Element | None:
+    """A view, a copy or a cast between floating dtypes."""
+    name, value, before = name_of(node), tensor(node), tensor(x)
+    if value is None or before is None:
+        return None
+    order = permutation(node)
+    if order is not None:
+        return Element(node, PERMUTE, x, order=tuple(order))
+    if does_nothing(node):
+        return Element(node, SAME, x)
+    if name == "to" and value.dtype.is_floating_point and value.device == before.device:
+        return Element(node, SAME, x)
+    if (name == "view" and spelled(node) != "view_dtype" and value.dtype == before.dtype) or full_slices(node):
+        return Element(node, VIEW, x)
+    return None
+
+
+def dropout_probability(node: Node) -> float | None:
+    """The probability in force; None if it is not written in the graph."""
+    p, training = argument(node, 1, "p", default=0.5), argument(node, 2, "training", "train", default=True)
+    found = number(p)
+    if training is False or found == 0:
+        return 0.0
+    return found if training is True else None
+
+
+def _sliced(node: Node, x: Node) -> Element | None:
+    """``x[..., :-1]`` or ``x[..., 1:]``: the last dimension without one column."""
+    value, before = tensor(node), tensor(x)
+    if name_of(node) != "getitem" or value is None or before is None or value.ndim != before.ndim:
+        return None
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    if any(isinstance(i, Node) for i in index) or not isinstance(index[-1], slice) or index[-1].step not in (None, 1):
+        return None
+    if any(i is not Ellipsis and i != slice(None) for i in index[:-1]) or (
+        Ellipsis not in index and len(index) != value.ndim
+    ):
+        return None
+    if not known_equal(value.shape[-1] + 1, before.shape[-1]):
+        return None
+    first = index[-1].start == 1
+    return Element(node, SLICE, x, first=first) if first or index[-1].start in (None, 0) else None

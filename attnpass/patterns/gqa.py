@@ -1,0 +1,142 @@
+"""Repeated key/value heads undone: the kernel reads the small K and V, as it does for ``enable_gqa=True``.
+
+Query head i reads key head i // n, so a repeat is undone only if each head stands n times *in a row*:
+``repeat_interleave``, or ``unsqueeze`` behind the heads, ``expand`` and ``reshape``. ``repeat(1, n, 1, 1)`` lays whole
+copies behind each other; query head i would read head i % Hkv, and such a call is left as it is (unless Hkv is 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Node
+
+from attnpass.patterns.axes import merged_dimension
+from attnpass.patterns.canonical import argument, does_nothing, full_slices, name_of, permutation, tensor
+from attnpass.symbolic import Size, known, known_equal
+
+HEADS, COPIES = "h", "copies"
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """K or V before its heads were repeated.
+
+    Attributes:
+        source: the tensor with Hkv heads.
+        labels: what its dimensions are, in its own order.
+        passed: the nodes between; they are dead when the call reads ``source``.
+    """
+
+    source: Node
+    labels: tuple[Any, ...]
+    passed: tuple[Node, ...]
+
+
+def undo_repeat(node: Node, labels: tuple[Any, ...], heads: Any = HEADS) -> Repeated | None:
+    """Look behind the repeat of the heads of ``node``, through views of it; None if they are not repeated in a row.
+
+    Args:
+        node: K or V.
+        labels: a name for each of its dimensions; ``heads`` is one of them.
+        heads: the name of the heads.
+    """
+    passed: list[Node] = []
+    names: list[Any] = list(labels)
+    while True:
+        done = _repeat_interleave(node, names, heads) or _expanded_single_head(node, names, heads)
+        if done is not None:
+            return Repeated(done, tuple(names), (*passed, node))
+        step = _before(node, names, heads)
+        if step is None:
+            return None
+        passed.append(node)
+        node, names = step
+        if COPIES in names and _is_expand(node):
+            return _finish(node, names, heads, passed)
+
+
+def _finish(node: Node, names: list[Any], heads: Any, passed: list[Node]) -> Repeated | None:
+    """``node`` expands (or repeats) a dimension of size 1 beside the heads, and nothing else."""
+    source = node.args[0]
+    before, after = tensor(source), tensor(node)
+    if not isinstance(source, Node) or before is None or after is None or before.ndim != len(names):
+        return None
+    place = names.index(COPIES)
+    others = [i for i in range(len(names)) if i != place]
+    if not known_equal(before.shape[place], 1):
+        return None
+    if not all(known_equal(before.shape[i], after.shape[i]) for i in others):
+        return None
+    passed.append(node)
+    node, names = source, list(names)
+    while COPIES in names:
+        step = _before(node, names, heads)
+        if step is None:
+            return None
+        passed.append(node)
+        node, names = step
+    return Repeated(node, tuple(names), tuple(passed))
+
+
+def _is_expand(node: Node) -> bool:
+    return name_of(node) in ("expand", "expand_as", "broadcast_to", "repeat", "tile")
+
+
+def _repeat_interleave(node: Node, names: list[Any], heads: Any) -> Node | None:
+    if name_of(node) != "repeat_interleave" or tensor(node.args[0] if node.args else None) is None:
+        return None
+    times, dim = argument(node, 1, "repeats"), argument(node, 2, "dim")
+    if not isinstance(times, int) or not isinstance(dim, int) or names[dim] != heads:
+        return None
+    source: Node = node.args[0]  # type: ignore[assignment]
+    return source
+
+
+def _expanded_single_head(node: Node, names: list[Any], heads: Any) -> Node | None:
+    """One head for all: expand and repeat mean the same then."""
+    source = node.args[0] if _is_expand(node) and node.args else None
+    before, after = tensor(source), tensor(node)
+    if not isinstance(source, Node) or before is None or after is None or before.ndim != after.ndim:
+        return None
+    for name, one, other in zip(names, before.shape, after.shape, strict=True):
+        if name == heads and (not known_equal(one, 1) or known_equal(other, 1)):
+            return None
+        if name != heads and not known_equal(one, other):
+            return None
+    return source
+
+
+def _before(node: Node, names: list[Any], heads: Any) -> tuple[Node, list[Any]] | None:
+    """The tensor that ``node`` is a view (or a copy) of, and the names of its dimensions."""
+    source = node.args[0] if node.args else None
+    before, after = tensor(source), tensor(node)
+    if not isinstance(source, Node) or before is None or after is None or after.ndim != len(names):
+        return None
+    order = permutation(node)
+    if order is not None:
+        return source, [names[order.index(i)] for i in range(len(order))]
+    name = name_of(node)
+    if does_nothing(node):
+        return source, names
+    if name == "view" or full_slices(node):
+        return _before_view(source, tuple(before.shape), tuple(after.shape), names, heads)
+    return None
+
+
+def _before_view(
+    source: Node, before: tuple[Size, ...], after: tuple[Size, ...], names: list[Any], heads: Any
+) -> tuple[Node, list[Any]] | None:
+    merged = merged_dimension(before, after)
+    if merged is not None and COPIES not in names:
+        place, count = merged
+        if names[place] != heads or count != 2 or not known(before[place + 1] > 1):
+            return None
+        return source, [*names[: place + 1], COPIES, *names[place + 1 :]]
+    if COPIES in names and len(before) == len(after) - 1:
+        place = names.index(COPIES)
+        rest = [size for i, size in enumerate(after) if i != place]
+        if known_equal(after[place], 1) and all(known_equal(a, b) for a, b in zip(before, rest, strict=True)):
+            return source, [name for i, name in enumerate(names) if i != place]
+    return None

@@ -1,0 +1,230 @@
+"""Attention written by hand: softmax between two matrix products -> `AttentionCall` and `Wiring`. Read only.
+
+One matcher with optional parts instead of a list of patterns:
+
+    v-product( dropout( cast( softmax( mask( bias( softcap( scale( q kᵀ ))))))), v )
+
+`attnpass.patterns.chain` follows the nodes, `attnpass.patterns.scores` replays what they do to the scores,
+`attnpass.patterns.roles` names the dimensions, `attnpass.patterns.operands` brings the operands into SDPA's layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch.fx import Node
+
+from attnpass.call import AttentionCall, Pattern
+from attnpass.masks import EmptyRows, MaskSpec, MaskTerm, Term
+from attnpass.patterns.axes import LostTrackError, arranged, leaves
+from attnpass.patterns.canonical import name_of, tensor
+from attnpass.patterns.chain import Chain, Surroundings, added_sinks, dropout_of, read_chain, softmax_dim
+from attnpass.patterns.elements import RefusedError
+from attnpass.patterns.operands import Traced, aten, placed, spec_of, trace_back, without_repeats
+from attnpass.patterns.roles import Group, Roles, label_axes, read_roles
+from attnpass.patterns.scores import Change, Scores, broadcast_axes, size_of
+from attnpass.patterns.sdpa import context_of, module_path, source_of
+from attnpass.patterns.wiring import Addition, Operand, Wiring
+from attnpass.patterns.writes import refuse_writes
+from attnpass.symbolic import Size, known, known_equal
+from attnpass.tensor import TensorSpec
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Handwritten:
+    """A chain that is attention.
+
+    Attributes:
+        call: what it means.
+        node: the product with V, whose value the call gives.
+        wiring: the nodes that it reads.
+        dead: the nodes that nobody needs once ``node`` is replaced, in program order.
+        repeated: k and v with their heads repeated, if the call reads them before that.
+    """
+
+    call: AttentionCall
+    node: Node
+    wiring: Wiring
+    dead: tuple[Node, ...]
+    repeated: tuple[Operand, Operand] | None = None
+
+
+def read_handwritten(softmax: Node, around: Surroundings, grad: bool | None = None) -> Handwritten:
+    """The attention around a softmax.
+
+    Raises:
+        RefusedError: it is none, with the node at fault and one sentence.
+    """
+    chain = read_chain(softmax, around)
+    left, right, atoms = label_axes(chain.first)
+    scores = Scores(tuple(atoms[label or ""] for label in chain.first.labels[2]), chain.first.alpha)
+    if chain.first.added is not None:
+        scores.changes.append(_added_by_product(chain, scores))
+    for element in chain.scores:
+        scores.apply(element)
+    roles = read_roles(chain, scores, left, right, atoms)
+    try:
+        return _assembled(chain, scores, roles, around, grad)
+    except LostTrackError as error:
+        raise RefusedError(chain.last.node, f"the dimensions of its operands cannot be followed: {error}") from None
+
+
+def _added_by_product(chain: Chain, scores: Scores) -> Change:
+    """The tensor that ``baddbmm`` adds."""
+    node, added = chain.first.node, chain.first.added
+    assert added is not None
+    return Change(added, broadcast_axes(node, added, scores.axes), node, factor=chain.first.beta)
+
+
+def _assembled(chain: Chain, scores: Scores, roles: Roles, around: Surroundings, grad: bool | None) -> Handwritten:
+    if not known(size_of(roles.K) >= 1):
+        raise RefusedError(chain.softmax, f"the number of keys, {size_of(roles.K)}, may be 0")
+    q, k, v = _traced(chain, roles)
+    roles.update()
+    small = without_repeats(k, v, roles)
+    repeated = None
+    queries, keys, values = (roles.B, roles.H, roles.Q, roles.D), (roles.K, roles.D), (roles.K, roles.Dv)
+    if small is not None:
+        repeated = (placed(k, (roles.B, roles.Hkv, *keys)), placed(v, (roles.B, roles.Hkv, *values)))
+        _, k, v = small
+    heads = small[0] if small is not None else roles.Hkv
+    wired_q = placed(q, queries)
+    for by, divide in scores.scaled_by:
+        wired_q = wired_q.then(aten.div.Tensor if divide else aten.mul.Tensor, by)
+    wiring = Wiring(
+        wired_q,
+        placed(k, (roles.B, heads, *keys)),
+        placed(v, (roles.B, heads, *values)),
+        tuple(_addition(change, roles) for change in scores.changes),
+        _sinks(chain, scores, roles),
+        _steps_out(roles),
+    )
+    refuse_writes(chain, (q, k, v), scores.changes, around)
+    call = _call(chain, wiring, scores.canonical_scale * q.scale * k.scale, scores.softcap, around, grad)
+    order = sorted(chain.nodes - {chain.last.node}, key=around.order.__getitem__)
+    return Handwritten(call, chain.last.node, wiring, tuple(order), repeated)
+
+
+def _traced(chain: Chain, roles: Roles) -> tuple[Traced, Traced, Traced]:
+    """q, k and v followed back."""
+
+    def batch() -> tuple:  # type: ignore[type-arg]
+        return leaves((*roles.shared, *roles.own))
+
+    weights, value = tensor(chain.weights), tensor(roles.v[0])
+    assert weights is not None and value is not None
+    down_to = value.dtype if value.dtype in HALF and weights.dtype == value.dtype else None
+    q, k = (trace_back(side, batch, True, down_to) for side in (roles.q, roles.k))
+    return q, k, trace_back(roles.v, batch, False, None)
+
+
+def _addition(change: Change, roles: Roles) -> Addition:
+    """A change of the scores, as (B, H, Sq, Sk) with size 1 where it broadcasts."""
+    groups = (roles.B, roles.H, roles.Q, roles.K)
+    node, hides_true = change.node, change.where_true
+    inner = node.args[0] if node.args else None
+    if change.fill is not None and hides_true and name_of(node) == "logical_not" and isinstance(inner, Node):
+        value = tensor(inner)
+        if value is not None and value.dtype == torch.bool:
+            node, hides_true = inner, False
+    operand = arranged(Operand(node), change.axes, groups, whole=False)
+    if change.fill is None:
+        return Addition(operand if change.factor == 1 else operand.then(aten.mul.Scalar, change.factor))
+    return Addition(operand.then(aten.logical_not.default) if hides_true else operand, change.fill)
+
+
+def _sinks(chain: Chain, scores: Scores, roles: Roles) -> Operand | None:
+    """The column that was appended to the scores, as (H,)."""
+    column = added_sinks(chain, softmax_dim(chain))
+    if column is None:
+        return None
+    node = column
+    while name_of(node) in ("expand", "contiguous") and isinstance(node.args[0], Node):
+        node = node.args[0]
+    if scores.softcap is not None:
+        raise RefusedError(chain.softmax, "the scores have a softcap and sinks")
+    axes = broadcast_axes(chain.softmax, node, scores.axes)
+    return arranged(Operand(node), axes, (roles.H,), whole=True)
+
+
+def _steps_out(roles: Roles) -> tuple:  # type: ignore[type-arg]
+    """From (B, H, Sq, Dv) to the dimensions of the product with V."""
+    from_axes = tuple(leaves(group) for group in (roles.B, roles.H, roles.Q, roles.Dv))
+    nobody: Node = None  # type: ignore[assignment]
+    return arranged(Operand(nobody), from_axes, tuple(leaves(axis) for axis in roles.out), whole=False).steps
+
+
+def _call(
+    chain: Chain, wiring: Wiring, scale: float, softcap: float | None, around: Surroundings, grad: bool | None
+) -> AttentionCall:
+    node, region = chain.last.node, around.regions[chain.last.node]
+    specs = [spec_of(operand) for operand in (wiring.q, wiring.k, wiring.v)]
+    masks = [spec_of(each.operand) for each in wiring.additions]
+    sinks = None if wiring.sinks is None else spec_of(wiring.sinks)
+    trained = any(spec.requires_grad for spec in (*specs, *masks, *([sinks] if sinks else [])))
+    values = [tensor(operand.node) for operand in (wiring.q, wiring.k, wiring.v)]
+    values += [tensor(each.operand.node) for each in wiring.additions]
+    value = tensor(node)
+    assert value is not None
+    return AttentionCall(
+        q=specs[0],
+        k=specs[1],
+        v=specs[2],
+        out=TensorSpec.of(value),
+        mask=_mask(chain, wiring, masks, specs[0], around),
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout_p=dropout_of(chain),
+        enable_gqa=not known_equal(specs[0].shape[1], specs[1].shape[1]),
+        needs_grad=region.grad and (trained if grad is None else grad),
+        context=context_of(region, specs[0], [value for value in values if value is not None], ""),
+        node=node.name,
+        module=module_path(node.meta),
+        source=source_of(node.meta),
+        pattern=Pattern.HANDWRITTEN,
+    )
+
+
+def _mask(chain: Chain, wiring: Wiring, masks: list[TensorSpec], q: TensorSpec, around: Surroundings) -> MaskSpec:
+    """One bool tensor if all that is done hides keys, else one bias. Rows that see no key give what softmax gives."""
+    if not masks:
+        return MaskSpec()
+    fills = [each.fill for each in wiring.additions if each.fill is not None]
+    finite = bool(fills) and fills[0] > -float("inf")
+    empty = EmptyRows.AVERAGE if finite else EmptyRows.NAN
+    if wiring.sinks is not None or name_of(chain.softmax) == "safe_softmax":
+        empty = EmptyRows.ZERO
+    spec = masks[0] if len(masks) == 1 else _together(masks)
+    bias = len(fills) < len(masks)
+    averaged = finite and dropout_of(chain) > 0  # the average of such a row drops out too
+    if not bias and not averaged:
+        return MaskSpec((MaskTerm(Term.TENSOR, tensor=spec),), rows_may_be_empty=True, empty=empty)
+    dtypes = [mask.dtype for mask in masks if mask.dtype != torch.bool]
+    dtype = q.dtype if all(each == q.dtype for each in dtypes) else torch.float32
+    autocast = around.regions[chain.last.node].autocast.get(q.device.type)
+    if autocast is not None and q.dtype != torch.float64:
+        dtype = autocast
+    if finite and dtype == torch.float16:
+        dtype = torch.float32  # fp16 has no number that hides a score: -65504 + 10 is not -65504 in fp32
+    return MaskSpec(bias=replace(spec, dtype=dtype), rows_may_be_empty=True, empty=empty)
+
+
+def _together(masks: list[TensorSpec]) -> TensorSpec:
+    """The metadata of several masks combined: broadcast, dense."""
+    shape: list[Size] = [1, 1, 1, 1]
+    for mask in masks:
+        shape = [a if known_equal(b, 1) else b for a, b in zip(shape, mask.shape, strict=True)]
+    stride: Size = 1
+    strides: list[Size] = []
+    for size in reversed(shape):
+        strides.insert(0, stride)
+        stride = stride * size
+    grad = any(mask.requires_grad for mask in masks)
+    return TensorSpec(tuple(shape), tuple(strides), masks[0].dtype, masks[0].device, grad)
+
+
+__all__ = ["Group", "Handwritten", "RefusedError", "read_handwritten"]

@@ -1,0 +1,182 @@
+"""q, k, v, masks and sinks of a chain: traced back through views, and brought into SDPA's layout by steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx import Node
+
+from attnpass.patterns.axes import Atom, Axes, LostTrackError, arranged, fresh, leaves, merged_dimension, reshaped
+from attnpass.patterns.canonical import argument, does_nothing, in_place, name_of, number, permutation, tensor
+from attnpass.patterns.gqa import undo_repeat
+from attnpass.patterns.roles import Group, Roles
+from attnpass.patterns.wiring import Operand, Step
+from attnpass.symbolic import known_equal
+from attnpass.tensor import TensorSpec
+
+aten = torch.ops.aten
+
+
+@dataclass(slots=True)
+class Traced:
+    """An operand while it is traced back.
+
+    Attributes:
+        node: the tensor that is read now.
+        axes: its dimensions.
+        scale: a factor that was folded into it.
+        passed: the nodes that are not read any more.
+    """
+
+    node: Node
+    axes: Axes
+    scale: float = 1.0
+    passed: list[Node] = field(default_factory=list)
+
+    def to(self, node: Node, axes: Axes) -> None:
+        self.passed.append(self.node)
+        self.node, self.axes = node, axes
+
+
+def trace_back(
+    start: tuple[Node, Axes], batch: Callable[[], Sequence[Atom]], scaled: bool, down_to: torch.dtype | None
+) -> Traced:
+    """Follow an operand back through transposes, copies, folded heads and numeric factors.
+
+    Args:
+        start: the operand and its dimensions.
+        batch: the batch and head dimensions as they are now: only these are unfolded.
+        scaled: may a factor be taken out of it (and into the call's scale)?
+        down_to: a cast up from this dtype is taken back, since the kernel computes scores and softmax in fp32 anyway.
+    """
+    traced = Traced(*start)
+    while _one_step_back(traced, batch, scaled, down_to):
+        pass
+    return traced
+
+
+def _one_step_back(
+    traced: Traced, batch: Callable[[], Sequence[Atom]], scaled: bool, down_to: torch.dtype | None
+) -> bool:
+    node, name = traced.node, name_of(traced.node)
+    if in_place(node):  # what it read is not there any more
+        return False
+    source = node.args[0] if node.args else None
+    before, after = tensor(source), tensor(node)
+    if not isinstance(source, Node) or before is None or after is None:
+        if scaled and name == "mul" and len(node.args) == 2:
+            return _unscaled(traced, node.args[1], node.args[0], divide=False)
+        return False
+    order = permutation(node)
+    if order is not None:
+        traced.to(source, tuple(traced.axes[order.index(i)] for i in range(len(order))))
+        return True
+    if does_nothing(node):
+        traced.to(source, traced.axes)
+        return True
+    if name == "to" and down_to is not None and before.dtype == down_to and before.device == after.device:
+        traced.to(source, traced.axes)
+        return True
+    if scaled and name in ("mul", "div"):
+        return _unscaled(traced, source, argument(node, 1, "other"), divide=name == "div")
+    return name == "view" and _unfold(traced, source, batch())
+
+
+def _unscaled(traced: Traced, x: Any, factor: Any, divide: bool) -> bool:
+    value, before, after = number(factor), tensor(x), tensor(traced.node)
+    if value is None or before is None or after is None or before.dtype != after.dtype or before.shape != after.shape:
+        return False
+    if traced.node.kwargs.get("rounding_mode") or value == 0 or not abs(value) < float("inf"):
+        return False
+    traced.scale *= 1.0 / value if divide else value
+    traced.to(x, traced.axes)
+    return True
+
+
+def _unfold(traced: Traced, source: Node, batch: Sequence[Atom]) -> bool:
+    """``X.reshape(B * H, S, D)``: read X, unfolded."""
+    before, after = tensor(source), tensor(traced.node)
+    assert before is not None and after is not None
+    merged = merged_dimension(tuple(before.shape), tuple(after.shape))
+    if merged is None or len(traced.axes) != 3:  # of (B, H, S, D), what is merged are repeated heads
+        return False
+    place, count = merged
+    axis = leaves(traced.axes[place])
+    if not axis or not set(axis) <= set(batch):
+        return False
+    try:
+        unfolded = reshaped((axis,), tuple(before.shape[place : place + count]))
+    except LostTrackError:
+        return False
+    traced.to(source, (*traced.axes[:place], *unfolded, *traced.axes[place + 1 :]))
+    return True
+
+
+def without_repeats(k: Traced, v: Traced, roles: Roles) -> tuple[Group, Traced, Traced] | None:
+    """The heads before they were repeated, and k and v with them; None if they were not repeated, or not alike."""
+    if len(roles.Hkv) != 1 or roles.own:
+        return None
+    head = roles.Hkv[0]
+    found = [undo_repeat(t.node, tuple(leaves(axis) for axis in t.axes), (head,)) for t in (k, v)]
+    if found[0] is None or found[1] is None:
+        return None
+    sizes = []
+    for repeated in found:
+        assert repeated is not None
+        value = tensor(repeated.source)
+        assert value is not None
+        sizes.append(value.shape[repeated.labels.index((head,))])
+    if not known_equal(sizes[0], sizes[1]):
+        return None
+    fewer = Atom(sizes[0])
+    small = []
+    for traced, repeated in zip((k, v), found, strict=True):
+        assert repeated is not None
+        axes = tuple((fewer,) if label == (head,) else label for label in repeated.labels)
+        passed = [*traced.passed, traced.node, *repeated.passed]
+        small.append(replace(traced, node=repeated.source, axes=axes, passed=passed))
+    return (fewer,), small[0], small[1]
+
+
+def placed(traced: Traced, groups: Sequence[Group]) -> Operand:
+    """The operand as (B, H, S, D); copied if its last dimension would not be dense.
+
+    Raises:
+        LostTrackError: a symbolic size would have to be written down.
+    """
+    operand = arranged(Operand(traced.node), fresh(traced.axes), groups, whole=True)
+    value = value_behind(operand)
+    if known_equal(value.stride(-1), 1) or known_equal(value.shape[-1], 1):
+        return operand
+    return operand.then(aten.contiguous.default)
+
+
+def value_behind(operand: Operand) -> torch.Tensor:
+    """The fake value of an operand behind its steps."""
+    value = tensor(operand.node)
+    assert value is not None
+    mode = getattr(value, "fake_mode", None)
+    if mode is None:  # a constant beside the graph
+        mode = FakeTensorMode()
+        value = mode.from_tensor(value)
+    grad = value.requires_grad
+    with mode, torch.no_grad():
+        for step in operand.steps:
+            value = step.op(value, *_read(step))
+    return value if value.requires_grad == grad else value.detach().requires_grad_(grad)
+
+
+def _read(step: Step) -> tuple[Any, ...]:
+    return tuple(torch.fx.node.map_arg(step.args, lambda n: tensor(n)))
+
+
+def spec_of(operand: Operand) -> TensorSpec:
+    """The metadata of an operand behind its steps."""
+    source = tensor(operand.node)
+    assert source is not None
+    spec = TensorSpec.of(value_behind(replace(operand)))
+    return replace(spec, requires_grad=source.requires_grad)

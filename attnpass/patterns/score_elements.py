@@ -1,0 +1,177 @@
+"""What a node between the product of q and k and the softmax does: scale, bias, mask, softcap, sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.fx import Node
+
+from attnpass.patterns.canonical import argument, is_getitem, name_of, number, spelled, tensor
+from attnpass.patterns.elements import (
+    ADD,
+    CAT,
+    DIVIDE,
+    FILL,
+    SAME,
+    SCALE,
+    SHIFT,
+    TANH,
+    Element,
+    RefusedError,
+    dropout_probability,
+    moved,
+)
+from attnpass.symbolic import known_all_equal, known_equal
+
+CONSTANTS = ("full", "full_like", "new_full", "zeros_like", "zeros", "new_zeros")
+
+
+def element_of(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+    """What ``node`` does to the scores that it reads.
+
+    Args:
+        node: any node.
+        is_scores: tells the scores from the other operand.
+
+    Raises:
+        RefusedError: it is nothing that attention does to its scores.
+    """
+    name, x = name_of(node), node.args[0] if node.args else node.kwargs.get("input")
+    readable = {
+        "mul": _scaled,
+        "div": _scaled,
+        "add": _added,
+        "sub": _added,
+        "masked_fill": _filled,
+        "where": _chosen,
+        "cat": _appended,
+    }
+    if name in readable:
+        return readable[name](node, is_scores)
+    if not isinstance(x, Node) or tensor(x) is None or tensor(node) is None:
+        raise RefusedError(node, f"`{spelled(node)}` makes the scores, and is no product of q and k")
+    if name == "tanh":
+        return Element(node, TANH, x)
+    if name == "dropout" and dropout_probability(node) == 0:
+        return Element(node, SAME, x)
+    same = moved(node, x)
+    if same is None:
+        raise RefusedError(node, f"`{spelled(node)}` changes the scores in a way that attention does not")
+    return same
+
+
+def _two(node: Node) -> tuple[object, object]:
+    return argument(node, 0, "input", "self"), argument(node, 1, "other")
+
+
+def _scaled(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+    x, other = _two(node)
+    divide = name_of(node) == "div"
+    if not divide and (not isinstance(x, Node) or tensor(x) is None or (number(x) is not None)):
+        x, other = other, x
+    factor = number(other)
+    if not isinstance(x, Node) or tensor(x) is None or node.kwargs.get("rounding_mode") is not None:
+        raise RefusedError(node, f"`{spelled(node)}` divides by the scores, or rounds them")
+    if factor is not None and not (divide and factor == 0):
+        return Element(node, SCALE, x, factor=1.0 / factor if divide else factor)
+    if not divide and isinstance(other, Node) and not is_scores(x) and is_scores(other):
+        x, other = other, x
+    by = tensor(other)
+    single = by is not None and all(known_equal(size, 1) for size in by.shape) and by.dtype.is_floating_point
+    if not single or by is None or by.requires_grad or not isinstance(other, Node):
+        raise RefusedError(node, f"`{spelled(node)}` scales the scores by a tensor that is no constant factor")
+    return Element(node, DIVIDE if divide else SCALE, x, operand=other)
+
+
+def _added(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+    x, other = _two(node)
+    sign = number(argument(node, 2, "alpha", default=1))
+    subtracts = name_of(node) == "sub"
+    if sign is None or not isinstance(x, Node) or not isinstance(other, Node) or tensor(other) is None:
+        raise RefusedError(node, f"`{spelled(node)}` adds something other than a tensor to the scores")
+    if subtracts:
+        highest = _own_maximum(x, other)
+        if highest:
+            return Element(node, SHIFT, x, members=highest)
+        sign = -sign
+    elif not _whole(x, node) or (not is_scores(x) and _whole(other, node) and is_scores(other)):
+        x, other = other, x
+        if sign != 1:
+            raise RefusedError(node, f"`{spelled(node)}` scales the scores with alpha")
+    if not _whole(x, node):
+        raise RefusedError(node, f"`{spelled(node)}` makes the scores larger by broadcasting")
+    added = tensor(other)
+    if added is None or not added.dtype.is_floating_point:
+        kind = "no tensor" if added is None else str(added.dtype).removeprefix("torch.")
+        raise RefusedError(
+            node, f"`{spelled(node)}` adds a mask of {kind} to the scores, whose meaning is not -inf or 0"
+        )
+    return Element(node, ADD, x, factor=sign, operand=other)
+
+
+def _whole(x: object, node: Node) -> bool:
+    """Has ``x`` the shape of the result?"""
+    value, result = tensor(x), tensor(node)
+    return value is not None and result is not None and known_all_equal(tuple(value.shape), tuple(result.shape))
+
+
+def _own_maximum(x: Node, other: Node) -> tuple[Node, ...]:
+    """The nodes that make ``other`` the maximum of ``x`` over its last dimension: softmax does not see that."""
+    nodes, node = [other], other
+    while name_of(node) == "detach" or is_getitem(node, 0):
+        node = node.args[0]  # type: ignore[assignment]
+        nodes.append(node)
+    value = tensor(x)
+    if name_of(node) not in ("max", "amax") or node.args[0] is not x or value is None:
+        return ()
+    dim, keep = argument(node, 1, "dim"), argument(node, 2, "keepdim", default=False)
+    dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
+    return tuple(nodes) if keep is True and isinstance(dim, int) and dim % value.ndim == value.ndim - 1 else ()
+
+
+def _filled(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+    x, mask, value = argument(node, 0, "input", "self"), argument(node, 1, "mask"), argument(node, 2, "value")
+    return _fill(node, x, mask, value, where_true=True)
+
+
+def _chosen(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+    """``where(keep, scores, number)``, or ``where(hide, number, scores)``."""
+    first, second, third = (
+        argument(node, i, *names) for i, names in enumerate((("condition",), ("input", "self"), ("other",)))
+    )
+    if node.op == "call_method":
+        first, second = second, first
+    if _constant(third) is not None:
+        return _fill(node, second, first, third, where_true=False)
+    return _fill(node, third, first, second, where_true=True)
+
+
+def _constant(value: object) -> float | None:
+    found = number(value)
+    if found is None and isinstance(value, Node) and name_of(value) in CONSTANTS:
+        position = 2 if name_of(value) == "new_full" else 1
+        found = 0.0 if "zeros" in name_of(value) else number(argument(value, position, "fill_value"))
+    return found
+
+
+def _fill(node: Node, x: object, mask: object, value: object, where_true: bool) -> Element:
+    fill, hidden = _constant(value), tensor(mask)
+    if fill is None or not isinstance(x, Node) or not isinstance(mask, Node) or hidden is None:
+        raise RefusedError(node, f"`{spelled(node)}` writes something other than one number into the scores")
+    if hidden.dtype != torch.bool:
+        raise RefusedError(node, f"`{spelled(node)}` reads a mask that is not bool")
+    if not _whole(x, node):
+        raise RefusedError(node, f"`{spelled(node)}` makes the scores larger by broadcasting")
+    return Element(node, FILL, x, factor=fill, operand=mask, where_true=where_true)
+
+
+def _appended(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+    """``cat([scores, column], -1)``: attention sinks."""
+    parts, dim = argument(node, 0, "tensors"), argument(node, 1, "dim", default=0)
+    if not isinstance(parts, (list, tuple)) or len(parts) != 2 or not isinstance(dim, int):
+        raise RefusedError(node, f"`{spelled(node)}` appends more than one column to the scores")
+    one, other = parts
+    if isinstance(one, Node) and is_scores(one):
+        return Element(node, CAT, one, operand=other, dim=dim)
+    return Element(node, CAT, other, operand=one, dim=dim, first=True)
