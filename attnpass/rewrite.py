@@ -83,7 +83,7 @@ def run_pass(
     start = time.perf_counter()
     code_before = gm.print_readable(print_output=False) if config.log == "debug" or config.report else ""
     findings, assumptions = find(gm, grad), Assumptions()
-    reader = Reader(assumptions.array)
+    reader = Reader(gm, assumptions.array)
     findings = replace(findings, calls=tuple(map(reader.understood, findings.calls)))
     decisions = decide(findings, kernels, machines, config, verifier, prover)
     work, options = gm, {}

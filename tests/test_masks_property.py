@@ -70,7 +70,7 @@ def computed(meaning: Meaning, gm: GraphModule, inputs: list[Tensor], sizes: tup
 def understood(program: Program, mask: Node) -> tuple[Meaning, GraphModule, Tensor]:
     gm, real = program.finish(mask)
     (found,) = find(gm).calls
-    meaning = Reader().understood(found).meaning
+    meaning = Reader(gm).understood(found).meaning
     assert meaning is not None
     return meaning, gm, real.expand(program.sizes)
 

@@ -100,6 +100,9 @@ def pointwise(name: str, function: Callable[..., Any], operands: Sequence[Elemen
     Raises:
         StopError: there is no meaning for it.
     """
+    both_sides = _distance(name, function, operands, dtype)
+    if both_sides is not None:
+        return both_sides
     alternatives = math.prod(_leaves(each.expr) for each in operands)
     if alternatives > 1 and alternatives <= LEAVES:
         chosen = next(i for i, each in enumerate(operands) if _leaves(each.expr) > 1)
@@ -122,6 +125,24 @@ def pointwise(name: str, function: Callable[..., Any], operands: Sequence[Elemen
     if folded:
         return _folded(function, operands, dtype)
     raise StopError(f"{name} of {', '.join(map(str, exprs))}"[:200])
+
+
+def _distance(name: str, function: Callable[..., Any], operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    """``abs(x) < n`` as ``x < n and -x < n``: a band, where the two alternatives of ``abs`` would hide it."""
+    if name not in ("lt", "le", "gt", "ge"):
+        return None
+    for place, element in enumerate(operands):
+        split = element.expr
+        if not (isinstance(split, Where) and isinstance(split.yes, Lin) and split.test == is_positive(split.yes)):
+            continue
+        if split.no != scaled(split.yes, -1):
+            continue
+        sides = []
+        for form in (split.yes, split.no):
+            changed = [*operands[:place], Element(form, element.dtype, element.ndim), *operands[place + 1 :]]
+            sides.append(pointwise(name, function, changed, dtype))
+        return all_of(sides) if (name in ("lt", "le")) == (place == 0) else any_of(sides)
+    return None
 
 
 def _leaves(expr: Expr) -> int:
@@ -215,6 +236,11 @@ def _divide(operands: Sequence[Element], dtype: torch.dtype, op: str = "floordiv
 def _negative(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     form = operands[0].expr
     return fitting(scaled(form, -1), dtype) if isinstance(form, Lin) and not dtype.is_floating_point else None
+
+
+def _absolute(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    form, opposite = operands[0].expr, _negative(operands, dtype)
+    return where(is_positive(form), form, opposite) if isinstance(form, Lin) and opposite is not None else None
 
 
 def at_most(left: Element, right: Element) -> Expr | None:
@@ -320,6 +346,7 @@ SYMBOLIC: dict[str, Callable[[Sequence[Element], torch.dtype], Expr | None]] = {
     "floordiv": _divide,
     "mod": lambda operands, dtype: _divide(operands, dtype, "mod"),
     "neg": _negative,
+    "abs": _absolute,
     "le": _compare(at_most),
     "ge": _compare(at_most, swapped=True),
     "lt": _compare(less),

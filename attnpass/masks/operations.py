@@ -64,6 +64,7 @@ _pointwise("truediv", operator.truediv, "truediv", "div", "divide", "true_divide
 _pointwise("floordiv", operator.floordiv, "floordiv", "floor_divide", "__floordiv__")
 _pointwise("mod", operator.mod, "mod", "remainder", "__mod__")
 _pointwise("neg", operator.neg, "neg", "negative")
+_pointwise("abs", operator.abs, "abs", "absolute")
 _pointwise("le", operator.le, "le", "less_equal", "__le__")
 _pointwise("lt", operator.lt, "lt", "less", "__lt__")
 _pointwise("ge", operator.ge, "ge", "greater_equal", "__ge__")

@@ -21,7 +21,6 @@ from attnpass.masks.expr import (
     Lin,
     Load,
     NonNeg,
-    Not,
     Q,
     Where,
     all_of,
@@ -230,11 +229,8 @@ def _tensor(part: Expr) -> TensorSpec | None:
 
 
 def only_a_tensor(meaning: Meaning) -> bool:
-    """Was nothing understood: is the mask one tensor that is read at every (q, k)?"""
-    parts = conjuncts(meaning.allowed)
+    """Was nothing understood: is every part of the mask a tensor that is read at every (q, k)?"""
+    terms = meaning.spec.terms
     if meaning.bias is not None:
-        return not parts and isinstance(meaning.bias, Load)
-    bare = parts[0] if len(parts) == 1 else None
-    if isinstance(bare, Not):
-        bare = bare.arg
-    return isinstance(bare, Load) and {Q, K} <= axes_of(bare)
+        return not terms and isinstance(meaning.bias, Load)
+    return bool(terms) and all(term.term is Term.TENSOR for term in terms)

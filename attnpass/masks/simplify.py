@@ -167,6 +167,8 @@ def _apply(bounds: Bounds, expr: Apply) -> Expr:
         divided = _divided(bounds, args[0], as_number(args[1]), expr.op)
         if divided is not None:
             return divided
+    if expr.op == "eq" and args[0] == args[1] and not _may_be_nan(args[0]):
+        return Bool(True)
     if tuple(args) == expr.args:
         return expr
     integers = all(isinstance(arg, Lin) for arg in args)
@@ -175,6 +177,10 @@ def _apply(bounds: Bounds, expr: Apply) -> Expr:
     if not integers:
         return Apply(expr.op, tuple(args), expr.dtype)
     return pointwise(expr.op, _no_folding, [Element(arg) for arg in args], expr.dtype)
+
+
+def _may_be_nan(expr: Expr) -> bool:
+    return isinstance(expr, (Load, Apply)) and expr.dtype.is_floating_point
 
 
 def _no_folding(*_: Any) -> Any:

@@ -143,5 +143,5 @@ class MaskSpec:
     def __str__(self) -> str:
         parts = [str(t) for t in self.terms]
         if self.bias is not None:
-            parts.append("tensor")
+            parts.append("tensor" if self.spelled is None else "bias")
         return " & ".join(parts) or "none"

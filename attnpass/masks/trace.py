@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from attnpass.masks.arithmetic import StopError
@@ -48,14 +49,15 @@ class Tracer:
     Attributes:
         graph: the graph that holds the calls.
         constants: the array of an input whose values may be assumed, or None.
-        outside: of a placeholder in the body of a higher-order op: the node that is passed for it, and its tracer.
+        outside: of a placeholder of a body: the node that is passed for it, the tracer of that node's graph, and the
+            node there that runs the body.
         loads_outside: may values be read that the outer graph made?
         stops: why the meaning of a node is not known, by node.
     """
 
     graph: Graph
     constants: Constants = lambda _: None
-    outside: dict[Node, tuple[Node, Tracer]] = field(default_factory=dict)
+    outside: dict[Node, tuple[Node, Tracer, Node]] = field(default_factory=dict)
     loads_outside: bool = False
     stops: dict[Node, str] = field(default_factory=dict)
     _writes: Writes | None = None
@@ -140,8 +142,7 @@ class Tracer:
             value = value_of(operand)
             return self.array(operand, position, place) if isinstance(value, torch.Tensor) else value
 
-        args, kwargs = pytree.tree_map_only(Node, read, (tuple(node.args), dict(node.kwargs)))
-        return args, kwargs
+        return map_arg(node.args, read), map_arg(node.kwargs, read)  # which looks into slices too
 
     def _written(self, node: Node, write: Node, like: Like, place: int) -> Array:
         """``node`` behind the last write into its memory."""
@@ -151,9 +152,9 @@ class Tracer:
         return self._call(write, IN_PLACE.get(name, name), like, place)
 
     def _from_outside(self, node: Node, like: Like) -> Array:
-        outer, tracer = self.outside[node]
-        end = len(tracer.writes.position)
-        array = tracer.array(outer, end, end)
+        outer, tracer, runs = self.outside[node]
+        place = tracer.writes.position[runs]
+        array = tracer.array(outer, place, place)
 
         def element(index: Index) -> Expr:
             found = array.at(index)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from attnpass.call import Pattern
 from attnpass.masks.arithmetic import StopError
 from attnpass.masks.expr import AXES, Apply, B, Expr, H, K, Q, all_of, axis, loads_of
 from attnpass.masks.meaning import Meaning
 from attnpass.masks.prove import Split, hides, only_a_tensor, prove, taken_apart
+from attnpass.masks.spec import EmptyRows
 from attnpass.masks.trace import Constants, Tracer
 from attnpass.patterns import FoundCall
-from attnpass.patterns.sdpa import source_of
+from attnpass.patterns.sdpa import source_of, value_of
 from attnpass.patterns.wiring import Addition
 from attnpass.symbolic import Size, known_equal
+
+# Higher-order ops whose body takes the op's own last operands, one for one.
+PASSES_OPERANDS_THROUGH = frozenset({"tag_activation_checkpoint", "wrap", "wrap_activation_checkpoint"})
 
 
 @dataclass(slots=True)
@@ -27,14 +31,17 @@ class Reader:
     """Reads the masks of one graph and of the bodies inside it.
 
     Attributes:
+        root: the graph module that holds the calls.
         constants: the array of an input whose values may be assumed, or None.
         tracers: one for each graph.
         read: what was understood, by the operands that it was read from.
     """
 
+    root: GraphModule
     constants: Constants = lambda _: None
     tracers: dict[Graph, Tracer] = field(default_factory=dict)
     read: dict[Any, Meaning] = field(default_factory=dict)
+    _sites: dict[Graph, Node | None] | None = None
 
     def understood(self, found: FoundCall) -> FoundCall:
         """The call with the meaning of its mask, if there is a mask tensor and its meaning could be proved."""
@@ -44,7 +51,9 @@ class Reader:
         tracer = self._tracer(found)
         sizes = {B: call.B, H: call.H, Q: call.Sq, K: call.Sk}
         writes = len(tracer.writes.between(additions[0].operand.node, -1, tracer.writes.position[found.node]))
-        key = (additions, tuple(map(str, sizes.values())), call.pattern, writes)
+        kept = call.mask.tensor
+        kind = (call.pattern, call.mask.empty, call.mask.bias is None, None if kept is None else kept.dtype)
+        key = (additions, tuple(map(str, sizes.values())), kind, writes)
         if key not in self.read:
             try:
                 self.read[key] = self._meaning(found, tracer, sizes)
@@ -60,7 +69,8 @@ class Reader:
         call = found.call
         split, hiding = _combined(found.wiring.additions, tracer, found, sizes)
         spelled = call.mask.tensor
-        meaning = prove(split, sizes, call.pattern is Pattern.HANDWRITTEN, spelled, several=hiding > 1)
+        by_hand = call.pattern is Pattern.HANDWRITTEN and call.mask.empty is not EmptyRows.ZERO  # as sinks leave it
+        meaning = prove(split, sizes, by_hand, spelled, several=hiding > 1)
         filled = any(each.fill is not None and each.fill > -math.inf for each in found.wiring.additions)
         if filled and meaning.bias is not None and meaning.spec.rows_may_be_empty:
             return Meaning(call.mask, stop="a hidden row reads its bias or not, by the order of both")
@@ -68,21 +78,65 @@ class Reader:
         stop = _first_stop(tracer, found)
         if only_a_tensor(meaning):
             return Meaning(call.mask, stop=stop or "its values are an input of the graph")
-        if loads and (call.context.nested_in or found.opened is not None):
+        if loads and call.context.nested_in:
             return Meaning(call.mask, stop="it reads data inside the body of another operation")
         return meaning
 
     def _tracer(self, found: FoundCall) -> Tracer:
-        graph = found.node.graph
+        opened = found.opened
+        if opened is None:
+            return self._tracer_of(found.node.graph)
+        tracer = self._tracer_of(found.node.graph)
+        around = self._tracer_of(opened.node.graph)
+        inner = found.node.graph.find_nodes(op="placeholder")
+        tracer.outside = {p: (o, around, opened.node) for p, o in zip(inner, opened.inputs, strict=True)}
+        tracer.loads_outside = True  # its nodes move into the graph around it
+        return tracer
+
+    def _tracer_of(self, graph: Graph) -> Tracer:
         if graph not in self.tracers:
             tracer = Tracer(graph, self.constants)
             self.tracers[graph] = tracer
-            if found.opened is not None:
-                outer = found.opened.node.graph
-                around = self.tracers.setdefault(outer, Tracer(outer, self.constants))
-                inner = graph.find_nodes(op="placeholder")
-                tracer.outside = {p: (o, around) for p, o in zip(inner, found.opened.inputs, strict=True)}
+            site = self._site(graph)
+            if site is not None:
+                around = self._tracer_of(site.graph)
+                tracer.outside = {p: (o, around, site) for p, o in zip(*_operands(graph, site), strict=True)}
         return self.tracers[graph]
+
+    def _site(self, graph: Graph) -> Node | None:
+        """The node that runs a body, if there is exactly one."""
+        if self._sites is None:
+            self._sites = {}
+            for module in (m for m in self.root.modules() if isinstance(m, GraphModule)):
+                for node in module.graph.nodes:
+                    for body in _bodies(module, node):
+                        self._sites[body] = None if body in self._sites else node
+        return self._sites.get(graph)
+
+
+def _bodies(owner: GraphModule, node: Node) -> Iterator[Graph]:
+    if node.op != "call_function" or getattr(node.target, "__name__", "") not in PASSES_OPERANDS_THROUGH:
+        return
+    for argument in node.all_input_nodes:
+        body = getattr(owner, str(argument.target), None) if argument.op == "get_attr" else None
+        if isinstance(body, GraphModule):
+            yield body.graph
+
+
+def _operands(body: Graph, site: Node) -> tuple[list[Node], list[Node]]:
+    """The placeholders of a body and the nodes that are passed for them; nothing where that is not plain."""
+    inner = list(body.find_nodes(op="placeholder"))
+    passed = list(site.args[-len(inner) :]) if inner else []
+    pairs = [(p, o) for p, o in zip(inner, passed, strict=False) if isinstance(o, Node)]
+    same = all(_spec(p) == _spec(o) for p, o in pairs)
+    if len(passed) != len(inner) or not same:
+        return [], []
+    return [p for p, _ in pairs], [o for _, o in pairs]
+
+
+def _spec(node: Node) -> Any:
+    value = value_of(node)
+    return (str(tuple(value.shape)), value.dtype) if isinstance(value, torch.Tensor) else str(value)
 
 
 def _combined(

@@ -127,6 +127,8 @@ def _call_to_dict(call: AttentionCall) -> dict[str, Any]:
         "dtype": dtype_name(call.dtype),
         "device": str(call.device),
         "mask": str(call.mask),
+        "mask_meaning": call.mask.meaning,
+        "mask_stop": call.mask.stop,
         "scale": call.scale,
         "dropout_p": call.dropout_p,
         "gqa": call.is_gqa,

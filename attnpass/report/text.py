@@ -66,7 +66,10 @@ def group_lines(group: Group) -> list[str]:
 
 
 def _answers(decision: Decision) -> Iterator[str]:
+    mask = decision.call.mask
     yield f"      {decision.call.text()}, on {decision.call.device}"
+    if mask.meaning or mask.stop:
+        yield f"      mask: {mask.meaning or f'not proved: {mask.stop}'}"
     names = ", ".join(decision.tried) or "nothing"
     yield f"      {status(decision)}, because {why(decision)}; considered: {names}"
     width = max((len(trial.kernel) for trial in decision.trials), default=0)
