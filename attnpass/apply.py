@@ -101,8 +101,8 @@ def _place(
 
 def _mapping(copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]]) -> Callable[[Node], Node]:
     """Nodes of the original graph -> those of the copy that give their values now."""
-    nodes = copied.nodes if found.opened is None else inlined[found.opened.node]
-    return lambda node: copied.current(nodes[node] if node in nodes else copied.nodes[node])  # read around a layer
+    inner = {} if found.opened is None else inlined[found.opened.node]  # a mask may be read around an opened layer
+    return lambda node: copied.current(inner[node] if node in inner else copied.nodes[node])
 
 
 def emit_call(

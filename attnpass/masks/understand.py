@@ -16,6 +16,7 @@ from attnpass.masks.expr import AXES, Apply, B, Expr, H, K, Q, axis
 from attnpass.masks.logic import all_of, loads_of
 from attnpass.masks.meaning import Meaning
 from attnpass.masks.prove import Split, hides, only_a_tensor, prove, taken_apart
+from attnpass.masks.spec import EmptyRows
 from attnpass.masks.trace import Constants, Tracer
 from attnpass.patterns import FoundCall
 from attnpass.patterns.sdpa import source_of, value_of
@@ -51,7 +52,9 @@ class Reader:
         tracer = self._tracer(found)
         sizes = {B: call.B, H: call.H, Q: call.Sq, K: call.Sk}
         writes = len(tracer.writes.between(additions[0].operand.node, -1, tracer.writes.position[found.node]))
-        key = (additions, tuple(map(str, sizes.values())), call.pattern, writes)
+        kept = call.mask.tensor
+        kind = (call.pattern, call.mask.empty, call.mask.bias is None, None if kept is None else kept.dtype)
+        key = (additions, tuple(map(str, sizes.values())), kind, writes)
         if key not in self.read:
             try:
                 self.read[key] = self._meaning(found, tracer, sizes)
@@ -67,7 +70,8 @@ class Reader:
         call = found.call
         split, hiding = _combined(found.wiring.additions, tracer, found, sizes)
         spelled = call.mask.tensor
-        meaning = prove(split, sizes, call.pattern is Pattern.HANDWRITTEN, spelled, several=hiding > 1)
+        by_hand = call.pattern is Pattern.HANDWRITTEN and call.mask.empty is not EmptyRows.ZERO  # as sinks leave it
+        meaning = prove(split, sizes, by_hand, spelled, several=hiding > 1)
         filled = any(each.fill is not None and each.fill > -math.inf for each in found.wiring.additions)
         if filled and meaning.bias is not None and meaning.spec.rows_may_be_empty:
             return Meaning(call.mask, stop="a hidden row reads its bias or not, by the order of both")

@@ -93,7 +93,8 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, around: Surroundings,
     heads = small[0] if small is not None else roles.Hkv
     wired_q = placed(q, queries)
     for by, divide in scores.scaled_by:
-        wired_q = wired_q.then(aten.div.Tensor if divide else aten.mul.Tensor, by)
+        op = aten.div if divide else aten.mul
+        wired_q = wired_q.then(op.Scalar if tensor(by) is None else op.Tensor, by)
     wiring = Wiring(
         wired_q,
         placed(k, (roles.B, heads, *keys)),
@@ -196,7 +197,7 @@ def _mask(chain: Chain, wiring: Wiring, masks: list[TensorSpec], q: TensorSpec, 
     fills = [each.fill for each in wiring.additions if each.fill is not None]
     finite = bool(fills) and fills[0] > -float("inf")
     empty = EmptyRows.AVERAGE if finite else EmptyRows.NAN
-    if wiring.sinks is not None or name_of(chain.softmax) == "safe_softmax":
+    if wiring.sinks is not None or (name_of(chain.softmax) == "safe_softmax" and not finite):
         empty = EmptyRows.ZERO
     spec = masks[0] if len(masks) == 1 else _together(masks)
     bias = len(fills) < len(masks)

@@ -14,6 +14,7 @@ from attnpass.patterns.axes import Atom, Axes, LostTrackError, arranged, fresh, 
 from attnpass.patterns.canonical import argument, does_nothing, in_place, name_of, number, permutation, tensor
 from attnpass.patterns.gqa import undo_repeat
 from attnpass.patterns.roles import Group, Roles
+from attnpass.patterns.sdpa import value_of
 from attnpass.patterns.wiring import Operand, Step
 from attnpass.symbolic import known_equal
 from attnpass.tensor import TensorSpec
@@ -171,7 +172,7 @@ def value_behind(operand: Operand) -> torch.Tensor:
 
 
 def _read(step: Step) -> tuple[Any, ...]:
-    return tuple(torch.fx.node.map_arg(step.args, lambda n: tensor(n)))
+    return tuple(torch.fx.node.map_arg(step.args, value_of))
 
 
 def spec_of(operand: Operand) -> TensorSpec:

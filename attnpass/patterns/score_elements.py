@@ -22,6 +22,7 @@ from attnpass.patterns.elements import (
     dropout_probability,
     moved,
 )
+from attnpass.patterns.sdpa import value_of
 from attnpass.symbolic import known_all_equal, known_equal
 
 CONSTANTS = ("full", "full_like", "new_full", "zeros_like", "zeros", "new_zeros")
@@ -75,6 +76,8 @@ def _scaled(node: Node, is_scores: Callable[[Node], bool]) -> Element:
         raise RefusedError(node, f"`{spelled(node)}` divides by the scores, or rounds them")
     if factor is not None and not (divide and factor == 0):
         return Element(node, SCALE, x, factor=1.0 / factor if divide else factor)
+    if isinstance(other, Node) and isinstance(value_of(other), torch.SymFloat):
+        return Element(node, DIVIDE if divide else SCALE, x, operand=other)  # dynamic=True reads floats of modules so
     if not divide and isinstance(other, Node) and not is_scores(x) and is_scores(other):
         x, other = other, x
     by = tensor(other)
