@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 Size: TypeAlias = "int | torch.SymInt"
 
@@ -45,6 +45,17 @@ def known_all_equal(left: Sequence[Size], right: Sequence[Size]) -> bool:
 def as_int(size: Size) -> int | None:
     """The size as a number if it is one, else None."""
     return size if isinstance(size, int) else None
+
+
+def as_float(value: Any) -> float | None:
+    """A number of the program as a float; None if it is decided at run time.
+
+    Under ``dynamic=True`` Dynamo makes symbols of the float attributes of modules. PyTorch's own SDPA specialises its
+    scale then, and so does this: a guard on a number that never changes costs no compilation.
+    """
+    if isinstance(value, torch.SymFloat):
+        return None if free_unbacked_symbols(value) else float(value)
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def is_hashable(value: Any) -> bool:

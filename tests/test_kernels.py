@@ -69,8 +69,8 @@ def test_flex_shares_its_block_mask_between_calls() -> None:
     report = attnpass.rewrite(torch.fx.symbolic_trace(three), (q,), options={"attnpass.kernel": "flex"})
     gm = report[0]
     torch.testing.assert_close(gm(q), three(q))
-    made = [n for n in gm.graph.nodes if n.target is torch.ops.aten.arange.default]
-    assert len(made) == 2  # rows and columns of blocks, once for both causal calls
+    made = [n for n in gm.graph.nodes if n.target is torch.ops.attnpass.fixed_layouts.default]
+    assert len(made) == 1  # the lists of blocks, once for both causal calls
     assert len([name for name, _ in gm.named_children() if "mask_mod" in name]) == 2  # causal, and none
 
 

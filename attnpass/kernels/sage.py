@@ -226,6 +226,9 @@ def on_default_stream(*operands: Tensor) -> Iterator[Callable[[Tensor], None]]:
     PyTorch's other streams do not wait for it.
     """
     device = operands[0].device
+    if _is_on_default_stream(device):
+        yield lambda _: None
+        return
     current, default = torch.cuda.current_stream(device), torch.cuda.default_stream(device)
     default.wait_stream(current)
     with torch.cuda.stream(default):

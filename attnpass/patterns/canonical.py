@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from attnpass.patterns.sdpa import value_of
-from attnpass.symbolic import known_all_equal, known_equal
+from attnpass.symbolic import as_float, known_all_equal, known_equal
 
 SYNONYMS = {
     "__matmul__": "matmul",
@@ -127,9 +127,9 @@ def number(value: Any) -> float | None:
     if any(in_place(user) and user.args[0] is value for user in value.users):
         return None
     made: Any = value_of(value)
-    if isinstance(made, (int, float)) and not isinstance(made, bool):
-        return float(made)
-    if not isinstance(made, Tensor) or not all(known_equal(size, 1) for size in made.shape):
+    if not isinstance(made, Tensor):
+        return as_float(made)
+    if not all(known_equal(size, 1) for size in made.shape):
         return None
     return _made_number(value)
 

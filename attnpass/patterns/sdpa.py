@@ -19,7 +19,7 @@ from attnpass.call import AttentionCall, Context, Pattern, Source
 from attnpass.masks import MaskSpec
 from attnpass.patterns.regions import Region
 from attnpass.patterns.wiring import Addition, Operand, Wiring
-from attnpass.symbolic import known
+from attnpass.symbolic import as_float, known
 from attnpass.tensor import TensorSpec
 
 TARGETS = frozenset(
@@ -86,8 +86,9 @@ def read_call(
     mask_spec, mask_and_causal, unreadable = _mask(mask, args["is_causal"])
     operands = [*values.values(), *([mask] if mask is not None else [])]
     scale, dropout_p = args["scale"], args["dropout_p"]
-    if scale is not None and not isinstance(scale, (int, float)):
-        scale, unreadable = None, "scale"
+    if scale is not None:
+        scale = as_float(value_of(scale) if isinstance(scale, Node) else scale)
+        unreadable = unreadable if scale is not None else "scale"
     where = outer or node
     return AttentionCall(
         q=q,
@@ -95,7 +96,7 @@ def read_call(
         v=v,
         out=TensorSpec.of(value_of(node)),
         mask=mask_spec,
-        scale=None if scale is None else float(scale),
+        scale=scale,
         dropout_p=float(dropout_p) if isinstance(dropout_p, (int, float)) else None,
         enable_gqa=args["enable_gqa"] is True,
         needs_grad=region.grad and (any(unwrapped(t).requires_grad for t in operands) if grad is None else grad),

@@ -35,8 +35,25 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     assert q.shape[2] % k.shape[2] == 0 and q.shape[0] == k.shape[0] == v.shape[0]
 
 
-def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, learnable_sink: Tensor | None = None) -> Any:
+def _autograd_around(q: Tensor, k: Tensor, v: Tensor, learnable_sink: Tensor | None = None) -> Any:
     raise AssertionError("an autograd function too many")
+
+
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    qv: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int | None, int | None] = (None, None),
+    learnable_sink: Tensor | None = None,
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor | None]:
+    """What kernels from the Hub have; our own op calls what stands behind it."""
+    sides = {"window_size_left": window_size[0], "window_size_right": window_size[1]}
+    more: dict[str, Any] = {"learnable_sink": learnable_sink, "softcap": softcap, **sides}
+    return _flash_attn_fwd(q, k, v, qv, softmax_scale, causal, **more)[:2]
 
 
 def _flash_attn_fwd(
@@ -102,7 +119,7 @@ def _old_copy(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = Non
 def install(monkeypatch: pytest.MonkeyPatch, old_copy: bool = False) -> None:
     """Let ``import flash_attn.cute.interface`` find this, or the old copy that lies in flash-attn 2."""
     functions = {
-        "flash_attn_func": _old_copy if old_copy else flash_attn_func,
+        "flash_attn_func": _old_copy if old_copy else _autograd_around,
         "_flash_attn_fwd": _flash_attn_fwd,
         "_flash_attn_bwd": _flash_attn_bwd,
     }

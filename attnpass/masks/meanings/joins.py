@@ -107,12 +107,12 @@ def _pad(like: Like, x: Array, pad: Any, mode: Any = "constant", value: Any = No
         mode, value = "constant", mode if value is None else value
     if isinstance(mode, str) and isinstance(value, str):
         raise StopError("padding that is not constant")
-    befores = {x.ndim - 1 - i: pad[2 * i] for i in range(len(pad) // 2)}
+    left_of = {x.ndim - 1 - i: pad[2 * i] for i in range(len(pad) // 2)}
 
     def element(index: Index) -> Expr:
         inside: list[Expr] = []
         there = list(index)
-        for dim, before in befores.items():
+        for dim, before in left_of.items():
             form = plus(form_of(index[dim]), number(before), -1)
             there[dim] = form
             inside += [is_positive(form), is_positive(plus(number(x.shape[dim] - 1), form, -1))]
