@@ -16,7 +16,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,88 +27,17 @@ from torch import Tensor, nn
 import attnpass
 from benchmarks.case import backend
 from benchmarks.environment import RESULTS, append, facts
+from benchmarks.subjects import CASES, Case
 from benchmarks.timing import median_ms
 
 BY_HAND, EAGER, INDUCTOR = "by_hand", "eager", "inductor"
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A model from its configuration.
-
-    Attributes:
-        make: builds it with an attention implementation of transformers.
-        batch, tokens: of its input ids.
-        attention: transformers' ``attn_implementation``.
-        ones: pass an ``attention_mask`` of ones.
-        causal: is it a decoder? Only those can have their mask taken out by hand.
-    """
-
-    make: Callable[[str], nn.Module]
-    batch: int
-    tokens: int
-    attention: str = "sdpa"
-    ones: bool = False
-    causal: bool = True
-
-
-def _llama(attention: str, **changes: Any) -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    sizes: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 8}
-    sizes |= {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, **changes}
-    return LlamaForCausalLM(LlamaConfig(**sizes, attn_implementation=attention))
-
-
-def _gpt2(attention: str) -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    return GPT2LMHeadModel(GPT2Config(n_embd=1024, n_head=16, n_layer=12, attn_implementation=attention))
-
-
-def _bert(attention: str) -> nn.Module:
-    from transformers import BertConfig, BertModel
-
-    sizes = {"hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16, "intermediate_size": 4096}
-    return BertModel(BertConfig(**sizes, attn_implementation=attention))
-
-
-def _gemma2(attention: str) -> nn.Module:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    sizes: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 8, "head_dim": 256}
-    sizes |= {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 32000, "sliding_window": 1024}
-    return Gemma2ForCausalLM(Gemma2Config(**sizes, attn_implementation=attention))
-
-
-def _small_llama(attention: str) -> nn.Module:
-    return _llama(
-        attention,
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-
-
-CASES = {
-    "llama": Case(_llama, 4, 4096),
-    "llama_ones": Case(_llama, 4, 4096, ones=True),
-    "llama_eager": Case(_llama, 4, 4096, "eager"),
-    "gpt2": Case(_gpt2, 16, 1024),
-    "bert": Case(_bert, 32, 512, ones=True, causal=False),
-    "bert_eager": Case(_bert, 32, 512, "eager", causal=False),
-    "gemma2_eager": Case(_gemma2, 2, 4096, "eager"),
-    "small": Case(_small_llama, 2, 64),
-}
 
 
 def main() -> int:
     args = _arguments()
     for name in args.models:
         for compiler in args.compilers:
-            if compiler == BY_HAND and not CASES[name].causal:
+            if compiler == BY_HAND and not CASES[name].decoder:
                 continue
             record = {"benchmark": "end_to_end", "model": name, "compiler": compiler}
             record["step"] = "train" if args.train else "forward"
@@ -126,12 +54,11 @@ def main() -> int:
 def measure(case: Case, compiler: str, device: str, train: bool) -> dict[str, Any]:
     """Time of one call, and how far the logits are from those of the eager model."""
     torch.manual_seed(0)
-    register_by_hand()
-    model = case.make(case.attention).to(device, torch.bfloat16).train(train)
-    ids = torch.randint(0, 1000, (case.batch, case.tokens), device=device)
-    inputs: dict[str, Any] = {"input_ids": ids} | ({"use_cache": False} if case.causal else {})
-    if case.ones:
-        inputs["attention_mask"] = torch.ones_like(ids)
+    if case.decoder:
+        register_by_hand()
+    with torch.device(device):
+        model = case.make(case.attention).to(torch.bfloat16).train(train)
+    inputs = case.inputs(device)
     with torch.no_grad():
         wanted = _logits(model, inputs)
     if compiler == BY_HAND:
@@ -154,7 +81,7 @@ def measure(case: Case, compiler: str, device: str, train: bool) -> dict[str, An
 
     def step() -> None:
         with torch.set_grad_enabled(train):
-            out = call(**inputs)[0]
+            out = _first(call(**inputs))
         if train:
             out.float().mean().backward()
             model.zero_grad(set_to_none=True)
@@ -177,8 +104,14 @@ def register_by_hand() -> None:
 
 
 def _logits(model: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
-    out: Tensor = model(**inputs)[0][:, -64:]
-    return out
+    out: Tensor = _first(model(**inputs))
+    return out[:, -64:]
+
+
+def _first(out: Any) -> Tensor:
+    """The logits or hidden states, whatever the model wraps them in."""
+    first: Tensor = out if isinstance(out, Tensor) else out[0]
+    return first
 
 
 def _said() -> dict[str, Any]:
