@@ -17,7 +17,7 @@ from attnpass.errors import KernelUnavailableError, UnknownKernelError
 from attnpass.kernel import Kernel
 from attnpass.limits import Code, Rejection
 from attnpass.machine import Machine
-from attnpass.preference import auto_order
+from attnpass.preference import auto_order, faster_as_written
 
 AUTO = "auto"
 NATIVE = "native"
@@ -32,6 +32,7 @@ class Reason(str, Enum):
     LIMIT = "limit"
     USER_CHOICE = "user_choice"
     LOWERED = "lowered"
+    AS_WRITTEN = "as_written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,10 @@ def select(
     if choice:
         return Decision(call, NATIVE, Reason.USER_CHOICE, _names(order), trials, choice)
     accepted = {trial.kernel for trial in trials if trial.accepted}
+    as_written = faster_as_written(machine, call)
     for name, reason in order:
+        if reason is Reason.AUTO and as_written:
+            return Decision(call, NATIVE, Reason.AS_WRITTEN, _names(order), trials, as_written)
         inexact = reason is Reason.AUTO and not kernels[name].limits_for(machine).exact
         if name == NATIVE or (name in accepted and not inexact):
             return Decision(call, name, reason, _names(order), trials)

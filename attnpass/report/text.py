@@ -83,6 +83,7 @@ def why(decision: Decision) -> str:
         Reason.AUTO: "the fastest exact kernel here that takes the call",
         Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
         Reason.LIMIT: "ATTNPASS_LIMIT was reached",
+        Reason.AS_WRITTEN: "the compiler is faster on the chain as it is",
         Reason.USER_CHOICE: "the program itself chose",
         Reason.LOWERED: "no kernel that was asked for takes the chain, which became one call of SDPA",
     }

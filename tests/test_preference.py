@@ -1,0 +1,71 @@
+"""What ``auto`` prefers, by the meaning of the mask and by the length, on machines that are not here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attnpass.call import AttentionCall, Pattern
+from attnpass.config import Config
+from attnpass.kernels import registry
+from attnpass.known_machines import KNOWN_MACHINES
+from attnpass.masks import MaskSpec, MaskTerm, Term
+from attnpass.select import Decision, Reason, select
+from attnpass.tensor import TensorSpec
+
+CUDA = torch.device("cuda", 0)
+
+
+def call(S: int, *terms: MaskTerm, bias: bool = False, pattern: Pattern = Pattern.SDPA) -> AttentionCall:
+    shape = (2, 8, S, 64)
+    q = TensorSpec(shape, (8 * S * 64, 64, 8 * 64, 1), torch.bfloat16, CUDA)
+    spelled = TensorSpec((2, 1, S, S), (S * S, S * S, S, 1), torch.bfloat16 if bias else torch.bool, CUDA)
+    mask = MaskSpec(terms, bias=spelled if bias else None, rows_may_be_empty=bool(terms), spelled=spelled)
+    return AttentionCall(q=q, k=q, v=q, out=q, mask=mask, pattern=pattern)
+
+
+def decide(one: AttentionCall, machine: str = "h100", **settings: object) -> Decision:
+    return select(one, registry(), KNOWN_MACHINES[machine], replace(Config(), **settings))  # type: ignore[arg-type]
+
+
+CAUSAL, PADDING = MaskTerm(Term.CAUSAL), MaskTerm(Term.KEY_PADDING)
+WINDOW = MaskTerm(Term.WINDOW, left=511)
+
+
+@pytest.mark.parametrize(
+    ("S", "terms", "kernel", "spelled"),
+    [
+        (4096, (), "native_cudnn", False),
+        (4096, (CAUSAL,), "native_cudnn", False),
+        (4096, (CAUSAL, WINDOW), "flex", False),
+        (4096, (CAUSAL, PADDING), "flex", False),
+        (4096, (MaskTerm(Term.FUNCTION),), "flex", False),
+        (4096, (PADDING,), "native_cudnn", True),
+        (512, (CAUSAL, PADDING), "native_cudnn", True),
+    ],
+)
+def test_auto_on_an_h100(S: int, terms: tuple[MaskTerm, ...], kernel: str, spelled: bool) -> None:
+    decision = decide(call(S, *terms))
+    assert decision.kernel == kernel
+    assert (decision.asked.mask.spelled is None) is spelled
+
+
+def test_a_kernel_that_cannot_compute_the_mask_reads_it_and_says_nothing_of_it() -> None:
+    decision = decide(call(4096, CAUSAL, PADDING), kernel=("native_efficient",))
+    assert decision.kernel == "native_efficient" and decision.asked.mask.tensor is not None
+    assert decide(call(4096, CAUSAL), kernel=("native_efficient",)).asked.mask.spelled is not None
+
+
+def test_a_kernel_without_masks_refuses_what_the_mask_means() -> None:
+    refused = decide(call(4096, CAUSAL, PADDING), kernel=("native_flash",)).rejections("native_flash")
+    assert next(str(reason) for reason in refused) == "mask is key_padding, needs causal"
+
+
+def test_small_windows_by_hand_stay_on_a_gpu_unless_a_kernel_is_named() -> None:
+    window = call(49, bias=True, pattern=Pattern.HANDWRITTEN)
+    decision = decide(window)
+    assert decision.reason is Reason.AS_WRITTEN and not decision.rewritten and "64 tokens" in decision.note
+    assert decide(window, kernel=("native_cudnn",)).kernel == "native_cudnn"
+    assert decide(call(49, bias=True)).reason is Reason.AUTO
