@@ -43,7 +43,8 @@ def _images(batch: int) -> Callable[[str], Inputs]:
     return lambda device: {"x": torch.randn(batch, 3, 224, 224, device=device, dtype=torch.bfloat16)}
 
 
-def _llama(attention: str, **changes: Any) -> nn.Module:
+def llama(attention: str, **changes: Any) -> nn.Module:
+    """Llama of 8 layers, 32 heads of 64 on 8, unless changed."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes: dict[str, Any] = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 8}
@@ -53,7 +54,7 @@ def _llama(attention: str, **changes: Any) -> nn.Module:
 
 def _small_llama(attention: str) -> nn.Module:
     sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2}
-    return _llama(attention, **sizes, num_attention_heads=4, num_key_value_heads=2)
+    return llama(attention, **sizes, num_attention_heads=4, num_key_value_heads=2)
 
 
 def _gpt2(attention: str) -> nn.Module:
@@ -120,9 +121,9 @@ def _hidden(device: str) -> Inputs:
 
 
 CASES = {
-    "llama": Case(_llama, _tokens(4, 4096, use_cache=False), decoder=True),
-    "llama_ones": Case(_llama, _tokens(4, 4096, ones=True, use_cache=False), decoder=True),
-    "llama_eager": Case(_llama, _tokens(4, 4096, use_cache=False), "eager", decoder=True),
+    "llama": Case(llama, _tokens(4, 4096, use_cache=False), decoder=True),
+    "llama_ones": Case(llama, _tokens(4, 4096, ones=True, use_cache=False), decoder=True),
+    "llama_eager": Case(llama, _tokens(4, 4096, use_cache=False), "eager", decoder=True),
     "gpt2": Case(_gpt2, _tokens(16, 1024, use_cache=False), decoder=True),
     "bert": Case(_bert, _tokens(32, 512, ones=True)),
     "bert_eager": Case(_bert, _tokens(32, 512), "eager"),

@@ -225,8 +225,7 @@ def on_default_stream(*operands: Tensor) -> Iterator[Callable[[Tensor], None]]:
     The library launches its kernels there whatever the current stream is (``<<<grid, block>>>`` in ``csrc/``), and
     PyTorch's other streams do not wait for it.
     """
-    device = operands[0].device
-    if _is_on_default_stream(device):
+    if _is_on_default_stream(device := operands[0].device):
         yield lambda _: None
         return
     current, default = torch.cuda.current_stream(device), torch.cuda.default_stream(device)
