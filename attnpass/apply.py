@@ -20,6 +20,7 @@ from attnpass.layout import layout_is_free, repeated_heads, restore_layout
 from attnpass.limits import Rejection
 from attnpass.masks import EmptyRows
 from attnpass.masks.meaning import Meaning
+from attnpass.masks.trace import is_pure
 from attnpass.patterns import FoundCall
 from attnpass.patterns.multihead import Opened
 from attnpass.patterns.wiring import Addition, Operand, Wiring
@@ -38,6 +39,7 @@ def apply(
     done: list[Decision] = []
     shared: dict[Any, Any] = {}
     inlined: dict[Node, dict[Node, Node]] = {}
+    read_before: list[Node] = []
     for index, (found, decision) in enumerate(zip(calls, decisions, strict=True)):
         if not decision.rewritten:
             done.append(decision)
@@ -55,7 +57,10 @@ def apply(
         out.meta["attnpass"] = {"kernel": decision.kernel, "source": str(decision.call.source)}
         copied.replace(node, out)
         copied.erase_dead(list(map(_mapping(copied, found, inlined), found.dead)))
+        operands = _written(copied, found, inlined)[1]
+        read_before += [operands.k.node, operands.v.node, *(each.operand.node for each in operands.additions)]
         done.append(decision)
+    copied.erase_unread(read_before, is_pure)  # masks that became rules, repeats that were undone
     return done
 
 

@@ -7,7 +7,7 @@ something runs the copy (as Dynamo does for its own graphs): making it twice for
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Graph, GraphModule, Node
@@ -60,6 +60,17 @@ class GraphCopy:
                     reader.graph.erase_node(reader)
             if not node.users:
                 node.graph.erase_node(node)
+
+    def erase_unread(self, nodes: Sequence[Node], is_pure: Callable[[Node], bool]) -> None:
+        """Erase nodes of the copy that nobody reads any more, and then what only they read, as far as it is pure."""
+        queue, gone = list(nodes), set[Node]()
+        while queue:
+            node = queue.pop()
+            if node in gone or node in self.replaced or node.users or not is_pure(node):
+                continue
+            queue += node.all_input_nodes
+            node.graph.erase_node(node)
+            gone.add(node)
 
     def current(self, node: Node) -> Node:
         """The node of the copy that gives the value of ``node`` now."""

@@ -300,3 +300,37 @@ def test_equal_masks_are_read_once_and_blocks_made_once() -> None:
     run(fn, q, padding, kernel="flex", options={"attnpass.log": "debug"})
     code = attnpass.reports()[-1].code_after
     assert code.count("torch.ops.attnpass.fixed_layouts") == 1
+
+
+def test_what_nobody_needs_any_more_is_removed() -> None:
+    """The mask's own nodes and the repeats of K and V go; a mask that something else reads stays."""
+
+    def causal() -> Tensor:
+        i = torch.arange(24)
+        return i[None] <= i[:, None]
+
+    def fn(q: Tensor, k: Tensor) -> Tensor:
+        mask = causal()
+        repeated = k[:, :, None].expand(2, 2, 2, 24, 16).reshape(2, 4, 24, 16)
+        return S(q, repeated, repeated, mask)
+
+    q, k = torch.randn(2, 4, 24, 16), torch.randn(2, 2, 24, 16)
+    run(fn, q, k, options={"attnpass.log": "debug"})
+    code = attnpass.reports()[-1].code_after
+    assert not any(word in code for word in ("arange", "<=", "expand", "reshape"))
+    torch._dynamo.reset()
+    run(lambda q, k: fn(q, k) + causal()[0, 0], q, k, options={"attnpass.log": "debug"})
+    assert "arange" in attnpass.reports()[-1].code_after
+
+
+def test_the_log_says_what_a_mask_means_or_why_not() -> None:
+    from attnpass.report.text import block, debug_text
+
+    padding = torch.ones(2, 24, dtype=torch.long)
+    run(padded, torch.randn(2, 3, 24, 16), padding)
+    report = attnpass.reports()[-1]
+    assert "mask: k <= q and not (l_padding_[b, k] == 0)" in debug_text(report)
+    assert report.to_dict()["calls"][0]["mask_meaning"].startswith("k <= q")
+    torch._dynamo.reset()
+    run(lambda q, mask: S(q, q, q, mask), torch.randn(2, 3, 24, 16), torch.ones(24, 24, dtype=torch.bool))
+    assert "mask not proved: an input (l_mask_" in block(attnpass.reports()[-1])

@@ -27,7 +27,7 @@ from attnpass.masks.substitute import substituted
 from attnpass.patterns.sdpa import unwrapped, value_of
 from attnpass.patterns.wiring import Operand
 from attnpass.symbolic import Size
-from attnpass.writes import Writes
+from attnpass.writes import Writes, may_write
 
 Constants = Callable[[Node], "Array | None"]
 PARTS = ("chunk", "split", "unbind", "split_with_sizes", "tensor_split")
@@ -42,6 +42,11 @@ def name_of(node: Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.partition("::")[2]
     return str(getattr(target, "__name__", target))
+
+
+def is_pure(node: Node) -> bool:
+    """Does this node do nothing but give a value? True only for operations whose meaning is known."""
+    return node.op in ("call_function", "call_method") and name_of(node) in MEANINGS and not may_write(node)
 
 
 @dataclass(slots=True)

@@ -124,6 +124,8 @@ def _told(decision: Decision) -> Iterator[str]:
     if decision.note or not (decision.rewritten or refused):
         yield why(decision)
     yield from (f"{trial.kernel}: {_reasons(trial)}" for trial in refused)
+    if decision.call.mask.stop:
+        yield f"mask not proved: {decision.call.mask.stop}"
 
 
 def _reasons(trial: Trial) -> str:
