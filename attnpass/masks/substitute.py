@@ -6,19 +6,7 @@ from collections.abc import Callable
 
 from torch.fx import Node
 
-from attnpass.masks.expr import (
-    And,
-    Apply,
-    Expr,
-    Lin,
-    Load,
-    NonNeg,
-    Not,
-    Or,
-    Where,
-    Zero,
-    plus,
-)
+from attnpass.masks.expr import And, Apply, Expr, Lin, Load, NonNeg, Not, Or, Where, Zero, plus
 from attnpass.masks.logic import all_of, any_of, is_positive, is_zero, negated, where
 
 
@@ -29,11 +17,16 @@ def substituted(expr: Expr, axis: str, value: Lin) -> Expr:
         factor = form.factor(axis)
         return plus(plus(form, Lin(((axis, factor),)), -1), value, factor) if factor else form
 
-    return rebuilt(expr, lin)
+    return _rebuilt(expr, lin, lambda node: node)
 
 
-def rebuilt(expr: Expr, lin: Callable[[Lin], Lin]) -> Expr:
-    """The expression with every linear form replaced."""
+def with_nodes(expr: Expr, mapped: Callable[[Node], Node]) -> Expr:
+    """The expression with each load's node replaced."""
+    return _rebuilt(expr, lambda form: form, mapped)
+
+
+def _rebuilt(expr: Expr, lin: Callable[[Lin], Lin], node: Callable[[Node], Node]) -> Expr:
+    """The expression with every linear form and every node replaced."""
 
     def go(part: Expr) -> Expr:
         if isinstance(part, Lin):
@@ -51,30 +44,9 @@ def rebuilt(expr: Expr, lin: Callable[[Lin], Lin]) -> Expr:
         if isinstance(part, Where):
             return where(go(part.test), go(part.yes), go(part.no))
         if isinstance(part, Load):
-            return Load(part.node, tuple(map(go, part.index)), part.dtype)
+            return Load(node(part.node), tuple(map(go, part.index)), part.dtype)
         if isinstance(part, Apply):
             return Apply(part.op, tuple(map(go, part.args)), part.dtype)
-        return part
-
-    return go(expr)
-
-
-def with_nodes(expr: Expr, mapped: Callable[[Node], Node]) -> Expr:
-    """The expression with each load's node replaced."""
-
-    def go(part: Expr) -> Expr:
-        if isinstance(part, Load):
-            return Load(mapped(part.node), tuple(map(go, part.index)), part.dtype)
-        if isinstance(part, Apply):
-            return Apply(part.op, tuple(map(go, part.args)), part.dtype)
-        if isinstance(part, And):
-            return all_of(map(go, part.args))
-        if isinstance(part, Or):
-            return any_of(map(go, part.args))
-        if isinstance(part, Not):
-            return negated(go(part.arg))
-        if isinstance(part, Where):
-            return where(go(part.test), go(part.yes), go(part.no))
         return part
 
     return go(expr)
