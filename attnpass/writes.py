@@ -16,6 +16,8 @@ IN_PLACE_OPERATORS = frozenset(
     | {"irshift", "isub", "itruediv", "ixor"}
 )
 
+NOT_IN_PLACE = frozenset({"and_", "or_", "not_", "is_"})  # Python's own operators, which cannot be called `and`
+
 
 def may_write(node: Node) -> bool:
     """Could this node change a tensor in place? Errs on the side of yes."""
@@ -25,6 +27,8 @@ def may_write(node: Node) -> bool:
         return node.target._schema.is_mutable
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     private = name.startswith("_")  # the markers of autocast, vmap and grad mode
+    if node.op == "call_function" and name in NOT_IN_PLACE:
+        return False
     return (name.endswith("_") and not private) or name in IN_PLACE_OPERATORS or "out" in node.kwargs
 
 
@@ -62,6 +66,10 @@ class Writes:
                 for storage in {storage_of(operand) for operand in written(node)}:
                     found.by_storage[storage].append(node)
         return found
+
+    def before(self, place: int) -> int:
+        """How many nodes before a position may change something."""
+        return sum(self.position[w] < place for w in {w for several in self.by_storage.values() for w in several})
 
     def between(self, node: Node, start: int, end: int) -> list[Node]:
         """The nodes that may change the memory of ``node`` after position ``start`` and before ``end``."""

@@ -334,3 +334,53 @@ def test_the_log_says_what_a_mask_means_or_why_not() -> None:
     torch._dynamo.reset()
     run(lambda q, mask: S(q, q, q, mask), torch.randn(2, 3, 24, 16), torch.ones(24, 24, dtype=torch.bool))
     assert "mask not proved: an input (l_mask_" in block(attnpass.reports()[-1])
+
+
+@pytest.mark.parametrize("kernel", ("native_math", "flex"))
+def test_what_a_mask_was_made_from_may_change_behind_it(kernel: str) -> None:
+    """The mask stays what it was; reading its meaning again at the second call would read the changed padding."""
+
+    def fn(q: Tensor, padding: Tensor) -> Tensor:
+        mask = CAUSAL["arange"](24, 24) & padding[:, None, None, :]
+        first = S(q, q, q, mask)
+        padding.zero_()
+        return first + S(first, first, first, mask)
+
+    q, padding = torch.randn(2, 3, 24, 16), torch.ones(2, 24, dtype=torch.bool)
+    padding[0, 20:] = False
+    wanted = fn(q, padding.clone())
+    torch.testing.assert_close(run(fn, q, padding.clone(), kernel=kernel), wanted)
+    masks = [str(decision.call.mask) for decision in decisions()]
+    assert masks[0] == "causal & key_padding" and masks[1] != masks[0]
+
+
+def test_a_low_number_under_autocast_is_what_the_cast_makes_of_it() -> None:
+    """The lowest fp32 number is -inf in bf16: a hidden row is 0 there, and an average without autocast."""
+
+    def fn(q: Tensor, padding: Tensor) -> Tensor:
+        return S(q, q, q, torch.where(padding[:, None, None, :] & CAUSAL["arange"](24, 24), 0.0, LOW))
+
+    padding = torch.ones(2, 24, dtype=torch.bool)
+    padding[0, :6] = False
+    q = torch.randn(2, 3, 24, 16)
+    for enabled in (False, True):
+        torch._dynamo.reset()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            wanted = fn(q, padding)
+            got = run(fn, q, padding, kernel="flex")
+        torch.testing.assert_close(got, wanted, atol=2e-2 if enabled else 1e-5, rtol=1e-2)
+        (decision,) = attnpass.reports()[-1].decisions
+        assert (decision.kernel, str(decision.call.mask)) == ("flex", "causal & key_padding")
+
+
+def test_a_learned_bias_keeps_its_gradient_beside_another() -> None:
+    def fn(q: Tensor, fixed: Tensor, learned: Tensor) -> Tensor:
+        return S(q, q, q, fixed + torch.where(CAUSAL["arange"](24, 24), 0.0, LOW) + learned)
+
+    q, fixed = torch.randn(2, 3, 24, 16, requires_grad=True), torch.randn(1, 3, 24, 24)
+    learned = torch.randn(3, 24, 24, requires_grad=True)
+    (found,) = understood(fn, q, fixed, learned)
+    assert found.call.mask.bias is not None and found.call.mask.bias.requires_grad
+    wanted = torch.autograd.grad(fn(q, fixed, learned).sum(), learned)
+    got = torch.autograd.grad(run(fn, q, fixed, learned, kernel="flex,native_math").sum(), learned)
+    torch.testing.assert_close(got, wanted)

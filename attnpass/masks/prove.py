@@ -148,8 +148,8 @@ def _when_empty(fills: frozenset[float], by_hand: bool, several: bool) -> tuple[
 def _bias_spec(bias: Expr | None, spelled: TensorSpec | None) -> TensorSpec | None:
     if bias is None:
         return None
-    loads = [load for load in loads_of(bias) if load.dtype.is_floating_point]
-    return TensorSpec.of(value_of(loads[0].node)) if loads else spelled
+    specs = [TensorSpec.of(value_of(load.node)) for load in loads_of(bias) if load.dtype.is_floating_point]
+    return max(specs, key=lambda spec: spec.requires_grad, default=spelled)  # one that needs a gradient speaks for all
 
 
 def _rows_may_be_empty(allowed: Expr, bounds: Bounds, sizes: Mapping[str, Size]) -> bool:

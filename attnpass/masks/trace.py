@@ -68,7 +68,7 @@ class Tracer:
     loads_outside: bool = False
     stops: dict[Node, str] = field(default_factory=dict)
     _writes: Writes | None = None
-    _arrays: dict[tuple[Node, int], Array] = field(default_factory=dict)
+    _arrays: dict[tuple[Node, Node | None, int], Array] = field(default_factory=dict)
 
     @property
     def writes(self) -> Writes:
@@ -95,7 +95,8 @@ class Tracer:
     def array(self, node: Node, when: int, place: int) -> Array:
         """The array that ``node`` is for who reads it at position ``when``, on behalf of the call at ``place``."""
         later = self.writes.between(node, self.writes.position[node], when)
-        key = (later[-1] if later else node, -1 if not later else self.writes.position[node])
+        # What may be read on behalf of a call depends on what is written before it.
+        key = (node, later[-1] if later else None, self.writes.before(place))
         if key not in self._arrays:
             array = self._array(node, later, when, place)
             self._arrays[key] = array

@@ -51,7 +51,7 @@ class Reader:
             return found
         tracer = self._tracer(found)
         sizes = {B: call.B, H: call.H, Q: call.Sq, K: call.Sk}
-        writes = len(tracer.writes.between(additions[0].operand.node, -1, tracer.writes.position[found.node]))
+        writes = tracer.writes.before(tracer.writes.position[found.node])
         kept = call.mask.tensor
         kind = (call.pattern, call.mask.empty, call.mask.bias is None, None if kept is None else kept.dtype)
         key = (additions, tuple(map(str, sizes.values())), kind, writes)
@@ -156,6 +156,8 @@ def _combined(
         expr = array.broadcast_at(index)
         if addition.fill is None:
             part = taken_apart(expr)
+            if found.call.context.autocast is not None and found.call.pattern is not Pattern.HANDWRITTEN:
+                part = replace(part, fills=frozenset(_rounded(f, found.call.dtype) for f in part.fills))
         elif hides(addition.fill, found.call.dtype):
             part = Split(expr, fills=frozenset({addition.fill}))
         else:
@@ -166,6 +168,11 @@ def _combined(
         if part.bias is not None:
             bias = part.bias if bias is None else Apply("add", (bias, part.bias), torch.float32)
     return Split(all_of(allowed), bias, fills), hiding
+
+
+def _rounded(fill: float, dtype: torch.dtype) -> float:
+    """A number in the dtype that autocast gives SDPA's mask: the lowest one of fp32 is -inf in bf16."""
+    return float(torch.tensor(fill).to(dtype).item())
 
 
 def _broadcasts(shape: Sequence[Size], sizes: dict[str, Size]) -> bool:
