@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -110,8 +111,8 @@ def _chosen_backends(node: Node) -> tuple[str, ...] | None:
 
 def _bodies(gm: GraphModule, node: Node, region: Region) -> Iterator[tuple[GraphModule, Region]]:
     """The graph modules that a higher-order op runs, each with the state in which it runs them."""
-    if node.op != "call_function":
-        return
+    if node.op != "call_function" or isinstance(node.target, BuiltinFunctionType):
+        return  # most nodes: PyTorch's functions and Python's operators run no body
     name = getattr(node.target, "__name__", str(node.target))
     inside = replace(region, nested_in=(*region.nested_in, name))
     if name == "wrap_with_set_grad_enabled":
