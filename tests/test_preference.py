@@ -63,6 +63,12 @@ def test_a_kernel_without_masks_refuses_what_the_mask_means() -> None:
     assert next(str(reason) for reason in refused) == "mask is key_padding, needs causal"
 
 
+def test_auto_does_not_train_with_flex_before_it_was_measured() -> None:
+    training = replace(call(4096, CAUSAL, PADDING), needs_grad=True)
+    assert decide(training).kernel == "native_cudnn"
+    assert decide(training, kernel=("flex",)).kernel == "flex"
+
+
 def test_small_windows_by_hand_stay_on_a_gpu_unless_a_kernel_is_named() -> None:
     window = call(49, bias=True, pattern=Pattern.HANDWRITTEN)
     decision = decide(window)
