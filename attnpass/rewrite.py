@@ -82,9 +82,8 @@ def run_pass(
     """
     start = time.perf_counter()
     code_before = gm.print_readable(print_output=False) if config.log == "debug" or config.report else ""
-    findings, assumptions = find(gm, grad), Assumptions()
-    reader = Reader(gm, assumptions.array)
-    findings = replace(findings, calls=tuple(map(reader.understood, findings.calls)))
+    assumptions = Assumptions()
+    findings = understand(gm, find(gm, grad), assumptions)
     decisions = decide(findings, kernels, machines, config, verifier, prover)
     work, options = gm, {}
     if not dry_run and any(decision.rewritten for decision in decisions):
@@ -106,6 +105,12 @@ def run_pass(
         code_after=work.print_readable(print_output=False) if work is not gm and code_before else code_before,
     )
     return Rewritten(work, report, options, assumptions)
+
+
+def understand(gm: GraphModule, findings: Findings, assumptions: Assumptions) -> Findings:
+    """The same calls with what their masks mean; ``assumptions`` notes the buffers that were read for it."""
+    reader = Reader(gm, assumptions.array)
+    return replace(findings, calls=tuple(map(reader.understood, findings.calls)))
 
 
 def decide(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Writes:
 
     position: dict[Node, int] = field(default_factory=dict)
     by_storage: dict[int | None, list[Node]] = field(default_factory=lambda: defaultdict(list))
+    places: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, graph: Graph) -> Writes:
@@ -63,13 +65,14 @@ class Writes:
         for position, node in enumerate(graph.nodes):
             found.position[node] = position
             if may_write(node):
+                found.places.append(position)
                 for storage in {storage_of(operand) for operand in written(node)}:
                     found.by_storage[storage].append(node)
         return found
 
     def before(self, place: int) -> int:
         """How many nodes before a position may change something."""
-        return sum(self.position[w] < place for w in {w for several in self.by_storage.values() for w in several})
+        return bisect_left(self.places, place)
 
     def between(self, node: Node, start: int, end: int) -> list[Node]:
         """The nodes that may change the memory of ``node`` after position ``start`` and before ``end``."""

@@ -384,3 +384,19 @@ def test_a_learned_bias_keeps_its_gradient_beside_another() -> None:
     wanted = torch.autograd.grad(fn(q, fixed, learned).sum(), learned)
     got = torch.autograd.grad(run(fn, q, fixed, learned, kernel="flex,native_math").sum(), learned)
     torch.testing.assert_close(got, wanted)
+
+
+def test_what_may_be_nan_does_not_equal_itself() -> None:
+    """Neither as it is read, nor chosen between: ``x == x`` is how programs ask for NaN."""
+    from attnpass.masks.bounds import Bounds
+    from attnpass.masks.expr import TRUE, Apply, Float, K, Load, Where, axis
+    from attnpass.masks.logic import is_positive
+    from attnpass.masks.simplify import simplified
+
+    node = torch.fx.Graph().placeholder("x")
+    read = Load(node, (axis(K),), torch.float32)
+    either = Where(is_positive(axis(K)), read, Float(0.0, torch.float32))
+    for value in (read, either):
+        assert simplified(Apply("eq", (value, value), torch.bool), Bounds()) != TRUE
+    count = Load(node, (axis(K),), torch.int64)
+    assert simplified(Apply("eq", (count, count), torch.bool), Bounds()) == TRUE

@@ -7,7 +7,7 @@ as it is. Everything is emitted once for all calls of a graph that mean the same
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -47,7 +47,6 @@ class Captured:
     allowed: Expr
     bias: Expr | None = None
     empty: Expr | None = None
-    sizes: dict[Any, Any] = field(default_factory=dict)
 
 
 def captured(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: Meaning) -> Captured:
@@ -101,8 +100,7 @@ def _computed(
         }
         value = evaluate(expr, _values(expr, places, q, k, nodes, tensors, outside))
         whole = as_tensor(value, torch.bool, q.device).expand([sizes[a] if a in present else 1 for a in AXES])
-        done = finish(whole)
-        return done.reshape([sizes[a] for a in kept])
+        return finish(whole).reshape([sizes[a] for a in kept])
 
     nodes = [load.node for load in loads_of(expr)]
     outside = outside_loads(expr, _bounds(call))  # asked here: arithmetic on sizes would be traced in there

@@ -88,6 +88,3 @@ def _folded(function: Callable[..., Any], operands: Sequence[Element], dtype: to
     result = function(*given)
     value = result.to(dtype).item() if isinstance(result, torch.Tensor) else result
     return constant(value, dtype)
-
-
-__all__ = ["Element", "StopError", "constant", "pointwise"]

@@ -21,13 +21,21 @@ class Meaning:
         spec: what they mean, in the words of kernels and reports.
         allowed: does the key take part?
         bias: what is added to the score, or None.
-        stop: the node at which understanding ended and why, or "".
     """
 
     spec: MaskSpec
     allowed: Expr = TRUE
     bias: Expr | None = None
-    stop: str = ""
+
+    @classmethod
+    def unknown(cls, spec: MaskSpec, why: str) -> Meaning:
+        """A mask that is no more than the tensor that ``spec`` says; ``why`` names the node that stopped the proof."""
+        return cls(replace(spec, stop=why))
+
+    @property
+    def stop(self) -> str:
+        """The node at which understanding ended and why, or ""."""
+        return self.spec.stop
 
     @classmethod
     def of_rules(cls, spec: MaskSpec) -> Meaning:

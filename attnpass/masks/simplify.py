@@ -31,7 +31,7 @@ from attnpass.masks.expr import (
     plus,
     scaled,
 )
-from attnpass.masks.logic import all_of, any_of, is_positive, is_zero, negated, where
+from attnpass.masks.logic import all_of, any_of, is_positive, is_zero, negated, walk, where
 from attnpass.symbolic import Size, known_equal
 
 
@@ -69,10 +69,7 @@ def _zero(bounds: Bounds, expr: Zero) -> Expr:
     form = _lin(bounds, expr.form)
     if not form.terms and known_equal(form.const, 0):
         return Bool(True)
-    one = number(-1)
     if bounds.never(form) or bounds.never(scaled(form, -1)):
-        return Bool(False)
-    if bounds.always(plus(form, one)) or bounds.always(plus(scaled(form, -1), one)):
         return Bool(False)
     return is_zero(form)
 
@@ -104,16 +101,13 @@ def _apply(bounds: Bounds, expr: Apply) -> Expr:
         return Bool(True)
     if tuple(args) == expr.args:
         return expr
-    integers = all(isinstance(arg, Lin) for arg in args)
-    if integers and expr.op in ("floordiv", "mod"):
-        return Apply(expr.op, tuple(args), expr.dtype)
-    if not integers:
+    if expr.op in ("floordiv", "mod") or not all(isinstance(arg, Lin) for arg in args):
         return Apply(expr.op, tuple(args), expr.dtype)
     return pointwise(expr.op, _no_folding, [Element(arg) for arg in args], expr.dtype)
 
 
 def _may_be_nan(expr: Expr) -> bool:
-    return isinstance(expr, (Load, Apply)) and expr.dtype.is_floating_point
+    return any(isinstance(part, (Load, Apply)) and part.dtype.is_floating_point for part in walk(expr))
 
 
 def _no_folding(*_: Any) -> Any:

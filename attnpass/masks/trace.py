@@ -24,6 +24,7 @@ from attnpass.masks.indexing import indexed, sliced
 from attnpass.masks.logic import loads_of
 from attnpass.masks.meanings.table import MEANINGS
 from attnpass.masks.substitute import substituted
+from attnpass.patterns.canonical import function_name, spelled
 from attnpass.patterns.sdpa import unwrapped, value_of
 from attnpass.patterns.wiring import Operand
 from attnpass.symbolic import Size
@@ -31,22 +32,11 @@ from attnpass.writes import Writes, may_write
 
 Constants = Callable[[Node], "Array | None"]
 PARTS = ("chunk", "split", "unbind", "split_with_sizes", "tensor_split")
-IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "iand": "and_", "ior": "or_", "ixor": "xor"}
-
-
-def name_of(node: Node) -> str:
-    """The operation's name: ``le`` for ``torch.le``, ``operator.le``, ``Tensor.le`` and ``aten.le.Tensor``."""
-    target = node.target
-    if isinstance(target, str):
-        return target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.partition("::")[2]
-    return str(getattr(target, "__name__", target))
 
 
 def is_pure(node: Node) -> bool:
     """Does this node do nothing but give a value? True only for operations whose meaning is known."""
-    return node.op in ("call_function", "call_method") and name_of(node) in MEANINGS and not may_write(node)
+    return node.op in ("call_function", "call_method") and spelled(node) in MEANINGS and not may_write(node)
 
 
 @dataclass(slots=True)
@@ -87,9 +77,9 @@ class Tracer:
         for step in operand.steps:
             with mode, torch.no_grad():
                 value = step.op(value, *pytree.tree_map_only(Node, value_of, step.args))
-            name = getattr(step.op, "_schema", None)
-            meaning = MEANINGS[name.name.partition("::")[2] if name else getattr(step.op, "__name__", "")]
-            array = meaning(_like(value), array, *pytree.tree_map_only(Node, value_of, step.args))
+            array = MEANINGS[function_name(step.op)](
+                _like(value), array, *pytree.tree_map_only(Node, value_of, step.args)
+            )
         return array
 
     def array(self, node: Node, when: int, place: int) -> Array:
@@ -124,10 +114,10 @@ class Tracer:
             return known
         if node.op in ("placeholder", "get_attr"):
             raise StopError("an input")
-        name = name_of(node)
+        name = spelled(node)
         if name in ("getitem", "unbind") and isinstance(value_of(node.args[0]), (tuple, list)):  # type: ignore[arg-type]
             return self._part(node, like, place)
-        return self._call(node, IN_PLACE.get(name, name), like, place)
+        return self._call(node, name, like, place)
 
     def _call(self, node: Node, name: str, like: Like, place: int) -> Array:
         if name in ("_add_batch_dim", "_remove_batch_dim"):
@@ -156,8 +146,7 @@ class Tracer:
         """``node`` behind the last write into its memory."""
         if not write.args or write.args[0] is not node or write.op == "call_module":
             raise StopError(f"{write.name} writes into memory that it shares")
-        name = name_of(write)
-        return self._call(write, IN_PLACE.get(name, name), like, place)
+        return self._call(write, spelled(write), like, place)
 
     def _from_outside(self, node: Node, like: Like) -> Array:
         outer, tracer, runs = self.outside[node]
@@ -175,11 +164,11 @@ class Tracer:
     def _part(self, node: Node, like: Like, place: int) -> Array:
         """One output of ``chunk``, ``split`` or ``unbind``."""
         source, which = node.args
-        if not isinstance(source, Node) or name_of(source) not in PARTS or not isinstance(which, int):
+        if not isinstance(source, Node) or spelled(source) not in PARTS or not isinstance(which, int):
             raise StopError(f"one of several results of {source}")
         args, kwargs = self._arguments(source, place)
         x, dim = args[0], kwargs.get("dim", args[2] if len(args) > 2 else 0)
-        if name_of(source) == "unbind":
+        if spelled(source) == "unbind":
             dim = axis_of(x, kwargs.get("dim", args[1] if len(args) > 1 else 0))
             return indexed(x, [slice(None)] * dim + [which], like)
         parts = value_of(source)

@@ -59,11 +59,8 @@ class Reader:
             try:
                 self.read[key] = self._meaning(found, tracer, sizes)
             except StopError as stop:
-                self.read[key] = Meaning(call.mask, stop=str(stop))
+                self.read[key] = Meaning.unknown(call.mask, str(stop))
         meaning = self.read[key]
-        if meaning.stop:
-            stopped = replace(call.mask, stop=meaning.stop)
-            return replace(found, call=replace(call, mask=stopped), meaning=meaning)
         return replace(found, call=replace(call, mask=meaning.spec), meaning=meaning)
 
     def _meaning(self, found: FoundCall, tracer: Tracer, sizes: dict[str, Size]) -> Meaning:
@@ -74,13 +71,13 @@ class Reader:
         meaning = prove(split, sizes, by_hand, spelled, several=hiding > 1)
         filled = any(each.fill is not None and each.fill > -math.inf for each in found.wiring.additions)
         if filled and meaning.bias is not None and meaning.spec.rows_may_be_empty:
-            return Meaning(call.mask, stop="a hidden row reads its bias or not, by the order of both")
+            return Meaning.unknown(call.mask, "a hidden row reads its bias or not, by the order of both")
         loads = [*loads_of(meaning.allowed), *([] if meaning.bias is None else loads_of(meaning.bias))]
         stop = _first_stop(tracer, found)
         if only_a_tensor(meaning):
-            return Meaning(call.mask, stop=stop or "its values are an input of the graph")
+            return Meaning.unknown(call.mask, stop or "its values are an input of the graph")
         if loads and call.context.nested_in:
-            return Meaning(call.mask, stop="it reads data inside the body of another operation")
+            return Meaning.unknown(call.mask, "it reads data inside the body of another operation")
         return meaning
 
     def _tracer(self, found: FoundCall) -> Tracer:

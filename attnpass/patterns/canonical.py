@@ -79,7 +79,11 @@ def _spelled(node: Node) -> str:
         return str(node.target)
     if node.op != "call_function":
         return ""
-    target: Any = node.target
+    return function_name(node.target)
+
+
+def function_name(target: Any) -> str:
+    """``le`` for ``torch.le``, ``operator.le`` and ``aten.le.Tensor``; "" for a function of neither."""
     if isinstance(target, torch._ops.OpOverload):
         return str(target._schema.name).partition("::")[2]
     module = str(getattr(target, "__module__", "") or "")
