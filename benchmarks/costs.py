@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""What each kernel costs for named calls: the data that ``auto``'s table is fitted to, and the curves of the docs.
+
+    python benchmarks/costs.py --sets sweep,fit --out costs.jsonl
+    python benchmarks/costs.py --sets held_out --part 0/4         # a quarter of the calls, beside three more processes
+
+Every kernel computes the call alone, as the pass emits it, on operands stored BSHD and viewed as BHSD; all kernels of a
+call are measured in turns (`attnpass.tuning.clock`). Processes that share ``BENCHMARK_LOCK`` compile side by side and
+measure one at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+
+from attnpass.alone import UnfitError, undisturbed
+from attnpass.call import AttentionCall
+from attnpass.kernels import libraries, registry
+from attnpass.machine import Machine
+from attnpass.measure import difference, reference_attention
+from attnpass.tuning.clock import Timing, in_turns
+from attnpass.tuning.stage import Stage, Step
+from benchmarks.environment import RESULTS, append, facts
+from benchmarks.shapes import SETS, Shape
+from benchmarks.timing import alone
+
+DEFAULT = "default"  # F.scaled_dot_product_attention as it comes
+KERNELS = (DEFAULT, "native_cudnn", "native_flash", "native_efficient", "flex", "flash2", "flash3", "flash4")
+FLEX_PAYS = ("bool", "padding", "window", "bias")
+HELD_AT_ONCE = 1 << 31  # scores of the fp32 reference, in elements
+
+
+def main() -> int:
+    """One line for each call, step and kernel."""
+    args = _arguments()
+    device = torch.device(args.device)
+    machine = Machine.look(
+        device, libraries(), {registry()[name].limits.library for name in args.kernels if name != DEFAULT}
+    )
+    calls = [(which, name, step) for which in args.sets for name in SETS[which] for step in args.steps]
+    number, parts = args.part
+    for which, name, step in calls[number::parts]:
+        shape = SETS[which][name]
+        head = {"benchmark": "costs", "set": which, "shape": name, "step": step, **shape.facts}
+        for kernel, found in measure(shape, step == "train", args.kernels, machine, device, args.errors).items():
+            append(args.out, {**head, "kernel": kernel, **found, **facts(device.type)})
+            print(f"{name:18} {step:8} {kernel:18} {found}", flush=True)
+    return 0
+
+
+def measure(
+    shape: Shape, train: bool, kernels: list[str], machine: Machine, device: torch.device, errors: bool = False
+) -> dict[str, dict[str, Any]]:
+    """For each kernel its times, or why there are none."""
+    call = shape.call(train, device)
+    with undisturbed(device, train):
+        stage = Stage(call)
+        made = {name: _made(name, stage, machine, shape) for name in kernels}
+        steps: dict[str, Step] = {name: one for name, one in made.items() if not isinstance(one, dict)}
+        found: dict[str, dict[str, Any]] = {name: one for name, one in made.items() if isinstance(one, dict)}
+        with alone():
+            found |= {name: {"ok": True, **_said(timing)} for name, timing in in_turns(steps, device).items()}
+        if errors and not train:
+            for name in steps:
+                found[name]["relative_error"] = _error(stage, steps[name])
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found
+
+
+def _made(name: str, stage: Stage, machine: Machine, shape: Shape) -> Step | dict[str, Any]:
+    """A run of the kernel, or why there is none."""
+    try:
+        return _step(name, stage, machine, shape)
+    except (UnfitError, RuntimeError) as why:
+        return _failed(why)
+
+
+def _step(name: str, stage: Stage, machine: Machine, shape: Shape) -> Step:
+    call = stage.call
+    if name == DEFAULT:
+        if call.softcap is not None or "window" in shape.mask:
+            raise UnfitError("SDPA has neither windows nor softcap")
+        return _default(stage, call)
+    if name == "flex" and call.softcap is None and not shape.mask.startswith(FLEX_PAYS) and shape.sizes[3] != 4096:
+        raise UnfitError("left out: it is compiled for seconds, and never the fastest here")
+    step = stage.step(registry()[name], machine)
+    step()
+    return step
+
+
+def _default(stage: Stage, call: AttentionCall) -> Step:
+    q, k, v, mask = (stage.tensors[name] for name in ("q", "k", "v", "mask"))
+    assert q is not None and k is not None and v is not None
+    causal = call.is_causal
+
+    def forward() -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=call.is_gqa)
+
+    if not call.needs_grad:
+        return forward
+    weight = torch.randn_like(forward())
+    return lambda: torch.autograd.grad(forward(), (q, k, v), weight)
+
+
+def _failed(why: Exception) -> dict[str, Any]:
+    text = " ".join(str(why).split())[:300]
+    if isinstance(why, torch.OutOfMemoryError):
+        return {"ok": True, "oom": True}
+    return {"ok": True, "refused": [text]} if isinstance(why, UnfitError) else {"ok": False, "problem": text}
+
+
+def _said(timing: Timing) -> dict[str, float]:
+    numbers = {"gpu_ms": timing.device_ms, "host_ms": timing.host_ms, "ms": timing.ms, "spread_ms": timing.spread_ms}
+    return {name: round(value, 5) for name, value in numbers.items()}
+
+
+def _error(stage: Stage, step: Step) -> float | None:
+    """Norm of the error over the norm of the output in fp32, of the last rows where the whole would not fit."""
+    call = stage.call
+    if call.mask.tensor is not None or call.softcap is not None or not {str(call.mask)} <= {"none", "causal"}:
+        return None
+    out = step()
+    q, k, v = (stage.tensors[name] for name in ("q", "k", "v"))
+    assert isinstance(out, torch.Tensor) and q is not None and k is not None and v is not None
+    rows = min(q.shape[2], 1024)
+    seen = call.mask.seen(q.shape[2], k.shape[2], q.device)[-rows:] if call.is_causal else None
+    with alone():
+        exact = reference_attention(q[:, :, -rows:], k, v, enable_gqa=call.is_gqa, seen=seen)
+        return round(difference(out[:, :, -rows:], exact).relative, 6)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sets", type=lambda text: text.split(","), default=["models"], help=", ".join(SETS))
+    parser.add_argument("--kernels", type=lambda text: text.split(","), default=list(KERNELS))
+    parser.add_argument("--steps", type=lambda text: text.split(","), default=["forward", "train"])
+    parser.add_argument("--part", type=_part, default=(0, 1), help="I/N: every Nth call, from the Ith on")
+    parser.add_argument("--errors", action="store_true", help="compare with fp32 too")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", default=str(RESULTS / "costs_cuda.jsonl"))
+    return parser.parse_args()
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    return int(number), int(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
