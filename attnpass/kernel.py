@@ -53,6 +53,7 @@ class Kernel(ABC):
         title: one line for tables.
         aliases: other names for it, such as Diffusers'.
         limits: what it can take, as data.
+        candidate: is it worth timing? False for the kernels that other kernels are compared with.
         keeps: True only for `native`: choosing it leaves the user's call alone.
     """
 
@@ -60,6 +61,7 @@ class Kernel(ABC):
     title: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
     limits: ClassVar[Limits]
+    candidate: ClassVar[bool] = True
     keeps: ClassVar[bool] = False
 
     def limits_for(self, machine: Machine) -> Limits:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from attnpass.call import AttentionCall, Context, Pattern, Source
 from attnpass.masks import MaskSpec, Term
-from attnpass.symbolic import Size
+from attnpass.symbolic import Size, hint
 from attnpass.tensor import TensorSpec, dtype_name
 
 RULES = frozenset({Term.CAUSAL, Term.WINDOW})
@@ -71,7 +69,7 @@ def _numbered_mask(mask: MaskSpec) -> MaskSpec | None:
         return None
     terms = []
     for term in mask.terms:
-        sizes = {name: _number(getattr(term, name)) for name in ("offset", "left", "right")}
+        sizes: dict[str, Any] = {name: _number(getattr(term, name)) for name in ("offset", "left", "right")}
         tensor = None if term.tensor is None else _numbered(term.tensor)
         terms.append(replace(term, **sizes, tensor=tensor))
     bias, spelled = (None if spec is None else _numbered(spec) for spec in (mask.bias, mask.spelled))
@@ -110,13 +108,10 @@ def _number(size: Size | None) -> int | None:
 
 
 def _hint(size: Size) -> int:
-    """The value that a size had when the program was traced. Reading it adds no guard."""
-    if isinstance(size, int):
-        return size
-    hint: Any = size.node.hint
-    if not isinstance(hint, (int, torch.SymInt)):
+    found = hint(size)
+    if found is None:
         raise _NoHintError
-    return int(hint)
+    return found
 
 
 def _row(numbers: Sequence[Size]) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.compile_fx import compile_fx
 from torch._ops import HigherOrderOperator
 
 from attnpass.alone import UnfitError, emit_alone
@@ -79,6 +78,8 @@ class Stage:
         options: dict[str, Any] = {"scale": call.scale, "enable_gqa": call.is_gqa, "dropout_p": call.dropout_p or 0.0}
         gm = emit_alone(kernel, machine, tensors, options, adapt)
         if any(isinstance(node.target, HigherOrderOperator) for node in gm.graph.nodes):
+            from torch._inductor.compile_fx import compile_fx
+
             given = [x for x in tensors.values() if x is not None]
             compiled: Any = compile_fx(gm, given, config_patches=kernel.compile_options(call))
             return _first(compiled)
