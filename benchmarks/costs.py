@@ -2,17 +2,18 @@
 """What each kernel costs for named calls: the data that ``auto``'s table is fitted to, and the curves of the docs.
 
     python benchmarks/costs.py --sets sweep,fit --out costs.jsonl
-    python benchmarks/costs.py --sets held_out --part 0/4         # a quarter of the calls, beside three more processes
+    python benchmarks/costs.py --sets held_out --part 0/4         # a quarter of the calls
 
 Every kernel computes the call alone, as the pass emits it, on operands stored BSHD and viewed as BHSD; all kernels of a
-call are measured in turns (`attnpass.tuning.clock`). Processes that share ``BENCHMARK_LOCK`` compile side by side and
-measure one at a time.
+call are measured in turns (`attnpass.tuning.clock`). Processes of several parts that share a file as
+``BENCHMARK_LOCK`` compile side by side and measure one at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,32 @@ def main() -> int:
     machine = Machine.look(
         device, libraries(), {registry()[name].limits.library for name in args.kernels if name != DEFAULT}
     )
-    calls = [(which, name, step) for which in args.sets for name in SETS[which] for step in args.steps]
-    number, parts = args.part
-    for which, name, step in calls[number::parts]:
+    for which, name, step in _part_of(list(_calls(args.sets, args.steps)), *args.part):
         shape = SETS[which][name]
         head = {"benchmark": "costs", "set": which, "shape": name, "step": step, **shape.facts}
-        for kernel, found in measure(shape, step == "train", args.kernels, machine, device, args.errors).items():
+        errors = which in args.errors and step == "forward"
+        for kernel, found in measure(shape, step == "train", args.kernels, machine, device, errors).items():
             append(args.out, {**head, "kernel": kernel, **found, **facts(device.type)})
             print(f"{name:18} {step:8} {kernel:18} {found}", flush=True)
     return 0
+
+
+def _calls(sets: list[str], steps: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Set, name and step of each call; nobody trains one query."""
+    for which in sets:
+        for name, shape in SETS[which].items():
+            yield from ((which, name, step) for step in steps if step == "forward" or shape.sizes[3] > 1)
+
+
+def _part_of(calls: list[tuple[str, str, str]], number: int, parts: int) -> list[tuple[str, str, str]]:
+    """Those that one of several processes measures: alike ones together, since libraries compile for each kind."""
+
+    def kind(call: tuple[str, str, str]) -> Any:
+        shape = SETS[call[0]][call[1]]
+        return call[2], shape.sizes[5], shape.mask, shape.dtype, shape.sizes[1] // shape.sizes[2]
+
+    calls = sorted(calls, key=kind)
+    return calls[number * len(calls) // parts : (number + 1) * len(calls) // parts]
 
 
 def measure(
@@ -68,7 +86,7 @@ def measure(
         found: dict[str, dict[str, Any]] = {name: one for name, one in made.items() if isinstance(one, dict)}
         with alone():
             found |= {name: {"ok": True, **_said(timing)} for name, timing in in_turns(steps, device).items()}
-        if errors and not train:
+        if errors:
             for name in steps:
                 found[name]["relative_error"] = _error(stage, steps[name])
     if device.type == "cuda":
@@ -92,6 +110,8 @@ def _step(name: str, stage: Stage, machine: Machine, shape: Shape) -> Step:
         return _default(stage, call)
     if name == "flex" and call.softcap is None and not shape.mask.startswith(FLEX_PAYS) and shape.sizes[3] != 4096:
         raise UnfitError("left out: it is compiled for seconds, and never the fastest here")
+    if name == "native_efficient" and shape.sizes[3] >= 8192:
+        raise UnfitError("left out: four times the time of the fastest at such lengths")
     step = stage.step(registry()[name], machine)
     step()
     return step
@@ -143,8 +163,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sets", type=lambda text: text.split(","), default=["models"], help=", ".join(SETS))
     parser.add_argument("--kernels", type=lambda text: text.split(","), default=list(KERNELS))
     parser.add_argument("--steps", type=lambda text: text.split(","), default=["forward", "train"])
-    parser.add_argument("--part", type=_part, default=(0, 1), help="I/N: every Nth call, from the Ith on")
-    parser.add_argument("--errors", action="store_true", help="compare with fp32 too")
+    parser.add_argument("--part", type=_part, default=(0, 1), help="I/N: the Ith of N parts, counted from 0")
+    parser.add_argument("--errors", type=lambda text: text.split(","), default=[], help="sets compared with fp32 too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", default=str(RESULTS / "costs_cuda.jsonl"))
     return parser.parse_args()
