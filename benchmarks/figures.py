@@ -39,16 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     args = _arguments(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.figures:
-        for theme in THEMES:
-            path = args.out / f"{name}_{args.gpu}_{theme.name}.svg"
-            try:
+        paths = {theme: args.out / f"{name}_{args.gpu}_{theme.name}.svg" for theme in THEMES}
+        try:
+            for theme, path in paths.items():
                 with rc_context(settings(theme)):
                     save(FIGURES[name](Source(args.gpu, args.results), theme), path, theme)
-            except NothingToShowError as reason:
+        except NothingToShowError as reason:
+            for path in paths.values():
                 path.unlink(missing_ok=True)
-                print(f"{name}: skipped, {reason}")
-            else:
-                print(f"{name}: {path.name}, {path.stat().st_size / 1024:.0f} KiB")
+            print(f"{name}: skipped, {reason}")
+        else:
+            print(f"{name}: {', '.join(f'{p.name} {p.stat().st_size / 1024:.0f} KiB' for p in paths.values())}")
     return 0
 
 

@@ -36,6 +36,16 @@ MODELS = {
 
 COMPILERS = {INDUCTOR: "plain Inductor", AUTO: "attnpass, auto", BY_HAND: "plain Inductor, mask taken out by hand"}
 
+# The figures of `benchmarks.figures`, and what a reader who cannot see them is told.
+PICTURES = {
+    "forms": "Bars: milliseconds and memory of one attention call in 13 spellings, plain Inductor beside attnpass",
+    "end_to_end": "Bars: speedup of whole models over plain Inductor, with the times",
+    "kernels_forward": "Lines: TFLOP/s of each kernel over the sequence length, forward, by head dim and mask",
+    "kernels_train": "Lines: TFLOP/s of each kernel over the sequence length, forward and backward, likewise",
+    "regret": "Dots: time of the kernel that auto chose over the time of the best exact kernel, sorted",
+    "sage": "Lines: gain and error of SageAttention's kernels over the sequence length",
+}
+
 
 def compiler(name: str) -> str:
     """Whoever is in no list is a kernel that was asked for by name."""

@@ -24,13 +24,9 @@ class Table:
         return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
     def print(self) -> None:
-        from rich.console import Console
-        from rich.table import Table as Rich
+        from attnpass.cli.table import print_table
 
-        shown = Rich(*self.head)
-        for row in self.rows:
-            shown.add_row(*(cell.strip("`*") for cell in row))
-        Console().print(shown)
+        print_table([dict(zip(self.head, (cell.strip("`*") for cell in row), strict=True)) for row in self.rows])
 
 
 def forms(source: Source = HERE) -> Table:

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks import figures
-from benchmarks.labels import FORMS
+from benchmarks.labels import FORMS, PICTURES
 from benchmarks.plots import costs, end_to_end, regret, sage
 
 FACTS = {"date": "2026-11-25T02:00:00+00:00", "commit": "63a46d0aaaaa", "hardware": {"gpu": "Invented GPU"}, "ok": True}
@@ -55,6 +55,10 @@ def results(tmp_path: Path) -> Path:
 def draw(results: Path, out: Path, *names: str) -> dict[str, str]:
     assert figures.main([*names, "--results", str(results), "--out", str(out)]) == 0
     return {path.name: path.read_text() for path in sorted(out.glob("*.svg"))}
+
+
+def test_every_figure_has_a_text_for_who_cannot_see_it() -> None:
+    assert list(figures.FIGURES) == list(PICTURES)
 
 
 def test_all_are_drawn_for_light_and_dark_and_twice_the_same(results: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from benchmarks.plots.style import NothingToShowError, Theme
 from benchmarks.records import Key, Record, Source, newest, provenance, state
 from benchmarks.tables import model_steps
 
-BAR, GAP, TOP, BOTTOM = 0.2, 0.15, 0.85, 0.7  # inches
+BAR, GAP, TOP, BOTTOM = 0.2, 0.15, 0.85, 0.82  # inches
 LIBRARIES = ("triton", "transformers", "timm", "torchvision", "sageattention")
 
 
@@ -79,4 +79,4 @@ def _frame(axes: Axes, labels: list[str], places: list[float], theme: Theme) -> 
     axes.grid(axis="x")
     axes.spines["bottom"].set_visible(False)
     axes.axvline(1.0, color=theme.faint, linewidth=1.0, zorder=3)
-    axes.set_xlim(0, max(1.0, axes.dataLim.x1) * 1.36)
+    axes.set_xlim(0, max(1.0, axes.dataLim.x1) * 1.42)
