@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 import attnpass
 from benchmarks import flops, forms, labels, roofline, subjects, tables
-from benchmarks.records import NO_BREAK, Source, newest, provenance, state
+from benchmarks.records import NO_BREAK, ROOT, Source, newest, provenance, state
 from benchmarks.roofline import Ceilings, reach
 
 LLAMA = [2, 32, 8, 4096, 4096, 128]
@@ -159,3 +160,9 @@ def test_the_committed_results_make_tables() -> None:
     for table in (tables.models(), tables.costs_of_the_pass(), tables.host()):
         assert table.rows
         assert {len(row) for row in table.rows} == {len(table.head)}
+
+
+def test_the_figures_that_the_readme_shows_are_there() -> None:
+    shown = re.findall(r'"(docs/figures/[^"]+)"', (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(shown) == 4
+    assert all((ROOT / path).exists() for path in shown)
