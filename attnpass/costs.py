@@ -31,6 +31,7 @@ from attnpass.symbolic import Size, hint
 TABLE = Path(__file__).with_name("costs.json")
 TILE = 128
 FEW = 16  # query tokens; with fewer than this a call is a decoding step, bound by reading K and V
+HOST_TRAIN = 2.5
 TERMS = ("start", "tile", "row", "byte")
 Curve = Mapping[str, float]
 
@@ -41,7 +42,7 @@ class Features:
 
     Attributes:
         sizes: B, H, Hkv, Sq, Sk, D.
-        mask: ``none``, ``causal``, ``window`` (both skip what is hidden), ``tensor`` (read for each score) or
+        mask: ``none``, ``causal`` (or a window: what is hidden is skipped), ``tensor`` (read for each score) or
             ``decode`` (few queries, without a tensor).
         seen: share of the scores that are computed.
         read: elements of the mask tensor.
@@ -92,7 +93,7 @@ def features(call: AttentionCall, spelled: bool = False) -> Features | None:
         return Features(**numbers, mask="tensor", read=read)
     seen = seen_share(mask, Sq, Sk)
     if seen < 1:
-        return Features(**numbers, mask="window" if mask.has(Term.WINDOW) else "causal", seen=seen)
+        return Features(**numbers, mask="causal", seen=seen)
     return Features(**numbers, mask="decode" if Sq < FEW else "none")
 
 
@@ -142,12 +143,18 @@ def predicted_ms(kernel: str, call: Features, machine: Machine) -> float | None:
         return None
     terms = call.terms(known["processors"])
     device = sum(curve.get(name, 0.0) * value for name, value in zip(TERMS, terms, strict=True))
-    return max(device, float(known["host_ms"].get(kernel, {}).get(call.step, 0.0)))
+    return max(device, host_ms(kernel, call.step, machine))
+
+
+def host_ms(kernel: str, step: str, machine: Machine) -> float:
+    """What launching a run takes on the host, in compiled code: a backward launches about twice what a forward does."""
+    known = table().get(machine.capability, {}).get("host_ms", {})
+    return float(known.get(kernel, 0.0)) * (HOST_TRAIN if step == "train" else 1.0)
 
 
 def _curve(curves: Mapping[str, Mapping[str, Curve]], call: Features) -> Curve | None:
     """Of the same kind of mask (or the nearest to it), the next larger head dim that was measured, or the largest."""
-    near = {"decode": ("decode", "none"), "window": ("window", "causal", "none"), "causal": ("causal", "none")}
+    near = {"decode": ("decode", "none"), "causal": ("causal", "none")}
     for kind in near.get(call.mask, (call.mask,)):
         dims = sorted(int(D) for D in curves.get(kind, {}))
         if dims:

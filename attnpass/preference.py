@@ -47,7 +47,8 @@ def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Col
     installed = tuple(name for name, key in LIBRARIES.items() if key in machine.versions)
     if call is None:
         return (FLEX, *order, *installed)
-    return _by_cost((*order, FLEX, *installed), machine, call, spelled) or _by_rule(order, call)
+    flex = (FLEX,) if call.softcap is not None or not _is_plain(call) else ()
+    return _by_cost((*order, *flex, *installed), machine, call, spelled) or _by_rule(order, call)
 
 
 def _by_cost(
@@ -67,16 +68,21 @@ def _by_cost(
     return tuple(order)
 
 
+def _is_plain(call: AttentionCall) -> bool:
+    """No mask or PyTorch's causal: every kernel has that, and FlexAttention, compiled for seconds, was never first."""
+    mask = call.mask
+    top_left = all(term.term is Term.CAUSAL and known_equal(term.offset, 0) for term in mask.terms)
+    return mask.bias is None and top_left
+
+
 def _by_rule(order: tuple[str, ...], call: AttentionCall) -> tuple[str, ...]:
     """FlexAttention first where the mask hides blocks that it skips, in a call long enough for that to pay.
 
     Padding alone hides too little: BERT at 512 tokens took 12.07 ms with FlexAttention, 11.42 ms with PyTorch's choice.
     Causal and padded at 4096 tokens took 0.80 ms, 1.67 ms with the mask as a tensor.
     """
-    terms = call.mask.terms
-    plain = {term.term for term in terms} <= {Term.CAUSAL} and all(known_equal(t.offset, 0) for t in terms)
-    hides = any(term.term in HIDES_BLOCKS for term in terms)
-    pays = call.mask.spelled is not None and hides and not plain and known(call.Sk >= LONG)
+    hides = any(term.term in HIDES_BLOCKS for term in call.mask.terms)
+    pays = call.mask.spelled is not None and hides and not _is_plain(call) and known(call.Sk >= LONG)
     return (FLEX, *order) if pays and not call.needs_grad else order
 
 
