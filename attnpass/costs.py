@@ -26,7 +26,7 @@ from typing import Any
 from attnpass.call import AttentionCall
 from attnpass.machine import Machine
 from attnpass.masks import MaskSpec, Term
-from attnpass.symbolic import Size, hint
+from attnpass.symbolic import Size, hint, known_equal
 
 TABLE = Path(__file__).with_name("costs.json")
 TILE = 128
@@ -42,8 +42,8 @@ class Features:
 
     Attributes:
         sizes: B, H, Hkv, Sq, Sk, D.
-        mask: ``none``, ``causal`` (or a window: what is hidden is skipped), ``tensor`` (read for each score) or
-            ``decode`` (few queries, without a tensor).
+        mask: ``none``, ``causal`` (or a window: what is hidden is skipped), ``tensor`` (read for each score),
+            ``row`` (the same keys hidden from all queries) or ``decode`` (few queries, without a tensor).
         seen: share of the scores that are computed.
         read: elements of the mask tensor.
         train: forward and backward?
@@ -90,7 +90,7 @@ def features(call: AttentionCall, spelled: bool = False) -> Features | None:
     numbers["itemsize"] = call.dtype.itemsize
     if mask.tensor is not None and mask.spelled is None:
         read = math.prod(hint(size) or 0 for size in mask.tensor.shape) * mask.tensor.dtype.itemsize
-        return Features(**numbers, mask="tensor", read=read)
+        return Features(**numbers, mask="row" if known_equal(mask.tensor.shape[-2], 1) else "tensor", read=read)
     seen = seen_share(mask, Sq, Sk)
     if seen < 1:
         return Features(**numbers, mask="causal", seen=seen)
@@ -154,7 +154,7 @@ def host_ms(kernel: str, step: str, machine: Machine) -> float:
 
 def _curve(curves: Mapping[str, Mapping[str, Curve]], call: Features) -> Curve | None:
     """Of the same kind of mask (or the nearest to it), the next larger head dim that was measured, or the largest."""
-    near = {"decode": ("decode", "none"), "causal": ("causal", "none")}
+    near = {"decode": ("decode", "none"), "causal": ("causal", "none"), "row": ("row", "tensor")}
     for kind in near.get(call.mask, (call.mask,)):
         dims = sorted(int(D) for D in curves.get(kind, {}))
         if dims:

@@ -25,6 +25,7 @@ LIBRARIES = {"flash2": "flash-attn", "flash4": "flash-attn-4", "flash3": "flash-
 CPU = ("native_flash",)
 FLEX = "flex"
 NOISE = 0.03  # kernels this close are equal, and the simpler one wins: PyTorch's own, then the libraries
+MASK_FUNCTION = 1.1  # what a mask computed from data adds to FlexAttention: 0.80 ms for 0.78, 1.30 for 1.20
 HIDES_BLOCKS = frozenset({Term.CAUSAL, Term.WINDOW, Term.SAME_SEGMENT, Term.FUNCTION})
 LONG = 1024  # keys
 SMALL = 64
@@ -47,7 +48,8 @@ def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Col
     installed = tuple(name for name, key in LIBRARIES.items() if key in machine.versions)
     if call is None:
         return (FLEX, *order, *installed)
-    flex = (FLEX,) if call.softcap is not None or not _is_plain(call) else ()
+    read = call.mask.spelled is None and call.mask.tensor is not None
+    flex = (FLEX,) if call.softcap is not None or read or _hides_blocks(call) else ()
     return _by_cost((*order, *flex, *installed), machine, call, spelled) or _by_rule(order, call)
 
 
@@ -60,6 +62,8 @@ def _by_cost(
     numbers = {name: features(call, name in spelled) for name in names}
     costs = {name: predicted_ms(name, found, machine) for name, found in numbers.items() if found is not None}
     left = {name: ms for name, ms in costs.items() if ms is not None}
+    if FLEX in left and call.mask.spelled is not None:
+        left[FLEX] *= MASK_FUNCTION
     order: list[str] = []
     while left:
         limit = min(left.values()) * (1 + NOISE)
@@ -68,22 +72,22 @@ def _by_cost(
     return tuple(order)
 
 
-def _is_plain(call: AttentionCall) -> bool:
-    """No mask or PyTorch's causal: every kernel has that, and FlexAttention, compiled for seconds, was never first."""
+def _hides_blocks(call: AttentionCall) -> bool:
+    """Does a proved mask hide blocks that FlexAttention skips, in a call long enough for that to pay?
+
+    PyTorch's own causal is not meant: every kernel has it. Padding alone hides too little: BERT at 512 tokens took
+    12.07 ms with FlexAttention, 11.42 ms with PyTorch's choice. Causal and padded at 4096 tokens took 0.80 ms, 1.67 ms
+    with the mask as a tensor.
+    """
     mask = call.mask
-    top_left = all(term.term is Term.CAUSAL and known_equal(term.offset, 0) for term in mask.terms)
-    return mask.bias is None and top_left
+    plain = mask.bias is None and all(t.term is Term.CAUSAL and known_equal(t.offset, 0) for t in mask.terms)
+    hides = any(term.term in HIDES_BLOCKS for term in mask.terms)
+    return hides and not plain and known(call.Sk >= LONG)
 
 
 def _by_rule(order: tuple[str, ...], call: AttentionCall) -> tuple[str, ...]:
-    """FlexAttention first where the mask hides blocks that it skips, in a call long enough for that to pay.
-
-    Padding alone hides too little: BERT at 512 tokens took 12.07 ms with FlexAttention, 11.42 ms with PyTorch's choice.
-    Causal and padded at 4096 tokens took 0.80 ms, 1.67 ms with the mask as a tensor.
-    """
-    hides = any(term.term in HIDES_BLOCKS for term in call.mask.terms)
-    pays = call.mask.spelled is not None and hides and not _is_plain(call) and known(call.Sk >= LONG)
-    return (FLEX, *order) if pays and not call.needs_grad else order
+    """FlexAttention first where the mask hides blocks that it skips; not in training, which was not measured here."""
+    return (FLEX, *order) if _hides_blocks(call) and not call.needs_grad else order
 
 
 def faster_as_written(machine: Machine, call: AttentionCall) -> str:
