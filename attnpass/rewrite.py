@@ -31,7 +31,8 @@ from attnpass.probe import Prover
 from attnpass.report.record import Report
 from attnpass.select import AUTO, NATIVE, Decision, Reason, select
 from attnpass.symbolic import is_hashable
-from attnpass.tuning.tuner import Candidate, Tuner
+from attnpass.tuning.choice import timed
+from attnpass.tuning.tuner import Tuner
 from attnpass.verify import Verifier
 
 Machines = Mapping[torch.device, Machine]
@@ -174,7 +175,7 @@ def _select_proved(
     while True:
         decision = select(call, kernels, machine, config, reasons, fastest)
         if tuner is not None and fastest is None and decision.reason is Reason.AUTO:
-            fastest = _timed(decision, kernels, machine, prover, tuner)
+            fastest = timed(decision, kernels, machine, prover, tuner)
             if fastest is not None:
                 continue
         refusals = (
@@ -183,23 +184,6 @@ def _select_proved(
         if not refusals:
             return decision
         reasons[decision.kernel] = [*reasons.get(decision.kernel, ()), *refusals]
-
-
-def _timed(
-    decision: Decision, kernels: Mapping[str, Kernel], machine: Machine, prover: Prover | None, tuner: Tuner
-) -> tuple[str, str] | None:
-    """The fastest of the exact kernels that take the call, and what the clock said; None if it said nothing."""
-    order = [*decision.tried, *(name for name in kernels if name not in decision.tried)]
-    trials = {trial.kernel: trial for trial in decision.trials if trial.accepted}
-    candidates = []
-    for kernel in (kernels[name] for name in order if name in trials):
-        if kernel.keeps or not kernel.candidate or not kernel.limits_for(machine).exact:
-            continue
-        asked = replace(decision, kernel=kernel.name).asked
-        if prover is None or not prover.refusals(kernel, asked, machine):
-            candidates.append(Candidate(kernel, trials[kernel.name].spelled))
-    tuned = tuner.fastest(decision.call, candidates, machine)
-    return None if tuned is None else (tuned.winner, f"timed here: {tuned}")
 
 
 def _enforce_strict(decisions: Sequence[Decision], config: Config) -> None:

@@ -31,11 +31,12 @@ from attnpass.tuning.clock import Timing, in_turns
 from attnpass.tuning.stage import Stage, Step
 from benchmarks.environment import RESULTS, append, facts
 from benchmarks.shapes import SETS, Shape
-from benchmarks.timing import alone
+from benchmarks.timing import alone, preparing
 
 DEFAULT = "default"  # F.scaled_dot_product_attention as it comes
 KERNELS = (DEFAULT, "native_cudnn", "native_flash", "native_efficient", "flex", "flash2", "flash3", "flash4")
 FLEX_PAYS = ("bool", "padding", "window", "bias")
+AT_ONCE = 8  # calls that are ready before the first is measured
 HELD_AT_ONCE = 1 << 31  # scores of the fp32 reference, in elements
 
 
@@ -46,24 +47,25 @@ def main() -> int:
     machine = Machine.look(
         device, libraries(), {registry()[name].limits.library for name in args.kernels if name != DEFAULT}
     )
-    for which, name, step in _part_of(list(_calls(args.sets, args.steps)), *args.part):
-        shape = SETS[which][name]
-        head = {"benchmark": "costs", "set": which, "shape": name, "step": step, **shape.facts}
-        errors = which in args.errors and step == "forward"
-        for kernel, found in measure(shape, step == "train", args.kernels, machine, device, errors).items():
-            append(args.out, {**head, "kernel": kernel, **found, **facts(device.type)})
-            print(f"{name:18} {step:8} {kernel:18} {found}", flush=True)
+    calls = part_of(list(calls_of(args.sets, args.steps)), *args.part)
+    for start in range(0, len(calls), AT_ONCE):
+        with preparing():
+            ready = [Prepared(*call, args.kernels, machine, device) for call in calls[start : start + AT_ONCE]]
+        for one in ready:
+            for kernel, found in one.measured(one.which in args.errors).items():
+                append(args.out, {**one.head, "kernel": kernel, **found, **facts(device.type)})
+                print(f"{one.name:18} {one.step:8} {kernel:18} {found}", flush=True)
     return 0
 
 
-def _calls(sets: list[str], steps: list[str]) -> Iterator[tuple[str, str, str]]:
+def calls_of(sets: list[str], steps: list[str]) -> Iterator[tuple[str, str, str]]:
     """Set, name and step of each call; nobody trains one query."""
     for which in sets:
         for name, shape in SETS[which].items():
             yield from ((which, name, step) for step in steps if step == "forward" or shape.sizes[3] > 1)
 
 
-def _part_of(calls: list[tuple[str, str, str]], number: int, parts: int) -> list[tuple[str, str, str]]:
+def part_of(calls: list[tuple[str, str, str]], number: int, parts: int) -> list[tuple[str, str, str]]:
     """Those that one of several processes measures: alike ones together, since libraries compile for each kind."""
 
     def kind(call: tuple[str, str, str]) -> Any:
@@ -74,24 +76,38 @@ def _part_of(calls: list[tuple[str, str, str]], number: int, parts: int) -> list
     return calls[number * len(calls) // parts : (number + 1) * len(calls) // parts]
 
 
-def measure(
-    shape: Shape, train: bool, kernels: list[str], machine: Machine, device: torch.device, errors: bool = False
-) -> dict[str, dict[str, Any]]:
-    """For each kernel its times, or why there are none."""
-    call = shape.call(train, device)
-    with undisturbed(device, train):
-        stage = Stage(call)
-        made = {name: _made(name, stage, machine, shape) for name in kernels}
-        steps: dict[str, Step] = {name: one for name, one in made.items() if not isinstance(one, dict)}
-        found: dict[str, dict[str, Any]] = {name: one for name, one in made.items() if isinstance(one, dict)}
-        with alone():
-            found |= {name: {"ok": True, **_said(timing)} for name, timing in in_turns(steps, device).items()}
-        if errors:
-            for name in steps:
-                found[name]["relative_error"] = _error(stage, steps[name])
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return found
+class Prepared:
+    """A call with all that is measured on it compiled and warm.
+
+    Attributes:
+        which, name, step: the call.
+        head: what each of its result lines begins with.
+    """
+
+    def __init__(
+        self, which: str, name: str, step: str, kernels: list[str], machine: Machine, device: torch.device
+    ) -> None:
+        self.which, self.name, self.step = which, name, step
+        shape = SETS[which][name]
+        self.head = {"benchmark": "costs", "set": which, "shape": name, "step": step, **shape.facts}
+        self.call = shape.call(step == "train", device)
+        with undisturbed(device, self.call.needs_grad):
+            self._stage = Stage(self.call)
+            made = {kernel: _made(kernel, self._stage, machine, shape) for kernel in kernels}
+        self._steps: dict[str, Step] = {kernel: one for kernel, one in made.items() if not isinstance(one, dict)}
+        self._failed = {kernel: one for kernel, one in made.items() if isinstance(one, dict)}
+
+    def measured(self, errors: bool = False) -> dict[str, dict[str, Any]]:
+        """For each kernel its times, or why there are none."""
+        found: dict[str, dict[str, Any]] = dict(self._failed)
+        device = self.call.device
+        with undisturbed(device, self.call.needs_grad):
+            with alone():
+                timings = in_turns(self._steps, device)
+            found |= {kernel: {"ok": True, **_said(timing)} for kernel, timing in timings.items()}
+            for kernel in self._steps if errors and self.step == "forward" else ():
+                found[kernel]["relative_error"] = _error(self._stage, self._steps[kernel])
+        return found
 
 
 def _made(name: str, stage: Stage, machine: Machine, shape: Shape) -> Step | dict[str, Any]:

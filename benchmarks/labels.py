@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-INDUCTOR, AUTO, BY_HAND = "inductor", "auto", "by_hand"
+INDUCTOR, AUTO, BY_HAND, PYTORCH_ONLY = "inductor", "auto", "by_hand", "auto_pytorch_only"
 
 FORMS = {
     "fused": "is_causal=True, enable_gqa=True",
@@ -29,12 +29,20 @@ MODELS = {
     "bert_eager": "BERT, 32 × 512, eager attention",
     "gemma2_eager": "Gemma-2, 2 × 4096, eager attention",
     "handwritten_gpt": "GPT written by hand, 4 × 2048",
+    "flux": "Flux-like DiT, 4608 tokens",
+    "wan": "Wan-like DiT, 16500 tokens",
+    "vit_l": "ViT-L/16, 64 images",
     "swin_b": "Swin-B, 64 images",
     "vit_b_16": "ViT-B/16, 64 images",
     "maxvit_t": "MaxViT-T, 32 images",
 }
 
-COMPILERS = {INDUCTOR: "plain Inductor", AUTO: "attnpass, auto", BY_HAND: "plain Inductor, mask taken out by hand"}
+COMPILERS = {
+    INDUCTOR: "plain Inductor",
+    AUTO: "attnpass, auto",
+    PYTORCH_ONLY: "attnpass, auto, PyTorch's kernels only",
+    BY_HAND: "plain Inductor, mask taken out by hand",
+}
 
 # The figures of `benchmarks.figures`, and what a reader who cannot see them is told.
 PICTURES = {

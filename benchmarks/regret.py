@@ -96,7 +96,7 @@ def summary(ratios: list[float]) -> str:
 
 
 def _ms(line: dict[str, Any], machine: Machine) -> float:
-    return max(line["gpu_ms"], host_ms(line["kernel"], line["step"], machine))
+    return max(float(line["gpu_ms"]), host_ms(line["kernel"], line["step"], machine))
 
 
 def _machine(line: dict[str, Any], pytorch_only: bool) -> Machine:

@@ -24,7 +24,7 @@ from attnpass.call import AttentionCall
 from attnpass.costs import features, predicted_ms
 from attnpass.kernel import Kernel
 from attnpass.machine import Machine
-from attnpass.tuning.clock import Timing, in_turns
+from attnpass.tuning.clock import in_turns
 from attnpass.tuning.progress import Bar
 from attnpass.tuning.signature import signature, text_of
 from attnpass.tuning.stage import Stage, Step
@@ -132,7 +132,8 @@ class Tuner:
         if not timings:
             logger.warning("attnpass: nothing could be timed for %s: %s", call.text(), failed)
             return None
-        tuned = judged([c.kernel.name for c in candidates], timings, failed)
+        costs = {name: t.device_ms if call.needs_grad else t.ms for name, t in timings.items()}
+        tuned = judged([c.kernel.name for c in candidates], costs, failed)
         memory.remember(self.folder / FOLDER, key, asdict(tuned))
         logger.info("attnpass: tuned %s: %s (%.1f s)", call.text(), tuned, took)
         return tuned
@@ -152,9 +153,16 @@ def cost_of(candidate: Candidate, call: AttentionCall, machine: Machine) -> floa
     return None if numbers is None else predicted_ms(candidate.kernel.name, numbers, machine)
 
 
-def judged(order: Sequence[str], timings: Mapping[str, Timing], failed: Mapping[str, str]) -> Tuned:
-    """The winner: of those within the noise of the fastest, the first in the order of preference."""
-    ms = {name: round(t.ms, 5) for name, t in sorted(timings.items(), key=lambda one: one[1].ms)}
+def judged(order: Sequence[str], costs: Mapping[str, float], failed: Mapping[str, str]) -> Tuned:
+    """The winner: of those within the noise of the fastest, the first in the order of preference.
+
+    Args:
+        order: names as they would be preferred untimed.
+        costs: milliseconds a run. In training those of the device alone: a backward is launched by eager autograd here,
+            for up to 0.6 ms, and by compiled code in the program.
+        failed: kernels that could not be timed, and why.
+    """
+    ms = {name: round(cost, 5) for name, cost in sorted(costs.items(), key=lambda one: one[1])}
     limit = min(ms.values()) * (1 + NOISE)
     winner = next(name for name in order if ms.get(name, limit + 1) <= limit)
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
