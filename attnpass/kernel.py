@@ -34,6 +34,8 @@ class Operands:
         scale: factor on the scores; None (1/sqrt(D)) only where the head dim is symbolic.
         sinks: (H,), or None.
         meaning: what a proved mask means, for kernels that compute masks by functions; None without such a mask.
+        heads_first: the program expects the output stored as (B, H, Sq, Dv), and a kernel that stores it so spares it a
+            copy. Most store (B, Sq, H, Dv), and need not look.
     """
 
     q: Node
@@ -43,6 +45,7 @@ class Operands:
     scale: float | None
     sinks: Node | None = None
     meaning: Meaning | None = None
+    heads_first: bool = False
 
 
 class Kernel(ABC):

@@ -21,7 +21,7 @@ from attnpass.symbolic import known, known_equal
 
 HOPPER_AND_DATACENTER_BLACKWELL = ("native_cudnn", "native_flash", "native_efficient")
 OTHER_NVIDIA = ("native_flash", "native_efficient", "native_cudnn")
-LIBRARIES = {"flash2": "flash-attn", "flash4": "flash-attn-4", "flash3": "flash-attn-3"}  # kernel -> Library.key
+LIBRARIES = {"flash2": "flash-attn", "flash3": "flash-attn-3", "flash4": "flash-attn-4"}  # kernel -> Library.key
 CPU = ("native_flash",)
 FLEX = "flex"
 NOISE = 0.03  # kernels this close are equal, and the simpler one wins: PyTorch's own, then the libraries

@@ -4,7 +4,8 @@
     python benchmarks/end_to_end.py --models llama,llama_eager --compilers inductor,by_hand,auto
 
 ``by_hand`` is plain Inductor on a copy of the model whose attention calls ``is_causal`` without a mask, what a user
-would get by editing the model; ``auto_pytorch_only`` is ``auto`` in an environment without kernel libraries. Random weights, bf16; the time is the median of ``triton.testing.do_bench``.
+would get by editing the model; ``auto_pytorch_only`` is ``auto`` in an environment without kernel libraries. Random
+weights, bf16; the time is the median of ``triton.testing.do_bench``.
 """
 
 from __future__ import annotations
