@@ -51,6 +51,8 @@ def main() -> int:
             append(args.out, record | facts(args.device))
             print(_line(record), flush=True)
             gc.collect()
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
     return 0
 
 
