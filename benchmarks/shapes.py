@@ -175,4 +175,9 @@ HELD_OUT = {
     "prefill_chunk": Shape((1, 32, 8, 512, 512, 128), "causal"),
     "tiny_self": Shape(_square(1, 4, 4, 64, 32)),
 }
-SETS = {"models": MODELS, "sweep": SWEEP, "fit": FIT, "held_out": HELD_OUT}
+HOST = {  # so small that the host decides; for a process that has the machine to itself
+    "host_d64": Shape(_square(1, 2, 2, 64, 64)),
+    "host_d128": Shape(_square(1, 2, 2, 128, 128), "causal"),
+    "host_gqa": Shape(_square(2, 4, 2, 128, 64), "causal"),
+}
+SETS = {"host": HOST, "models": MODELS, "sweep": SWEEP, "fit": FIT, "held_out": HELD_OUT}
