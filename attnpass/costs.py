@@ -143,13 +143,19 @@ def predicted_ms(kernel: str, call: Features, machine: Machine) -> float | None:
         return None
     terms = call.terms(known["processors"])
     device = sum(curve.get(name, 0.0) * value for name, value in zip(TERMS, terms, strict=True))
-    return max(device, host_ms(kernel, call.step, machine))
+    return max(device, host_ms(kernel, call, machine))
 
 
-def host_ms(kernel: str, step: str, machine: Machine) -> float:
-    """What launching a run takes on the host, in compiled code: a backward launches about twice what a forward does."""
-    known = table().get(machine.capability, {}).get("host_ms", {})
-    return float(known.get(kernel, 0.0)) * (HOST_TRAIN if step == "train" else 1.0)
+def host_ms(kernel: str, call: Features, machine: Machine) -> float:
+    """What launching a run takes on the host, in compiled code: a backward launches about twice what a forward does.
+
+    Grouped heads are another number: some kernels repeat K and V.
+    """
+    known = table().get(machine.capability, {})
+    _B, H, Hkv, *_ = call.sizes
+    plain = known.get("host_ms", {}).get(kernel, 0.0)
+    found = plain if Hkv == H else known.get("host_grouped_ms", {}).get(kernel, plain)
+    return float(found) * (HOST_TRAIN if call.train else 1.0)
 
 
 def _curve(curves: Mapping[str, Mapping[str, Curve]], call: Features) -> Curve | None:

@@ -29,6 +29,7 @@ from benchmarks.records import RESULTS, Source, newest
 from benchmarks.shapes import SETS
 
 FITTED = ("sweep", "fit")
+QUIET = "host"  # measured in a process that had the machine to itself: gives the host's times
 PROCESSORS = {"sm_90": 132}
 ITERATIONS = 20
 NOISE = 0.02  # errors below this weigh alike
@@ -59,7 +60,7 @@ def by_machine(lines: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]
     """Measured lines of the fitted sets by the GPU's generation."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
-        if line["set"] in FITTED and "ms" in line and line["kernel"] not in LEFT_OUT:
+        if line["set"] in (*FITTED, QUIET) and "ms" in line and line["kernel"] not in LEFT_OUT:
             found[line["hardware"]["capability"]].append(line)
     return dict(found)
 
@@ -68,12 +69,15 @@ def fit_machine(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """The table of one GPU generation."""
     processors = PROCESSORS[name]
     points: dict[Key, list[Point]] = defaultdict(list)
-    host: dict[str, list[float]] = defaultdict(list)
+    host: dict[bool, dict[str, list[float]]] = {grouped: defaultdict(list) for grouped in (False, True)}
+    quiet = {line["kernel"] for line in lines if line["set"] == QUIET}
     for line in lines:
-        call = _features(line)
-        points[line["kernel"], line["step"], call.mask, call.sizes[-1]].append((call, line["gpu_ms"]))
-        if line["gpu_ms"] < SHORT_MS and line["step"] == "forward":
-            host[line["kernel"]].append(line["host_ms"])
+        if line["set"] in FITTED:
+            call = _features(line)
+            points[line["kernel"], line["step"], call.mask, call.sizes[-1]].append((call, line["gpu_ms"]))
+        small = line["set"] == QUIET or (line["kernel"] not in quiet and line["gpu_ms"] < SHORT_MS)
+        if small and line["step"] == "forward":
+            host[line["sizes"][1] != line["sizes"][2]][line["kernel"]].append(line["host_ms"])
     curves: dict[str, Any] = {}
     for (kernel, step, mask, D), some in sorted(points.items()):
         curve, errors = fit(some, processors)
@@ -81,7 +85,8 @@ def fit_machine(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
         print(f"{kernel:17} {step:8} {mask:7} D{D:<4} {len(some):3} calls, {_error_text(errors)}")
     return {
         "processors": processors,
-        "host_ms": {kernel: round(statistics.median(times), 4) for kernel, times in host.items()},
+        "host_ms": {kernel: round(statistics.median(times), 4) for kernel, times in host[False].items()},
+        "host_grouped_ms": {kernel: round(statistics.median(times), 4) for kernel, times in host[True].items()},
         "curves": curves,
     }
 

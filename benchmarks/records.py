@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 GPU = "h100"  # the suffix of the result files that the docs show
 NO_BREAK = "\u00a0"  # a caption is wrapped between its parts
+STEADY = 0.03  # of the median; where the middle 60 % of the runs spread further, another process was at work
+TIMED_TOGETHER = ("forms", "end_to_end")  # benchmarks whose lines may stem from a machine that compiled beside them
 MAX_COMMITS = 3  # a caption names so many, and of more the first, the last and how many
 
 Record = dict[str, Any]
@@ -37,8 +39,16 @@ class Source:
         return [record for record in lines if str(record["benchmark"]).partition(".")[0] == benchmark]
 
 
+def is_disturbed(record: Record) -> bool:
+    """Was the time spoilt by other processes on the machine?"""
+    spread, ms = record.get("spread_ms"), record.get("ms")
+    return record.get("benchmark") in TIMED_TOGETHER and bool(spread) and bool(ms) and spread > STEADY * ms
+
+
 def newest(records: Iterable[Record], *fields: str) -> dict[Key, Record]:
     """The newest line for each combination of ``fields``, in the order of first appearance; of equal dates the later.
+
+    A disturbed line counts only where there is no other.
 
     >>> lines = [{"kernel": "flex", "ms": 2, "date": "2026-11-25"}, {"kernel": "flex", "ms": 1, "date": "2026-11-22"}]
     >>> newest(lines, "kernel")[("flex",)]["ms"]
@@ -47,9 +57,13 @@ def newest(records: Iterable[Record], *fields: str) -> dict[Key, Record]:
     found: dict[Key, Record] = {}
     for record in records:
         key = tuple(_hashable(record.get(field)) for field in fields)
-        if key not in found or str(record.get("date", "")) >= str(found[key].get("date", "")):
+        if key not in found or _rank(record) >= _rank(found[key]):
             found[key] = record
     return found
+
+
+def _rank(record: Record) -> tuple[bool, str]:
+    return not is_disturbed(record), str(record.get("date", ""))
 
 
 def state(record: Record | None) -> str:
@@ -60,6 +74,8 @@ def state(record: Record | None) -> str:
         return "OOM"
     if record.get("refused"):
         return "refused"
+    if is_disturbed(record):
+        return "disturbed"
     return "" if record.get("ok") and record.get("ms") is not None else "failed"
 
 

@@ -16,7 +16,7 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from attnpass.config import Config
-from attnpass.costs import host_ms
+from attnpass.costs import Features, features, host_ms
 from attnpass.kernels import registry
 from attnpass.limits import Code, Rejection
 from attnpass.machine import Machine
 from attnpass.select import select
 from benchmarks.fit import LEFT_OUT, measured
-from benchmarks.records import RESULTS, Source
+from benchmarks.records import RESULTS, Source, newest
 from benchmarks.shapes import SETS
 
 LIBRARIES = {"flash-attn": "flash-attn", "flash-attn-4": "flash-attn-4", "tokenspeed-fa3": "flash-attn-3"}
@@ -41,29 +41,47 @@ CARRIED = ("date", "commit", "hardware", "torch", "triton", "flash-attn", "flash
 def main() -> int:
     args = _arguments()
     lines = [line for line in measured(Source(args.gpu)) if line["set"] in args.sets]
-    found = list(regrets(lines, args.pytorch_only))
-    for one in sorted(found, key=lambda one: one["ratio"]):
+    tuned = newest(Source(args.gpu).read("tuning"), "shape", "step")
+    choices = {key: line["chosen"] for key, line in tuned.items() if line["timed"] and not args.pytorch_only}
+    found = [*regrets(lines, args.pytorch_only), *regrets(lines, args.pytorch_only, choices)]
+    for one in sorted(found, key=lambda one: (one["tuned"], one["ratio"])):
         chosen, best = (f"{one[name]} {one[name + '_ms']:.3f}" for name in ("chosen", "best"))
-        print(f"{one['ratio']:.3f}  {one['shape']:18} {one['step']:8} {chosen:24} {best}")
-    print(summary([one["ratio"] for one in found]))
+        how = "tuned" if one["tuned"] else "table"
+        print(f"{one['ratio']:.3f}  {how} {one['shape']:18} {one['step']:8} {chosen:24} {best}")
+    for how in (False, True):
+        ratios = [one["ratio"] for one in found if one["tuned"] is how]
+        if ratios:
+            print("tuned:" if how else "table:", summary(ratios))
     if args.write:
         text = "".join(json.dumps(one) + "\n" for one in found)
         (RESULTS / f"regret_{args.gpu}.jsonl").write_text(text, encoding="utf-8")
     return 0
 
 
-def regrets(lines: list[dict[str, Any]], pytorch_only: bool = False) -> Iterator[dict[str, Any]]:
-    """For each call and step: what ``auto`` takes, what would have been best, and the ratio of their times."""
+def regrets(
+    lines: list[dict[str, Any]], pytorch_only: bool = False, tuned: Mapping[Any, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """For each call and step: what ``auto`` takes, what would have been best, and the ratio of their times.
+
+    Args:
+        lines: those of `benchmarks.costs`.
+        pytorch_only: as without any kernel library.
+        tuned: what the tuner chose, by shape and step; then only those calls are judged.
+    """
     calls: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         ours = line["kernel"].startswith(("native", "flex")) or not pytorch_only
         if line["kernel"] not in LEFT_OUT and ours:
             calls[line["set"], line["shape"], line["step"]].append(line)
     for (which, name, step), some in calls.items():
+        if tuned is not None and (name, step) not in tuned:
+            continue
         machine = _machine(some[0], pytorch_only)
         call = SETS[which][name].call(step == "train", torch.device("cuda", 0))
-        times = {one["kernel"]: _ms(one, machine) for one in some if "ms" in one}
-        chosen = select(call, registry(), machine, Config(), _failed(some)).kernel
+        numbers = features(call)
+        assert numbers is not None
+        times = {one["kernel"]: _ms(one, numbers, machine) for one in some if "ms" in one}
+        chosen = tuned[name, step] if tuned else select(call, registry(), machine, Config(), _failed(some)).kernel
         best = min(times, key=lambda kernel: times[kernel])
         if chosen not in times:
             raise SystemExit(f"{name}, {step}: auto chose {chosen}, which was not measured")
@@ -95,8 +113,8 @@ def summary(ratios: list[float]) -> str:
     return f"{len(ratios)} calls: {shares}; geometric mean {mean - 1:.1%} above the best"
 
 
-def _ms(line: dict[str, Any], machine: Machine) -> float:
-    return max(float(line["gpu_ms"]), host_ms(line["kernel"], line["step"], machine))
+def _ms(line: dict[str, Any], call: Features, machine: Machine) -> float:
+    return max(float(line["gpu_ms"]), host_ms(line["kernel"], call, machine))
 
 
 def _machine(line: dict[str, Any], pytorch_only: bool) -> Machine:
