@@ -18,9 +18,11 @@ from attnpass.tensor import TensorSpec
 CUDA = torch.device("cuda", 0)
 
 
-def call(S: int, *terms: MaskTerm, bias: bool = False, pattern: Pattern = Pattern.SDPA) -> AttentionCall:
-    shape = (2, 8, S, 64)
-    q = TensorSpec(shape, (8 * S * 64, 64, 8 * 64, 1), torch.bfloat16, CUDA)
+def call(
+    S: int, *terms: MaskTerm, bias: bool = False, pattern: Pattern = Pattern.SDPA, D: int = 128, H: int = 16
+) -> AttentionCall:
+    shape = (2, H, S, D)
+    q = TensorSpec(shape, (H * S * D, D, H * D, 1), torch.bfloat16, CUDA)
     spelled = TensorSpec((2, 1, S, S), (S * S, S * S, S, 1), torch.bfloat16 if bias else torch.bool, CUDA)
     mask = MaskSpec(terms, bias=spelled if bias else None, rows_may_be_empty=bool(terms), spelled=spelled)
     return AttentionCall(q=q, k=q, v=q, out=q, mask=mask, pattern=pattern)
@@ -63,10 +65,16 @@ def test_a_kernel_without_masks_refuses_what_the_mask_means() -> None:
     assert next(str(reason) for reason in refused) == "mask is key_padding, needs causal"
 
 
-def test_auto_does_not_train_with_flex_before_it_was_measured() -> None:
+def test_a_mask_that_reads_data_is_slow_in_flex_at_head_dim_64() -> None:
+    assert decide(call(4096, CAUSAL, PADDING, D=64)).kernel == "native_cudnn"
+    assert decide(call(4096, CAUSAL, WINDOW, D=64)).kernel == "flex"
+
+
+@pytest.mark.parametrize(("machine", "kernel"), [("h100", "native_cudnn"), ("a100", "native_efficient")])
+def test_auto_trains_with_flex_only_if_it_is_named(machine: str, kernel: str) -> None:
     training = replace(call(4096, CAUSAL, PADDING), needs_grad=True)
-    assert decide(training).kernel == "native_cudnn"
-    assert decide(training, kernel=("flex",)).kernel == "flex"
+    assert decide(training, machine).kernel == kernel
+    assert decide(training, machine, kernel=("flex",)).kernel == "flex"
 
 
 def test_small_windows_by_hand_stay_on_a_gpu_unless_a_kernel_is_named() -> None:

@@ -21,10 +21,10 @@ import attnpass
 from attnpass import memory
 from attnpass.alone import UnfitError, undisturbed
 from attnpass.call import AttentionCall
-from attnpass.costs import features, predicted_ms
+from attnpass.costs import features, host_ms, predicted_ms
 from attnpass.kernel import Kernel
 from attnpass.machine import Machine
-from attnpass.tuning.clock import in_turns
+from attnpass.tuning.clock import Timing, in_turns
 from attnpass.tuning.progress import Bar
 from attnpass.tuning.signature import signature, text_of
 from attnpass.tuning.stage import Stage, Step
@@ -132,7 +132,7 @@ class Tuner:
         if not timings:
             logger.warning("attnpass: nothing could be timed for %s: %s", call.text(), failed)
             return None
-        costs = {name: t.device_ms if call.needs_grad else t.ms for name, t in timings.items()}
+        costs = {name: cost_measured(name, timing, call, machine) for name, timing in timings.items()}
         tuned = judged([c.kernel.name for c in candidates], costs, failed)
         memory.remember(self.folder / FOLDER, key, asdict(tuned))
         logger.info("attnpass: tuned %s: %s (%.1f s)", call.text(), tuned, took)
@@ -153,13 +153,23 @@ def cost_of(candidate: Candidate, call: AttentionCall, machine: Machine) -> floa
     return None if numbers is None else predicted_ms(candidate.kernel.name, numbers, machine)
 
 
+def cost_measured(kernel: str, timing: Timing, call: AttentionCall, machine: Machine) -> float:
+    """Milliseconds a run: the slower of device and host holds up the other.
+
+    The host's time is the cost table's where it knows the kernel: here it is that of a process that compiles, and in
+    training that of eager autograd, up to 0.6 ms where compiled code launches a backward in 0.1.
+    """
+    numbers = features(call)
+    known = host_ms(kernel, numbers, machine) if numbers is not None else 0.0
+    return max(timing.device_ms, known or (0.0 if call.needs_grad else timing.host_ms))
+
+
 def judged(order: Sequence[str], costs: Mapping[str, float], failed: Mapping[str, str]) -> Tuned:
     """The winner: of those within the noise of the fastest, the first in the order of preference.
 
     Args:
         order: names as they would be preferred untimed.
-        costs: milliseconds a run. In training those of the device alone: a backward is launched by eager autograd here,
-            for up to 0.6 ms, and by compiled code in the program.
+        costs: milliseconds a run.
         failed: kernels that could not be timed, and why.
     """
     ms = {name: round(cost, 5) for name, cost in sorted(costs.items(), key=lambda one: one[1])}
