@@ -100,6 +100,11 @@ def _by_rule(order: tuple[str, ...], call: AttentionCall) -> tuple[str, ...]:
     return (FLEX, *order) if _hides_blocks(call) else order
 
 
+def only_if_named(kernel: str, call: AttentionCall) -> bool:
+    """Does ``auto``, timed or not, leave this kernel to who names it? In training see `_hides_blocks`."""
+    return kernel == FLEX and call.needs_grad
+
+
 def faster_as_written(machine: Machine, call: AttentionCall) -> str:
     """Why ``auto`` leaves a chain written by hand to the compiler, or "".
 

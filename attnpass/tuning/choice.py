@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from attnpass.kernel import Kernel
 from attnpass.machine import Machine
+from attnpass.preference import only_if_named
 from attnpass.probe import Prover
 from attnpass.select import Decision
 from attnpass.tuning.tuner import Candidate, Tuner
@@ -29,6 +30,8 @@ def candidates(
     found = []
     for kernel in (kernels[name] for name in order if name in trials):
         if kernel.keeps or not kernel.candidate or not kernel.limits_for(machine).exact:
+            continue
+        if only_if_named(kernel.name, decision.call):
             continue
         asked = replace(decision, kernel=kernel.name).asked
         if prover is None or not prover.refusals(kernel, asked, machine):
