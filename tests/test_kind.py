@@ -62,6 +62,7 @@ X, C, LONG = torch.randn(2, 6, E), torch.randn(2, 6, E), torch.randn(2, 9, E)
         pytest.param(lambda m, x: (x.chunk(2, 1)[0], x.chunk(2, 1)[1]), (X,), "unknown", id="two halves of a sequence"),
         pytest.param(lambda m, x: (x, x.flip(0)), (X,), "unknown", id="each image looks at the other"),
         pytest.param(lambda m, x: (x, m.conv(x.mT).mT), (X,), "self", id="fewer keys, by a convolution"),
+        pytest.param(lambda m, x, c: (x.type_as(c).view_as(c), c), (X, C), "cross", id="of another's dtype and shape"),
         pytest.param(lambda m, x: (m.latents.expand(2, -1, -1), x), (X,), "cross", id="learned queries"),
         pytest.param(lambda m, x, t: (x * (1 + t), x), (X, torch.randn(2, 1, E)), "unknown", id="modulated queries"),
         pytest.param(lambda m, x, t: (x * (1 + t),) * 2, (X, torch.randn(2, 1, E)), "self", id="modulated, both"),

@@ -16,8 +16,9 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from attnpass.patterns.canonical import name_of
 from attnpass.patterns.multihead import Opened, is_multihead
-from attnpass.patterns.origin import is_parameter, tensors_in
+from attnpass.patterns.origin import VIEWS, is_parameter, tensors_in
 from attnpass.patterns.regions import bodies_of
 from attnpass.patterns.sdpa import value_of
 from attnpass.writes import may_write, storage_of, written
@@ -81,7 +82,10 @@ class Lineages:
             apart = bool(q and k) and not q & k and not (q | k) & LOST
             self.apart[node] = apart and self.apart.get(node, True)
             return q, []
-        reads = self._merged(known.get(one, 0) for one in node.all_input_nodes)
+        inputs = node.all_input_nodes
+        if len(inputs) > 1 and name_of(node) in VIEWS:
+            inputs = inputs[:1]  # `x.type_as(c)` and `x.view_as(c)` ask c for its dtype and shape only
+        reads = self._merged(known.get(one, 0) for one in inputs)
         opened = self._opened.get(node)
         if opened is not None:
             self._enter(opened.body, opened.inputs, known)

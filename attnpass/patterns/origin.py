@@ -111,7 +111,7 @@ class Origins:
             before = [*_writers(node, end)]
             stops = (name in NARROWING and not narrowed) or (name in JOINS and cut and not _in_last(node))
             if name in PASSED and not stops:
-                before += node.all_input_nodes
+                before += node.all_input_nodes[: 1 if name in VIEWS else None]  # `x.type_as(c)` reads no value of c
                 cut = cut or (name in NARROWING and not _in_last(node))
             elif node in self.outside:
                 before.append(self.outside[node])
