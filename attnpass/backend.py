@@ -26,10 +26,11 @@ from attnpass.config import Config, split_options, unknown_variables
 from attnpass.errors import ISSUES_HINT, AttnpassError, PassError
 from attnpass.kernels import libraries, registry, registry_for
 from attnpass.machine import Machine
+from attnpass.policy_check import check_policy, resolve_policy
 from attnpass.probe import Prover
 from attnpass.report.record import Report
 from attnpass.rewrite import Machines, Rewritten, node_devices, run_pass
-from attnpass.select import check_wishes, resolve_wishes, spell_out
+from attnpass.select import spell_out
 from attnpass.verify import Verifier
 
 logger = logging.getLogger(__name__)
@@ -93,8 +94,8 @@ def look_at(gm: GraphModule, config: Config) -> Machines:
     Raises:
         UnknownKernelError: no kernel has a name that is wished for.
     """
-    kernels = registry_for(config.kernel, config.trust_remote_code)
-    wishes = resolve_wishes(config.kernel, kernels)
+    kernels = registry_for(config.policy.wishes, config.trust_remote_code)
+    wishes = resolve_policy(config.policy, kernels)
     machines = {}
     for device in node_devices(gm):
         wished = {name for name, _ in spell_out(wishes, Machine.look(device))}
@@ -123,7 +124,7 @@ def _guarded_pass(gm: GraphModule, machines: Machines, config: Config) -> Rewrit
     report = new_report(config)
     kernels = registry()
     for device in machines:
-        check_wishes(config.kernel, kernels, machines[device])
+        check_policy(config.policy, kernels, machines[device])
     try:
         return run_pass(gm, kernels, machines, config, report, _verifier(config), prover(config))
     except AttnpassError:

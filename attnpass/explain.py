@@ -14,9 +14,9 @@ from attnpass.config import Config
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernels import registry
 from attnpass.patterns.sdpa import value_of
+from attnpass.policy_check import check_policy
 from attnpass.report.record import Report
 from attnpass.rewrite import run_pass
-from attnpass.select import check_wishes
 
 
 def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report]:
@@ -67,7 +67,7 @@ def rewrite(
     gm = _with_values(gm, example_inputs)
     machines = look_at(gm, config)
     for machine in machines.values():
-        check_wishes(config.kernel, registry(), machine)
+        check_policy(config.policy, registry(), machine)
     # torch.export's values do not know what requires a gradient, so there every call may, if anything does.
     report = new_report(config)
     grad = trainable if exported else None
