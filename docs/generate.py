@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import attnpass
+from attnpass.conditions import FACTS
 from attnpass.config import VARIABLES
 from attnpass.limits import Code
 from attnpass.support import support_rows
@@ -24,6 +25,7 @@ def write_all(folder: Path) -> None:
     """Write every generated fragment into ``folder``; files that would not change are left alone."""
     folder.mkdir(exist_ok=True)
     fragments = {
+        "conditions.md": conditions(),
         "environment.md": environment(),
         "support.md": support(),
         "names.md": names(),
@@ -43,6 +45,11 @@ def environment() -> str:
         for v in VARIABLES
     ]
     return table(("variable", "option of `torch.compile`", "meaning", "default", "values"), rows)
+
+
+def conditions() -> str:
+    """One row per word that a clause of ``ATTNPASS_KERNEL`` may have as a condition."""
+    return table(("condition", "holds if"), [(f"`{name}`", fact.meaning) for name, fact in FACTS.items()])
 
 
 def support() -> str:

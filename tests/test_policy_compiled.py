@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from attnpass.report import block, to_html
 from tests.cli_examples import run as command
 from tests.compiled import assert_near, decisions, run
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 E, H = 64, 2
 POLICY = "native_flash; cross=native_math; blocks.0.*=reference; decode=flex"
 
@@ -249,3 +253,14 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     (tmp_path / "net.py").write_text("model = None\ninputs = ()\n")
     code, _, err = command(capsys, "explain", str(tmp_path / "net.py"), "--kernel", "native; cross=flax")
     assert code == 2 and "names 'flax' in the clause 'cross=flax'" in err[0]
+
+
+def test_the_example_in_the_docs_is_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (DOCS / "choosing_a_kernel.md").read_text(encoding="utf-8")
+    (policy,) = re.findall(r'ATTNPASS_KERNEL="(.*)" python policy_model.py', page)
+    (wanted,) = re.findall(r"```text\n(attnpass graph 0: .*?)\n```", page, re.DOTALL)
+    monkeypatch.chdir(DOCS / "examples")
+    example = runpy.run_path("policy_model.py")
+    compiled(policy, example["model"], *example["inputs"])
+    told = block(replace(attnpass.last_report(), graph=0))
+    assert re.sub(r"\(.* ms\)", "", told) == re.sub(r"\(.* ms\)", "", wanted)
