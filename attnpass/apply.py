@@ -16,7 +16,7 @@ from attnpass.call import AttentionCall, Pattern
 from attnpass.emit import COPIED_META, EmitRefusedError, Emitter, aten
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernel import Kernel, Operands
-from attnpass.layout import layout_is_free, repeated_heads, restore_layout
+from attnpass.layout import is_heads_first, layout_is_free, repeated_heads, restore_layout, takes_heads_last
 from attnpass.limits import Rejection
 from attnpass.masks import EmptyRows
 from attnpass.masks.meaning import Meaning
@@ -130,20 +130,20 @@ def emit_call(
         meaning: what a proved mask means, for a kernel that computes it.
         watch: is given the (B, H, Sq, Dv) output and gives the one to go on with.
     """
-    wanted = emitter.spec(node)
-    args = operands_of(emitter, call, wiring)
-    if args.mask is None:
-        args = replace(args, meaning=meaning)
+    wanted, args = emitter.spec(node), operands_of(emitter, call, wiring)
+    args = replace(args, meaning=meaning if args.mask is None else None)
+    by_hand = call.pattern is Pattern.HANDWRITTEN
+    if not wiring.out and is_heads_first(wanted):
+        args = replace(args, heads_first=not (by_hand and takes_heads_last(emitter, node)))
     out = kernel.emit(emitter, call, args)
     if call.mask.rows_may_be_empty and call.mask.empty is not EmptyRows.ZERO:
         out = _as_softmax_leaves_empty_rows(emitter, call, wiring, args, out)
-    if watch is not None:
-        out = watch(out)
+    out = out if watch is None else watch(out)
     for step in wiring.out:
         out = emitter(step.op, out, *step.args)
-    for _ in range(0 if call.pattern is Pattern.HANDWRITTEN else 4 - wanted.ndim):
+    for _ in range(0 if by_hand else 4 - wanted.ndim):
         out = emitter(aten.squeeze.dim, out, 0)
-    if call.pattern is Pattern.HANDWRITTEN and layout_is_free(emitter, out, node):
+    if by_hand and layout_is_free(emitter, emitter.value(out), node):
         return out
     return restore_layout(emitter, out, wanted)
 

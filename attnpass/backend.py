@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,22 @@ import torch
 from torch._guards import CompileContext
 from torch.fx import GraphModule
 
-from attnpass import assumptions, log, staleness, verdicts, verify
+from attnpass import assumptions, log, memory, staleness, verify
 from attnpass import report as rendering
+from attnpass.call import AttentionCall
 from attnpass.compiler import compile_graph
 from attnpass.config import Config, split_options, unknown_variables
 from attnpass.errors import ISSUES_HINT, AttnpassError, PassError
+from attnpass.kernel import Kernel
 from attnpass.kernels import libraries, registry, registry_for
+from attnpass.library import PYTORCH, Library
 from attnpass.machine import Machine
 from attnpass.policy_check import check_policy, resolve_policy
 from attnpass.probe import Prover
 from attnpass.report.record import Report
 from attnpass.rewrite import Machines, Rewritten, node_devices, run_pass
-from attnpass.select import spell_out
+from attnpass.select import AUTO, select
+from attnpass.tuning.tuner import Tuner
 from attnpass.verify import Verifier
 
 logger = logging.getLogger(__name__)
@@ -40,6 +45,7 @@ _reports: deque[Report] = deque(maxlen=REPORTS_KEPT)
 _numbers = itertools.count()
 _said: set[str] = set()
 _provers: dict[Path, Prover] = {}
+_tuners: dict[Path, Tuner] = {}
 
 
 def attnpass(
@@ -68,9 +74,8 @@ def attnpass(
     config = Config.load(ours)
     log.configure("info" if config.verify and config.log == "warning" else config.log)
     _say_unknown_variables()
-    machines = look_at(gm, config)
     staleness.guard()
-    rewritten = _guarded_pass(gm, machines, config)
+    rewritten = _guarded_pass(gm, config)
     rewritten.assumptions.guard()
     _publish(rewritten.report, config)
     machine = next(iter(rewritten.report.machines.values()), None)
@@ -88,19 +93,38 @@ def reset() -> None:
 attnpass.reset = reset  # type: ignore[attr-defined]
 
 
-def look_at(gm: GraphModule, config: Config) -> Machines:
-    """The facts about every device that ``gm`` touches. Only libraries whose kernels are wished for are imported.
+def look_at(gm: GraphModule, config: Config, calls: Sequence[AttentionCall] = ()) -> Machines:
+    """The facts about every device that ``gm`` touches.
+
+    Imported are only the libraries that are named, those that ``auto`` means for one of the calls, and to tune, all.
 
     Raises:
         UnknownKernelError: no kernel has a name that is wished for.
+        KernelUnavailableError: the library of a named kernel is missing or too old.
     """
     kernels = registry_for(config.policy.wishes, config.trust_remote_code)
     wishes = resolve_policy(config.policy, kernels)
+    named = {kernels[name].limits.library for name in wishes if name != AUTO}
     machines = {}
     for device in node_devices(gm):
-        wished = {name for name, _ in spell_out(wishes, Machine.look(device))}
-        machines[device] = Machine.look(device, libraries(), {kernels[name].limits.library for name in wished})
+        here = [call for call in calls if call.device == device] if AUTO in wishes else []
+        machine = Machine.look(device, libraries(), named | (_installed(kernels, device) if config.tune else set()))
+        imported = {PYTORCH, *named}
+        while here and not config.tune:
+            chosen = {kernels[select(call, kernels, machine, config).kernel].limits.library for call in here}
+            if chosen <= imported:
+                break
+            imported |= chosen
+            machine = Machine.look(device, libraries(), imported)
+        check_policy(config.policy, kernels, machine)
+        machines[device] = machine
     return machines
+
+
+def _installed(kernels: Mapping[str, Kernel], device: torch.device) -> set[Library]:
+    """The libraries that are here and hold an exact kernel."""
+    versions = Machine.look(device, libraries()).versions
+    return {k.limits.library for k in kernels.values() if k.limits.exact and k.limits.library.key in versions}
 
 
 def new_report(config: Config) -> Report:
@@ -119,14 +143,12 @@ def clear_reports() -> None:
     _reports.clear()
 
 
-def _guarded_pass(gm: GraphModule, machines: Machines, config: Config) -> Rewritten:
+def _guarded_pass(gm: GraphModule, config: Config) -> Rewritten:
     """Run the pass; on an error of our own, say it and give the untouched graph back."""
     report = new_report(config)
-    kernels = registry()
-    for device in machines:
-        check_policy(config.policy, kernels, machines[device])
+    look = partial(look_at, gm, config)
     try:
-        return run_pass(gm, kernels, machines, config, report, _verifier(config), prover(config))
+        return run_pass(gm, registry(), look, config, report, _verifier(config), prover(config), tuner(config))
     except AttnpassError:
         raise
     except Exception as error:
@@ -153,8 +175,16 @@ def prover(config: Config) -> Prover | None:
     """Tries kernels of libraries before they are used; one for each cache folder and process."""
     if not config.probe:
         return None
-    folder = Path(config.cache) if config.cache else verdicts.default_folder()
-    return _provers.setdefault(folder, Prover(folder))
+    return _provers.setdefault(folder := _folder(config), Prover(folder))
+
+
+def tuner(config: Config) -> Tuner | None:
+    """Times kernels if ``ATTNPASS_TUNE`` asks for it; one for each cache folder and process."""
+    return _tuners.setdefault(folder := _folder(config), Tuner(folder)) if config.tune else None
+
+
+def _folder(config: Config) -> Path:
+    return Path(config.cache) if config.cache else memory.default_folder()
 
 
 def _publish(report: Report, config: Config) -> None:

@@ -111,6 +111,14 @@ VARIABLES = (
         _flag,
     ),
     Variable(
+        "tune",
+        "1: each new kind of call is timed once on this machine, by every exact kernel that takes it, and `auto` uses "
+        "the fastest. What came out is remembered in the cache folder.",
+        "0",
+        FLAG_LEGAL,
+        _flag,
+    ),
+    Variable(
         "probe",
         "1: a library's kernel is tried once on random data before its first use for a kind of call on this machine; 0 "
         "trusts it.",
@@ -157,6 +165,7 @@ class Config:
     log: str = "warning"
     report: str | None = None
     verify: bool = False
+    tune: bool = False
     probe: bool = True
     cache: str | None = None
     trust_remote_code: bool = False

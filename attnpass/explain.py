@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
 
-from attnpass.backend import look_at, new_report, prover
+from attnpass.backend import look_at, new_report, prover, tuner
 from attnpass.config import Config
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernels import registry
 from attnpass.patterns.sdpa import value_of
-from attnpass.policy_check import check_policy
 from attnpass.report.record import Report
 from attnpass.rewrite import run_pass
 
@@ -33,11 +33,9 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report
 
     def dry(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         config = Config.load()
-        found.append(
-            run_pass(
-                gm, registry(), look_at(gm, config), config, new_report(config), prover=prover(config), dry_run=True
-            ).report
-        )
+        look = partial(look_at, gm, config)
+        done = run_pass(gm, registry(), look, config, new_report(config), prover=prover(config), dry_run=True)
+        found.append(done.report)
         return gm.forward
 
     torch.compile(model, backend=dry)(*args, **kwargs)
@@ -65,13 +63,11 @@ def rewrite(
     exported = any(isinstance(node.meta.get("val"), torch.Tensor) for node in gm.graph.nodes)
     trainable = any(tensor.requires_grad for tensor in (*gm.parameters(), *example_inputs) if torch.is_tensor(tensor))
     gm = _with_values(gm, example_inputs)
-    machines = look_at(gm, config)
-    for machine in machines.values():
-        check_policy(config.policy, registry(), machine)
     # torch.export's values do not know what requires a gradient, so there every call may, if anything does.
     report = new_report(config)
     grad = trainable if exported else None
-    result = run_pass(gm, registry(), machines, config, report, prover=prover(config), grad=grad)
+    look = partial(look_at, gm, config)
+    result = run_pass(gm, registry(), look, config, report, prover=prover(config), tuner=tuner(config), grad=grad)
     return result.module, result.report
 
 

@@ -34,6 +34,8 @@ class Operands:
         scale: factor on the scores; None (1/sqrt(D)) only where the head dim is symbolic.
         sinks: (H,), or None.
         meaning: what a proved mask means, for kernels that compute masks by functions; None without such a mask.
+        heads_first: the program expects the output stored as (B, H, Sq, Dv), and a kernel that stores it so spares it a
+            copy. Most store (B, Sq, H, Dv), and need not look.
     """
 
     q: Node
@@ -43,6 +45,7 @@ class Operands:
     scale: float | None
     sinks: Node | None = None
     meaning: Meaning | None = None
+    heads_first: bool = False
 
 
 class Kernel(ABC):
@@ -53,6 +56,7 @@ class Kernel(ABC):
         title: one line for tables.
         aliases: other names for it, such as Diffusers'.
         limits: what it can take, as data.
+        candidate: is it worth timing? False for the kernels that other kernels are compared with.
         keeps: True only for `native`: choosing it leaves the user's call alone.
     """
 
@@ -60,6 +64,7 @@ class Kernel(ABC):
     title: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
     limits: ClassVar[Limits]
+    candidate: ClassVar[bool] = True
     keeps: ClassVar[bool] = False
 
     def limits_for(self, machine: Machine) -> Limits:

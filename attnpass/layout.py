@@ -138,9 +138,24 @@ def restore_layout(emitter: Emitter, node: Node, wanted: TensorSpec) -> Node:
     raise EmitRefusedError(Rejection(Code.OUTPUT_LAYOUT, "output strides", f"({strides})", "those of a dense tensor"))
 
 
-def layout_is_free(emitter: Emitter, out: Node, node: Node) -> bool:
-    """May ``out`` replace ``node`` as it lies? Yes if every reader makes the same dense tensor of both."""
-    return bool(node.users) and all(_same_behind(emitter, emitter.value(out), user) for user in node.users)
+def is_heads_first(wanted: TensorSpec) -> bool:
+    """Is it stored as (B, H, S, D), and would (B, S, H, D) be another layout?"""
+    if wanted.ndim != 4 or not _is_contiguous(wanted.shape, wanted.stride):
+        return False
+    return not known_equal(wanted.shape[1], 1) and not known_equal(wanted.shape[2], 1)
+
+
+def takes_heads_last(emitter: Emitter, node: Node) -> bool:
+    """Could a value stored as (B, S, H, D) replace the (B, H, S, D) value of ``node``, without a copy behind it?"""
+    with emitter.mode, torch.no_grad():
+        value = emitter.value(node)
+        stored = torch.empty_like(value.transpose(1, 2), memory_format=torch.contiguous_format)
+    return layout_is_free(emitter, stored.transpose(1, 2), node)
+
+
+def layout_is_free(emitter: Emitter, value: torch.Tensor, node: Node) -> bool:
+    """May ``value`` replace that of ``node`` as it lies? Yes if every reader makes the same dense tensor of both."""
+    return bool(node.users) and all(_same_behind(emitter, value, user) for user in node.users)
 
 
 def _same_behind(emitter: Emitter, value: torch.Tensor, reader: Node, depth: int = 0) -> bool:

@@ -5,9 +5,11 @@ So selection is a pure function, and a test (or ``attnpass explain --machine h10
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ import torch
 from attnpass import library
 from attnpass.library import Build, Library
 
+DRIVERS = {"cuda": "/proc/driver/nvidia/version", "rocm": "/sys/module/amdgpu/version"}
 SDP_BACKENDS = ("flash", "efficient", "math", "cudnn")
 
 
@@ -29,6 +32,7 @@ class Machine:
         versions: version of PyTorch and of each kernel library (by `Library.key`); one that is not there is missing.
         unusable: for a library that is there but broken, what importing it said.
         builds: for each library that was imported, what was compiled into its build.
+        driver: the GPU driver's version, "" if unknown.
         cudnn: cuDNN's version as PyTorch counts it (91900 is 9.19.0), None without cuDNN.
         sdp_enabled: PyTorch's SDPA backends that are switched on in this process (`SDP_BACKENDS` by default).
         deterministic: is ``torch.use_deterministic_algorithms(True)`` in force?
@@ -40,6 +44,7 @@ class Machine:
     versions: Mapping[str, str] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
     builds: Mapping[str, Build] = field(default_factory=dict)
+    driver: str = ""
     cudnn: int | None = None
     sdp_enabled: frozenset[str] = frozenset(SDP_BACKENDS)
     deterministic: bool = False
@@ -63,6 +68,7 @@ class Machine:
             versions={"torch": str(torch.__version__), **versions},
             unusable={one.key: there.problem for one, there in found.items() if there.problem},
             builds={one.key: there.build for one, there in found.items() if there.build},
+            driver=_driver(kind),
             cudnn=torch.backends.cudnn.version() if kind == "cuda" else None,
             sdp_enabled=sdp_enabled(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
@@ -99,6 +105,7 @@ class Machine:
             "versions": dict(self.versions),
             "unusable": dict(self.unusable),
             "builds": {key: dict(build) for key, build in self.builds.items()},
+            "driver": self.driver,
             "cudnn": self.cudnn,
             "sdp_enabled": sorted(self.sdp_enabled),
             "deterministic": self.deterministic,
@@ -137,3 +144,14 @@ def _device_facts(kind: str, index: int) -> tuple[str, str, str]:
     if kind == "cpu":
         return "cpu", torch.backends.cpu.get_cpu_capability(), ""
     return ("tpu" if kind == "xla" else kind), "", ""
+
+
+@cache
+def _driver(kind: str) -> str:
+    """``580.159.04``; as the kernel module says it, which costs no process and no driver call."""
+    try:
+        text = Path(DRIVERS.get(kind, "")).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    numbers = re.findall(r"\d+(?:\.\d+)+", text)
+    return numbers[0] if numbers else ""

@@ -1,41 +1,43 @@
-"""What ``auto`` means: for each kind of machine, the exact kernels to try, fastest first.
+"""What ``auto`` means: for each call, the exact kernels to try on this machine, fastest first.
 
-Measured on one H100 (torch 2.11.0+cu130, 2026-11-22; forward unless it says otherwise, ms):
+On a machine that was measured (`attnpass.costs`), by what each kernel costs for this very call. On one H100, forward
+(torch 2.11.0+cu130, ``docs/performance.md``), cuDNN wins the short calls, FlashAttention-3 those of head dim 256, and
+FlexAttention those whose mask hides whole blocks and is no rule that the others know.
 
-=====================================  ============  ============  ================  =====
-call                                   native_cudnn  native_flash  native_efficient  flex
-=====================================  ============  ============  ================  =====
-Llama prefill B2 H32 Hkv8 S4096 D128   0.522         0.890         --                0.759
-the same, forward + backward           2.136         3.526         --                3.05
-BERT B32 H12 S512 D64                  0.074         0.111         0.221
-GPT-2 B8 H12 S1024 D64, fwd + bwd      0.221         0.291         0.588
-head dim 256, causal, S4096            0.265         0.548         1.060
-=====================================  ============  ============  ================  =====
-
-Elsewhere the order is PyTorch's own (``sdp_utils.cpp``): flash before memory-efficient, cuDNN first only on sm_90 and
-sm_10x. A call that nothing in the list takes stays as it is, and PyTorch chooses.
+Elsewhere, and in fp32, the order is PyTorch's own (``sdp_utils.cpp``): flash before memory-efficient, cuDNN first only
+on sm_90 and sm_10x; FlexAttention first where a mask hides blocks. A call that nothing in the list takes stays as it
+is, and PyTorch chooses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from attnpass.call import AttentionCall, Pattern
+from attnpass.costs import features, predicted_ms
 from attnpass.machine import Machine, sm_number
 from attnpass.masks import Term
 from attnpass.symbolic import known, known_equal
 
 HOPPER_AND_DATACENTER_BLACKWELL = ("native_cudnn", "native_flash", "native_efficient")
 OTHER_NVIDIA = ("native_flash", "native_efficient", "native_cudnn")
+LIBRARIES = {"flash2": "flash-attn", "flash3": "flash-attn-3", "flash4": "flash-attn-4"}  # kernel -> Library.key
 CPU = ("native_flash",)
 FLEX = "flex"
+NOISE = 0.03  # kernels this close are equal, and the simpler one wins: PyTorch's own, then the libraries
+MASK_FUNCTION = 1.1  # what a mask computed from data adds to FlexAttention: 0.80 ms for 0.78, 1.30 for 1.20
 HIDES_BLOCKS = frozenset({Term.CAUSAL, Term.WINDOW, Term.SAME_SEGMENT, Term.FUNCTION})
 LONG = 1024  # keys
 SMALL = 64
 
 
-def auto_order(machine: Machine, call: AttentionCall | None = None) -> tuple[str, ...]:
+def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Collection[str] = ()) -> tuple[str, ...]:
     """Names of the exact kernels to try on this machine, fastest first; empty leaves the choice to PyTorch.
 
-    Without a ``call``, the names that may be tried for some call.
+    Args:
+        machine: where the call runs.
+        call: the call; without one, the names that may be tried for some call.
+        spelled: kernels that would read the call's mask as a tensor.
     """
     if machine.kind == "cpu":
         return CPU
@@ -43,21 +45,49 @@ def auto_order(machine: Machine, call: AttentionCall | None = None) -> tuple[str
         return ()
     generation = sm_number(machine.capability) or 0
     order = HOPPER_AND_DATACENTER_BLACKWELL if 90 <= generation < 110 else OTHER_NVIDIA
-    return order if call is not None and not _skips_blocks(call) else (FLEX, *order)
+    installed = tuple(name for name, key in LIBRARIES.items() if key in machine.versions)
+    if call is None:
+        return (FLEX, *order, *installed)
+    read = call.mask.spelled is None and call.mask.tensor is not None
+    flex = (FLEX,) if call.softcap is not None or read or _hides_blocks(call) else ()
+    return _by_cost((*order, *flex, *installed), machine, call, spelled) or _by_rule(order, call)
 
 
-def _skips_blocks(call: AttentionCall) -> bool:
-    """Does the mask hide blocks that FlexAttention skips, in a call long enough for that to pay?
+def _by_cost(
+    names: tuple[str, ...], machine: Machine, call: AttentionCall, spelled: Collection[str]
+) -> tuple[str, ...]:
+    """``names``, the cheapest first; those of unknown cost are left out. Empty where nothing was measured."""
+    if call.dtype.itemsize != 2:
+        return ()
+    numbers = {name: features(call, name in spelled) for name in names}
+    costs = {name: predicted_ms(name, found, machine) for name, found in numbers.items() if found is not None}
+    left = {name: ms for name, ms in costs.items() if ms is not None}
+    if FLEX in left and call.mask.spelled is not None:
+        left[FLEX] *= MASK_FUNCTION
+    order: list[str] = []
+    while left:
+        limit = min(left.values()) * (1 + NOISE)
+        order.append(next(name for name in names if left.get(name, limit + 1) <= limit))
+        del left[order[-1]]
+    return tuple(order)
 
-    Padding alone hides too little: BERT at 512 tokens took 12.07 ms with FlexAttention, 11.42 ms with PyTorch's choice.
-    Causal and padded at 4096 tokens took 0.80 ms, 1.67 ms with the mask as a tensor. Training was not measured.
+
+def _hides_blocks(call: AttentionCall) -> bool:
+    """Does a proved mask hide blocks that FlexAttention skips, in a call long enough for that to pay?
+
+    PyTorch's own causal is not meant: every kernel has it. Padding alone hides too little: BERT at 512 tokens took
+    12.07 ms with FlexAttention, 11.42 ms with PyTorch's choice. Causal and padded at 4096 tokens took 0.80 ms, 1.67 ms
+    with the mask as a tensor.
     """
-    if call.needs_grad:
-        return False
-    terms = call.mask.terms
-    plain = {term.term for term in terms} <= {Term.CAUSAL} and all(known_equal(t.offset, 0) for t in terms)
-    hides = any(term.term in HIDES_BLOCKS for term in terms)
-    return call.mask.spelled is not None and hides and not plain and known(call.Sk >= LONG)
+    mask = call.mask
+    plain = mask.bias is None and all(t.term is Term.CAUSAL and known_equal(t.offset, 0) for t in mask.terms)
+    hides = any(term.term in HIDES_BLOCKS for term in mask.terms)
+    return hides and not plain and known(call.Sk >= LONG)
+
+
+def _by_rule(order: tuple[str, ...], call: AttentionCall) -> tuple[str, ...]:
+    """FlexAttention first where the mask hides blocks that it skips; not in training, which was not measured here."""
+    return (FLEX, *order) if _hides_blocks(call) and not call.needs_grad else order
 
 
 def faster_as_written(machine: Machine, call: AttentionCall) -> str:

@@ -25,6 +25,7 @@ import torch
 
 import attnpass
 from attnpass import verdicts
+from attnpass.alone import UnfitError
 from attnpass.call import AttentionCall
 from attnpass.kernel import Kernel
 from attnpass.library import PYTORCH
@@ -32,7 +33,7 @@ from attnpass.limits import Code, Rejection
 from attnpass.machine import Machine
 from attnpass.masks import Term
 from attnpass.symbolic import Size, as_int, known, known_equal, known_multiple
-from attnpass.trial import Sample, UnfitError, run_trial
+from attnpass.trial import Sample, run_trial
 from attnpass.verdicts import Learnt
 
 logger = logging.getLogger(__name__)

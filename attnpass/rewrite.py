@@ -7,7 +7,7 @@ compiled: a bug in here may cost speed, never a result.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ from attnpass.probe import Prover
 from attnpass.report.record import Report
 from attnpass.select import AUTO, NATIVE, Decision, Reason, select
 from attnpass.symbolic import is_hashable
+from attnpass.tuning.choice import timed
+from attnpass.tuning.tuner import Tuner
 from attnpass.verify import Verifier
 
 Machines = Mapping[torch.device, Machine]
@@ -57,11 +59,12 @@ class Rewritten:
 def run_pass(
     gm: GraphModule,
     kernels: Mapping[str, Kernel],
-    machines: Machines,
+    look: Callable[[Sequence[AttentionCall]], Machines],
     config: Config,
     report: Report,
     verifier: Verifier | None = None,
     prover: Prover | None = None,
+    tuner: Tuner | None = None,
     dry_run: bool = False,
     grad: bool | None = None,
 ) -> Rewritten:
@@ -70,11 +73,12 @@ def run_pass(
     Args:
         gm: a graph with fake values on its nodes (``example_value`` or ``val``). It is not changed.
         kernels: the registered kernels by name.
-        machines: the facts about each device in the graph.
+        look: gives the facts about each device in the graph, when the calls are known.
         config: the settings in force.
         report: the report to complete (its running number and names are set by the caller).
         verifier: compares rewritten calls with the reference at run time, or None.
         prover: tries a library's kernel before it is used, or None.
+        tuner: times the kernels that take a call, or None.
         dry_run: decide everything, change nothing.
         grad: do gradients flow through the calls, where the graph's values do not say it.
 
@@ -85,7 +89,11 @@ def run_pass(
     code_before = gm.print_readable(print_output=False) if config.log == "debug" or config.report else ""
     assumptions = Assumptions()
     findings = understand(gm, find(gm, grad), assumptions)
-    decisions = decide(findings, kernels, machines, config, verifier, prover)
+    read, spent = time.perf_counter(), tuner.spent if tuner else 0.0
+    machines = look([found.call for found in findings.calls])
+    start += time.perf_counter() - read  # importing a library is not the pass
+    decisions = decide(findings, kernels, machines, config, verifier, prover, tuner)
+    start += tuner.spent - spent if tuner else 0.0  # nor is timing kernels
     work, options = gm, {}
     if not dry_run and any(decision.rewritten for decision in decisions):
         copied = GraphCopy.of(gm)
@@ -121,6 +129,7 @@ def decide(
     config: Config,
     verifier: Verifier | None = None,
     prover: Prover | None = None,
+    tuner: Tuner | None = None,
 ) -> list[Decision]:
     """One decision for each call found; equal calls are decided once."""
     known: dict[tuple[Choice, AttentionCall], Decision] = {}
@@ -135,7 +144,7 @@ def decide(
             key = None if extra or not is_hashable(anonymous) else (config.policy.choose(call), anonymous)
             decision = known.get(key) if key is not None else None
             if decision is None:
-                decision = _select_proved(call, kernels, machine, config, extra, prover)
+                decision = _select_proved(call, kernels, machine, config, extra, prover, tuner)
                 decision = lowered(decision, kernels[NATIVE], machine, extra.get(NATIVE, ()))
             if key is not None:
                 known[key] = decision
@@ -157,11 +166,19 @@ def _select_proved(
     config: Config,
     extra: Mapping[str, Sequence[Rejection]],
     prover: Prover | None,
+    tuner: Tuner | None,
 ) -> Decision:
-    """Select; if the chosen kernel fails its trial, that is a reason like any other, and the next one is asked."""
-    reasons = dict(extra)
+    """Select; if the chosen kernel fails its trial, that is a reason like any other, and the next one is asked.
+
+    Where ``auto`` chose and a tuner is there, the candidates are tried first and then timed.
+    """
+    reasons, fastest = dict(extra), None
     while True:
-        decision = select(call, kernels, machine, config, reasons)
+        decision = select(call, kernels, machine, config, reasons, fastest)
+        if tuner is not None and fastest is None and decision.reason is Reason.AUTO:
+            fastest = timed(decision, kernels, machine, prover, tuner)
+            if fastest is not None:
+                continue
         refusals = (
             prover.refusals(kernels[decision.kernel], decision.asked, machine) if prover and decision.rewritten else ()
         )

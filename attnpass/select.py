@@ -6,9 +6,10 @@ can be tested with invented machines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 from attnpass.call import AttentionCall
 from attnpass.checks import rejections
@@ -28,6 +29,7 @@ class Reason(str, Enum):
 
     REQUESTED = "requested"
     AUTO = "auto"
+    TUNED = "tuned"
     NONE_ACCEPTED = "none_accepted"
     LIMIT = "limit"
     USER_CHOICE = "user_choice"
@@ -145,6 +147,7 @@ def select(
     machine: Machine,
     config: Config,
     extra: Mapping[str, Sequence[Rejection]] | None = None,
+    fastest: tuple[str, str] | None = None,
 ) -> Decision:
     """Decide who computes ``call``. Pure.
 
@@ -154,47 +157,55 @@ def select(
         machine: the facts about the device that the call runs on.
         config: the settings in force.
         extra: reasons found outside this function for this very call, by kernel name (a failed verification).
+        fastest: the kernel that ``auto`` means for this very call, since it was timed, and what the clock said.
     """
     chosen = config.policy.choose(call)
-    decision = _select(call, kernels, machine, chosen.wishes, extra)
-    return replace(decision, clause=chosen.clause, skipped=chosen.skipped)
-
-
-def _select(
-    call: AttentionCall,
-    kernels: Mapping[str, Kernel],
-    machine: Machine,
-    wishes: Sequence[str],
-    extra: Mapping[str, Sequence[Rejection]] | None,
-) -> Decision:
-    """The decision for the wish list that is for ``call``."""
+    made = partial(Decision, call, clause=chosen.clause, skipped=chosen.skipped)
     trials = tuple(_trial(k, call, machine, (extra or {}).get(k.name, ())) for k in kernels.values())
-    order = spell_out(resolve_wishes(wishes, kernels), machine, call)
+    spelled = {trial.kernel for trial in trials if trial.spelled}
+    order = spell_out(resolve_wishes(chosen.wishes, kernels), machine, call, spelled, fastest[0] if fastest else "")
     choice = _users_own_choice(call, machine)
     if choice:
-        return Decision(call, NATIVE, Reason.USER_CHOICE, _names(order), trials, choice)
+        return made(NATIVE, Reason.USER_CHOICE, _names(order), trials, choice)
     accepted = {trial.kernel for trial in trials if trial.accepted}
     as_written = faster_as_written(machine, call)
     for name, reason in order:
         if reason is Reason.AUTO and as_written:
-            return Decision(call, NATIVE, Reason.AS_WRITTEN, _names(order), trials, as_written)
+            return made(NATIVE, Reason.AS_WRITTEN, _names(order), trials, as_written)
         inexact = reason is Reason.AUTO and not kernels[name].limits_for(machine).exact
         if name == NATIVE or (name in accepted and not inexact):
-            return Decision(call, name, reason, _names(order), trials)
+            note = fastest[1] if fastest and reason is Reason.TUNED else ""
+            return made(name, reason, _names(order), trials, note)
     if not order:
-        return Decision(call, NATIVE, Reason.AUTO, (), trials, f"auto leaves the choice to PyTorch on {machine.kind}")
-    return Decision(call, NATIVE, Reason.NONE_ACCEPTED, _names(order), trials)
+        return made(NATIVE, Reason.AUTO, (), trials, f"auto leaves the choice to PyTorch on {machine.kind}")
+    return made(NATIVE, Reason.NONE_ACCEPTED, _names(order), trials)
 
 
 def spell_out(
-    wishes: Sequence[str], machine: Machine, call: AttentionCall | None = None
+    wishes: Sequence[str],
+    machine: Machine,
+    call: AttentionCall | None = None,
+    spelled: Collection[str] = (),
+    fastest: str = "",
 ) -> tuple[tuple[str, Reason], ...]:
-    """Replace ``auto`` by what it means here for ``call``; each name with the reason that it would be chosen for."""
+    """Replace ``auto`` by what it means here for ``call``; each name with the reason that it would be chosen for.
+
+    Args:
+        wishes: registered names and ``auto``.
+        machine: where the call runs.
+        call: the call; without one, every name that ``auto`` may mean.
+        spelled: kernels that would read the call's mask as a tensor.
+        fastest: what the clock said that ``auto`` means, or "".
+    """
     order: dict[str, Reason] = {}
     for wish in wishes:
-        names = auto_order(machine, call) if wish == AUTO else (wish,)
-        for name in names:
-            order.setdefault(name, Reason.AUTO if wish == AUTO else Reason.REQUESTED)
+        if wish != AUTO:
+            order.setdefault(wish, Reason.REQUESTED)
+            continue
+        if fastest:
+            order.setdefault(fastest, Reason.TUNED)
+        for name in auto_order(machine, call, spelled):
+            order.setdefault(name, Reason.AUTO)
     return tuple(order.items())
 
 

@@ -47,6 +47,17 @@ def as_int(size: Size) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def hint(size: Size) -> int | None:
+    """The value that a size had when the program was traced, for questions of speed only; None if it had none.
+
+    Reading it adds no guard: the code stays right, and is used, for every other value.
+    """
+    if isinstance(size, int):
+        return size
+    found: Any = size.node.hint
+    return int(found) if found is not None else None
+
+
 def as_float(value: Any) -> float | None:
     """A number of the program as a float; None if it is decided at run time.
 

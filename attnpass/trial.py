@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._guards import tracing
-from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx import Graph, GraphModule
+from torch.fx import GraphModule
 
-from attnpass.apply import emit_call
-from attnpass.checks import rejections
-from attnpass.emit import EmitRefusedError, Emitter
+from attnpass.alone import UnfitError, emit_alone, undisturbed
+from attnpass.call import AttentionCall
 from attnpass.judge import judge
 from attnpass.kernel import Kernel
 from attnpass.machine import Machine
 from attnpass.masks import MaskSpec, MaskTerm, Term
-from attnpass.patterns import find
-from attnpass.patterns.sdpa import wiring_of
-from attnpass.patterns.wiring import Operand
-from attnpass.tensor import TensorSpec, dtype_name
-
-SDPA = torch.nn.functional.scaled_dot_product_attention
-
-
-class UnfitError(Exception):
-    """The kernel does not take the sample, or the device is not there: nothing can be said."""
+from attnpass.tensor import dtype_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +80,7 @@ def run_trial(kernel: Kernel, sample: Sample, machine: Machine) -> tuple[bool, s
     Raises:
         UnfitError: the kernel refuses the sample, or the device cannot be used.
     """
-    with _undisturbed(sample):
+    with undisturbed(sample.device, sample.grad):
         tensors = _tensors(sample)
         gm = _emitted(kernel, sample, machine, tensors)
         given = [x for x in tensors.values() if x is not None]
@@ -109,20 +94,6 @@ def run_trial(kernel: Kernel, sample: Sample, machine: Machine) -> tuple[bool, s
         if not all(map(torch.equal, given, before)):
             return False, f"it changes its operands in place ({sample})", float("inf"), 0.0
         return worst.good, f"{worst} ({sample})", worst.error, worst.allowed
-
-
-@contextmanager
-def _undisturbed(sample: Sample) -> Iterator[None]:
-    """Neither disturbed by the compilation around us nor disturbing it, or the program's random numbers."""
-    cuda = sample.device.type == "cuda"
-    with ExitStack() as stack:
-        stack.enter_context(tracing(None))
-        stack.enter_context(unset_fake_temporarily())
-        stack.enter_context(torch.random.fork_rng([sample.device] if cuda else []))
-        stack.enter_context(torch.autocast(sample.device.type, enabled=False))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(sample.grad))
-        yield
 
 
 def _tensors(sample: Sample) -> dict[str, Tensor | None]:
@@ -158,37 +129,13 @@ def _tensors(sample: Sample) -> dict[str, Tensor | None]:
 
 def _emitted(kernel: Kernel, sample: Sample, machine: Machine, tensors: dict[str, Tensor | None]) -> GraphModule:
     """A graph that computes the sample with the kernel."""
-    graph = Graph()
-    nodes = {name: graph.placeholder(name) for name, tensor in tensors.items() if tensor is not None}
-    options: dict[str, Any] = {"scale": sample.scale, "enable_gqa": sample.shape[1] != sample.shape[2]}
-    operands = [nodes.get(name) for name in ("q", "k", "v", "mask")]
-    out = graph.call_function(SDPA, tuple(operands), options)
-    graph.output(out)
-    gm = GraphModule(torch.nn.Module(), graph)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fake = {name: mode.from_tensor(tensor) for name, tensor in tensors.items() if tensor is not None}
-    for name, node in nodes.items():
-        node.meta["example_value"] = fake[name]
-    with mode:
-        out.meta["example_value"] = SDPA(fake["q"], fake["k"], fake["v"], fake.get("mask"), **options)
-    call = replace(find(gm).calls[0].call, softcap=sample.softcap, needs_grad=sample.grad)
-    call = replace(call, mask=replace(call.mask, terms=(*call.mask.terms, *sample.rules.terms)))
-    if tensors["sinks"] is not None:
-        call = replace(call, sinks=TensorSpec.of(tensors["sinks"]))
-    refused = [*rejections(kernel.limits_for(machine), call, machine), *kernel.check(call, machine)]
-    if refused:
-        raise UnfitError("; ".join(map(str, refused)))
-    try:
-        wiring = wiring_of(out)
-        if "sinks" in nodes:
-            wiring = replace(wiring, sinks=Operand(nodes["sinks"]))
-        emitted = emit_call(Emitter(gm, out), out, call, kernel, wiring)
-    except EmitRefusedError as error:
-        raise UnfitError(str(error)) from error
-    out.replace_all_uses_with(emitted)
-    graph.erase_node(out)
-    gm.recompile()
-    return gm
+
+    def adapt(call: AttentionCall) -> AttentionCall:
+        mask = replace(call.mask, terms=(*call.mask.terms, *sample.rules.terms))
+        return replace(call, mask=mask, softcap=sample.softcap, needs_grad=sample.grad)
+
+    options = {"scale": sample.scale, "enable_gqa": sample.shape[1] != sample.shape[2]}
+    return emit_alone(kernel, machine, tensors, options, adapt)
 
 
 def _meaning(sample: Sample) -> dict[str, Any]:

@@ -1,19 +1,13 @@
-"""What this machine has learnt about its kernels, on disk: one small JSON file for each thing that was tried.
-
-A file for each verdict, written aside and moved into place: two processes at once cannot damage each other's. A file
-that cannot be read is as good as none.
-"""
+"""What trials of kernels came to on this machine, kept in the cache folder (`attnpass.memory`)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from attnpass import memory
 
 FOLDER = "verdicts"
 
@@ -37,46 +31,24 @@ class Learnt:
     date: str
 
 
-def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/attnpass``, or ``~/.cache/attnpass``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnpass"
-
-
 def recall(folder: Path, key: Mapping[str, str]) -> Learnt | None:
     """What was learnt under exactly this key, or None."""
-    stored = _read(_path(folder, key))
-    return Learnt(**stored["verdict"]) if stored and stored["key"] == dict(key) else None
+    return _learnt(memory.recall(folder / FOLDER, key))
 
 
 def remember(folder: Path, key: Mapping[str, str], learnt: Learnt) -> None:
-    """Keep it. A folder that cannot be written to costs the next process another trial, and nothing else."""
-    path = _path(folder, key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump({"key": dict(key), "verdict": asdict(learnt)}, file, indent=1)
-        os.replace(file.name, path)
-    except OSError:
-        return
+    """Keep it in the cache folder ``folder``."""
+    memory.remember(folder / FOLDER, key, asdict(learnt))
 
 
 def everything(folder: Path) -> list[dict[str, Any]]:
-    """Every verdict in the folder, for ``attnpass info``."""
-    stored = map(_read, sorted((folder / FOLDER).glob("*.json")))
-    return [{**one["key"], **one["verdict"]} for one in stored if one]
+    """Every verdict in the cache folder, for ``attnpass info``."""
+    return [{**key, **value} for key, value in memory.everything(folder / FOLDER) if _learnt(value)]
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """What the file holds, if it is whole."""
+def _learnt(value: Mapping[str, Any] | None) -> Learnt | None:
+    """None for what another version of attnpass kept in another form."""
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        Learnt(**stored["verdict"])
-        dict(stored["key"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return None if value is None else Learnt(**value)
+    except TypeError:
         return None
-    return stored
-
-
-def _path(folder: Path, key: Mapping[str, str]) -> Path:
-    digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:24]
-    return folder / FOLDER / f"{digest}.json"

@@ -4,13 +4,15 @@
     python benchmarks/end_to_end.py --models llama,llama_eager --compilers inductor,by_hand,auto
 
 ``by_hand`` is plain Inductor on a copy of the model whose attention calls ``is_causal`` without a mask, what a user
-would get by editing the model. Random weights, bf16; the time is the median of ``triton.testing.do_bench``.
+would get by editing the model; ``auto_pytorch_only`` is ``auto`` in an environment without kernel libraries. Random
+weights, bf16; the time is the median of ``triton.testing.do_bench``.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import os
 import sys
 import time
@@ -28,9 +30,10 @@ import attnpass
 from benchmarks.case import backend
 from benchmarks.environment import RESULTS, append, facts
 from benchmarks.subjects import CASES, Case
-from benchmarks.timing import median_ms
+from benchmarks.timing import alone, median_ms
 
-BY_HAND, EAGER, INDUCTOR = "by_hand", "eager", "inductor"
+BY_HAND, EAGER, INDUCTOR, PYTORCH_ONLY = "by_hand", "eager", "inductor", "auto_pytorch_only"
+KERNEL_LIBRARIES = ("flash_attn", "flash_attn_interface")
 
 
 def main() -> int:
@@ -48,6 +51,8 @@ def main() -> int:
             append(args.out, record | facts(args.device))
             print(_line(record), flush=True)
             gc.collect()
+            if args.device == "cuda":
+                torch.cuda.empty_cache()
     return 0
 
 
@@ -59,14 +64,16 @@ def measure(case: Case, compiler: str, device: str, train: bool) -> dict[str, An
     with torch.device(device):
         model = case.make(case.attention).to(torch.bfloat16).train(train)
     inputs = case.inputs(device)
-    with torch.no_grad():
+    with torch.no_grad(), alone():
         wanted = _logits(model, inputs)
     if compiler == BY_HAND:
         model.set_attn_implementation(BY_HAND)  # type: ignore[operator]
         inputs.pop("attention_mask", None)
     torch._dynamo.reset()
     attnpass.clear_reports()
-    os.environ["ATTNPASS_KERNEL"] = "auto" if compiler in (BY_HAND, EAGER, INDUCTOR) else compiler
+    if compiler == PYTORCH_ONLY and any(map(importlib.util.find_spec, KERNEL_LIBRARIES)):
+        raise RuntimeError(f"{PYTORCH_ONLY} is auto where no kernel library is installed")
+    os.environ["ATTNPASS_KERNEL"] = "auto" if compiler in (BY_HAND, EAGER, INDUCTOR, PYTORCH_ONLY) else compiler
     call = (
         model
         if compiler == EAGER

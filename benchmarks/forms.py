@@ -2,6 +2,7 @@
 """The same attention, spelled in the ways that models spell it: what each way costs, by who compiles it.
 
     python benchmarks/forms.py --compilers inductor,auto,flex --out forms.jsonl
+    python benchmarks/forms.py --shape short --train
 
 ``inductor`` is plain ``torch.compile``; every other name is an ``ATTNPASS_KERNEL``. The time is the median of
 ``triton.testing.do_bench`` over the compiled call (on a CPU, of a few runs), the memory is the peak that a call takes
@@ -28,10 +29,14 @@ import attnpass
 from attnpass.measure import difference
 from benchmarks.case import backend
 from benchmarks.environment import RESULTS, append, facts
-from benchmarks.timing import median_ms, peak_mib
+from benchmarks.timing import alone, median_ms, peak_mib
 
-SIZES = (2, 32, 8, 4096, 128)
-SMALL = (2, 4, 2, 256, 32)
+SHAPES = {  # B, H, Hkv, S, D
+    "llama": (2, 32, 8, 4096, 128),
+    "short": (8, 16, 16, 1024, 64),
+    "long": (1, 16, 4, 8192, 128),
+    "small": (2, 4, 2, 256, 32),  # to try the script
+}
 WINDOW_SHARE = 4  # the window is a quarter of the length
 PADDED = 0.9  # this much of each sequence is there
 Sdpa = F.scaled_dot_product_attention
@@ -134,11 +139,12 @@ def main() -> int:
                 record = {
                     "benchmark": "forms",
                     "form": form,
+                    "shape": args.shape,
                     "compiler": compiler,
                     "step": "train" if train else "forward",
                 }
                 try:
-                    record |= measure(form, compiler, train, args.device, SMALL if args.small else SIZES)
+                    record |= measure(form, compiler, train, args.device, SHAPES[args.shape])
                 except Exception as error:
                     record |= {"ok": False, "problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
                 append(args.out, record | facts(args.device))
@@ -162,7 +168,8 @@ def measure(form: str, compiler: str, train: bool, device: str, sizes: tuple[int
     out = call(*operands, padding)
     compile_s = time.perf_counter() - start
     record: dict[str, Any] = {"ok": True, "sizes": sizes, "compile_s": round(compile_s, 2), **_said()}
-    record["relative_error"] = _error(model, operands, padding, out)
+    with alone():
+        record["relative_error"] = _error(model, operands, padding, out)
     grad = torch.randn_like(out)
 
     def step() -> None:
@@ -217,7 +224,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--compilers", type=lambda text: text.split(","), default=("inductor", "auto"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--train", action="store_true", help="forward and backward too")
-    parser.add_argument("--small", action="store_true", help="small shapes, to try the script")
+    parser.add_argument("--shape", choices=SHAPES, default="llama", help=str(SHAPES))
     parser.add_argument("--out", help="default: benchmarks/results/forms_DEVICE.jsonl")
     args = parser.parse_args()
     args.out = args.out or str(RESULTS / f"forms_{args.device}.jsonl")

@@ -1,7 +1,8 @@
 """Print the generated parts of the docs from the package's own data.
 
 Run by ``conf.py`` before each build. The pages ``environment``, ``support_table`` and ``why_kept`` include what this
-writes, so that a new setting, kernel or rejection code cannot be forgotten there.
+writes, so that a new setting, kernel or rejection code cannot be forgotten there; ``performance`` includes what
+``measured`` makes of the committed results.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import measured
+
 import attnpass
 from attnpass.conditions import FACTS
 from attnpass.config import VARIABLES
 from attnpass.limits import Code
 from attnpass.support import support_rows
+from benchmarks.tables import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_IN_TABLE = {"title", "aliases", "library", "softcap"}  # told elsewhere, or the same for all of this release
@@ -25,6 +29,7 @@ def write_all(folder: Path) -> None:
     """Write every generated fragment into ``folder``; files that would not change are left alone."""
     folder.mkdir(exist_ok=True)
     fragments = {
+        **measured.fragments(),
         "conditions.md": conditions(),
         "environment.md": environment(),
         "support.md": support(),
@@ -114,8 +119,7 @@ def check_headings(page: Path) -> None:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return Table(head, list(rows)).markdown()
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def flash3() -> Iterator[Checked]:
     ops = torch.ops.attnpass
     q, k, v = bshd(Hkv=2)
     yield ops.flash3.default, (q, k, v, None, *CAUSAL)
+    yield ops.flash3.default, (q, k, v, None, *CAUSAL, True)
     out, lse = ops.flash3_train(q, k, v, *CAUSAL)
     yield ops.flash3_train.default, (q, k, v, *CAUSAL)
     library = registry()["flash3"].limits.library

@@ -75,15 +75,28 @@ def test_a_model_that_makes_bshd_copies_nothing(kernel: str) -> None:
     assert copies_of(Block(), kernel, torch.randn(2, 33, H * D, dtype=torch.bfloat16)) == []
 
 
-@pytest.mark.parametrize("kernel", ("flash2", "sage"))
+@pytest.mark.parametrize("kernel", ("flash2", "flash3", "sage"))
 def test_bhsd_operands_are_taken_as_they_lie(kernel: str) -> None:
-    """Their output lies as q does, which is what SDPA's does."""
+    """Their output lies as q does, which is what SDPA's does, or as it is asked for."""
     assert copies_of(S, kernel, *qkv(bshd=False)) == []
 
 
-@pytest.mark.parametrize("kernel", ("flash3", "xformers"))
-def test_an_output_that_is_always_bshd_is_copied_once_for_bhsd(kernel: str) -> None:
-    assert len(copies_of(S, kernel, *qkv(bshd=False))) == 1
+def test_an_output_that_is_always_bshd_is_copied_once_for_bhsd() -> None:
+    assert len(copies_of(S, "xformers", *qkv(bshd=False))) == 1
+
+
+def test_a_chain_by_hand_that_is_returned_gets_its_layout_from_the_kernel() -> None:
+    def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+    assert copies_of(by_hand, "flash3", *qkv()) == []
+
+
+def test_a_chain_by_hand_whose_heads_are_joined_behind_copies_nothing() -> None:
+    def joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    assert copies_of(joined, "flash3", *qkv()) == []
 
 
 @pytest.mark.parametrize("kernel", ("flash2", "flash3"))

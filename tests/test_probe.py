@@ -88,7 +88,7 @@ class TestProof:
     def test_another_process_reads_the_verdict(self, trials: list[str], tmp_path: Path) -> None:
         run(causal, *qkv(), kernel="flash2")
         stored = json.loads(verdict_files(tmp_path)[0].read_text())
-        assert stored["verdict"]["good"] and stored["key"]["library"] == "flash-attn 2.8.3"
+        assert stored["value"]["good"] and stored["key"]["library"] == "flash-attn 2.8.3"
         _provers.clear()
         torch._dynamo.reset()
         run(causal, *qkv(), kernel="flash2")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import attnpass
-from attnpass import verdicts
+from attnpass import memory, verdicts
 from attnpass.call import AttentionCall
 from attnpass.cli.table import print_table
 from attnpass.config import Config, unknown_variables
@@ -85,7 +85,7 @@ def _cache_folder() -> Path:
         chosen = Config.load().cache
     except ConfigError:
         chosen = None
-    return Path(chosen) if chosen else verdicts.default_folder()
+    return Path(chosen) if chosen else memory.default_folder()
 
 
 def devices() -> list[torch.device]:

@@ -116,7 +116,7 @@ class Flash3(Kernel):
             out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
         else:
             sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
-            out = emitter(_infer, q, k, v, sinks, *numbers)
+            out = emitter(_infer, q, k, v, sinks, *numbers, args.heads_first)
         return bhsd(emitter, out, call.Dv)
 
 
@@ -128,7 +128,10 @@ def _raw_op(library: Any) -> tuple[Any, frozenset[str]]:
 
 
 def _forward(operands: dict[str, Tensor], lse: bool, scale: float, left: int, right: int, softcap: float) -> Any:
-    """The output, alone or as the first of several; ``lse`` asks for the log-sum-exp as the second."""
+    """The output, alone or as the first of several; ``lse`` asks for the log-sum-exp as the second.
+
+    ``operands["out"]``, if the C++ op takes it, is where the output is written.
+    """
     import flash_attn_interface
 
     causal = left < 0 and right == 0
@@ -137,20 +140,43 @@ def _forward(operands: dict[str, Tensor], lse: bool, scale: float, left: int, ri
     op, names = _raw_op(flash_attn_interface)
     if names.issuperset(raw):
         return op(**raw)
+    given.pop("out", None)
     more = {"return_attn_probs": True} if lse else {}
     return flash_attn_interface.flash_attn_func(**given, causal=causal, window_size=(left, right), **more)
 
 
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *numbers: Any) -> Tensor:
-    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous."""
-    operands = {"q": q, "k": k, "v": v} if sinks is None else {"q": q, "k": k, "v": v, "sinks": sinks}
-    found = _forward(operands, False, *numbers)
+def _infer_impl(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    scale: float,
+    left: int,
+    right: int,
+    softcap: float,
+    heads_first: bool = False,
+) -> Tensor:
+    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), stored so or, ``heads_first``, as BHSD.
+
+    The library writes into any tensor whose last stride is 1.
+    """
+    stored = _empty(q, heads_first=True) if heads_first else None
+    more = {name: x for name, x in (("sinks", sinks), ("out", stored)) if x is not None}
+    found = _forward({"q": q, "k": k, "v": v, **more}, False, scale, left, right, softcap)
     out: Tensor = found if isinstance(found, Tensor) else found[0]
-    return out
+    if stored is None or out.data_ptr() == stored.data_ptr():
+        return out if stored is None else stored
+    return stored.copy_(out)  # a distribution that cannot write there
 
 
-def _infer_fake(q: Tensor, *_: object) -> Tensor:
-    return q.new_empty(q.shape)
+def _infer_fake(q: Tensor, *rest: Any) -> Tensor:
+    return _empty(q, heads_first=rest[-1] is True)
+
+
+def _empty(q: Tensor, heads_first: bool) -> Tensor:
+    """An output (B, Sq, H, D)."""
+    B, Sq, H, D = q.shape
+    return q.new_empty((B, H, Sq, D)).transpose(1, 2) if heads_first else q.new_empty(q.shape)
 
 
 def _train_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
@@ -201,7 +227,10 @@ def _backward_impl(
 
 _NUMBERS = "float scale, SymInt left, SymInt right, float softcap"
 _infer = ops.define(
-    f"flash3(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, vmap=True
+    f"flash3(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_NUMBERS}, bool heads_first=False) -> Tensor",
+    _infer_impl,
+    _infer_fake,
+    vmap=True,
 )
 _train = ops.define(
     f"flash3_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse)",

@@ -38,6 +38,7 @@ class NativeMath(Kernel):
     """PyTorch's composite attention, named explicitly instead of left to its dispatch."""
 
     name = "native_math"
+    candidate = False
     title = "PyTorch's composite attention (matrix products and softmax)"
     aliases = ("_native_math",)
     limits = EVERYTHING

@@ -20,6 +20,7 @@ class Reference(Kernel):
     """Every call in fp32, then back to the call's dtype."""
 
     name = "reference"
+    candidate = False
     title = "The reference: composite attention in fp32"
     limits = EVERYTHING
 

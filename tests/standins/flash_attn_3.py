@@ -131,12 +131,14 @@ class RawOp:
         softcap: float,
         num_splits: int,
         sinks: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, None, None]:
         RawOp.calls += 1
+        assert out is None or out.stride(-1) == 1, "Output tensor must have contiguous last dimension"
         assert {q.stride(-1), k.stride(-1), v.stride(-1)} == {1}, "Input tensor must have contiguous last dimension"
         window = (window_size_left, window_size_right)
-        out, lse = _forward(q, k, v, softmax_scale, is_causal, window, softcap, num_splits, True, sinks)
-        return out, lse, None, None
+        result, lse = _forward(q, k, v, softmax_scale, is_causal, window, softcap, num_splits, True, sinks)
+        return (result if out is None else out.copy_(result)), lse, None, None
 
 
 def _flash_attn_backward(

@@ -1,0 +1,96 @@
+"""One attention call alone: a kernel emitted into a graph that holds nothing else, to be tried or timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import tracing
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import Graph, GraphModule
+
+from attnpass.apply import emit_call
+from attnpass.call import AttentionCall
+from attnpass.checks import rejections
+from attnpass.emit import EmitRefusedError, Emitter
+from attnpass.kernel import Kernel
+from attnpass.machine import Machine
+from attnpass.patterns import find
+from attnpass.patterns.sdpa import wiring_of
+from attnpass.patterns.wiring import Operand
+from attnpass.tensor import TensorSpec
+
+SDPA = torch.nn.functional.scaled_dot_product_attention
+OPERANDS = ("q", "k", "v", "mask", "sinks")
+
+
+class UnfitError(Exception):
+    """The kernel does not take the call, or the device is not there: nothing can be said."""
+
+
+@contextmanager
+def undisturbed(device: torch.device, grad: bool) -> Iterator[None]:
+    """Neither disturbed by the compilation around us nor disturbing it, or the program's random numbers."""
+    with ExitStack() as stack:
+        stack.enter_context(tracing(None))
+        stack.enter_context(unset_fake_temporarily())
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(grad))
+        yield
+
+
+def emit_alone(
+    kernel: Kernel,
+    machine: Machine,
+    tensors: Mapping[str, Tensor | None],
+    options: Mapping[str, Any],
+    adapt: Callable[[AttentionCall], AttentionCall],
+) -> GraphModule:
+    """A graph that computes one call with ``kernel``; it takes those of ``tensors`` that are there, in order.
+
+    Args:
+        kernel: who computes it.
+        machine: where.
+        tensors: by the names in `OPERANDS`.
+        options: the keyword arguments of SDPA.
+        adapt: adds to the call what SDPA cannot say: rules of the mask, softcap, gradients.
+
+    Raises:
+        UnfitError: the kernel refuses the call.
+    """
+    graph = Graph()
+    nodes = {name: graph.placeholder(name) for name, tensor in tensors.items() if tensor is not None}
+    out = graph.call_function(SDPA, tuple(nodes.get(name) for name in OPERANDS[:4]), dict(options))
+    graph.output(out)
+    gm = GraphModule(torch.nn.Module(), graph)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = {name: mode.from_tensor(tensor) for name, tensor in tensors.items() if tensor is not None}
+    for name, node in nodes.items():
+        node.meta["example_value"] = fake[name]
+    with mode:
+        out.meta["example_value"] = SDPA(fake["q"], fake["k"], fake["v"], fake.get("mask"), **options)
+    call = adapt(find(gm).calls[0].call)
+    sinks = tensors.get("sinks")
+    if sinks is not None:
+        call = replace(call, sinks=TensorSpec.of(sinks))
+    refused = [*rejections(kernel.limits_for(machine), call, machine), *kernel.check(call, machine)]
+    if refused:
+        raise UnfitError("; ".join(map(str, refused)))
+    try:
+        wiring = wiring_of(out)
+        if "sinks" in nodes:
+            wiring = replace(wiring, sinks=Operand(nodes["sinks"]))
+        emitted = emit_call(Emitter(gm, out), out, call, kernel, wiring)
+    except EmitRefusedError as error:
+        raise UnfitError(str(error)) from error
+    out.replace_all_uses_with(emitted)
+    graph.erase_node(out)
+    gm.recompile()
+    return gm

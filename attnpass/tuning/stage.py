@@ -1,0 +1,105 @@
+"""A call of the program's own size, with its own strides, on made-up data: what is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import HigherOrderOperator
+
+from attnpass.alone import UnfitError, emit_alone
+from attnpass.call import AttentionCall
+from attnpass.kernel import Kernel
+from attnpass.machine import Machine
+from attnpass.masks import MaskSpec
+from attnpass.tensor import TensorSpec
+
+SEEN = 0.9  # of a bool mask's keys
+Step = Callable[[], object]
+
+
+class Stage:
+    """The operands of one call, made once for all kernels that are timed on it.
+
+    Attributes:
+        call: the call, with numbers for sizes.
+        tensors: q, k, v, mask and sinks on the device; the mask only if a kernel reads it.
+    """
+
+    def __init__(self, call: AttentionCall) -> None:
+        self.call = call
+        try:
+            kept = call.mask.spelled or call.mask.tensor
+            self.tensors: dict[str, Tensor | None] = {
+                "q": _like(call.q, call.needs_grad),
+                "k": _like(call.k, call.needs_grad),
+                "v": _like(call.v, call.needs_grad),
+                "mask": None if kept is None else _like(kept),
+                "sinks": None if call.sinks is None else _like(call.sinks),
+            }
+        except (RuntimeError, AssertionError) as error:
+            raise UnfitError(str(error)) from error
+
+    def step(self, kernel: Kernel, machine: Machine, spelled: bool = False) -> Step:
+        """One run of ``kernel``: forward, and backward too where gradients flow.
+
+        Args:
+            kernel: who computes the call.
+            machine: where.
+            spelled: does it read the mask as a tensor, although its meaning is known?
+
+        Raises:
+            UnfitError: the kernel refuses.
+        """
+        tensors = {**self.tensors, "mask": None} if self.call.mask.tensor is None and not spelled else self.tensors
+        mask = self.call.mask.as_spelled() if spelled else replace(self.call.mask, spelled=None)
+        run = self._runnable(kernel, machine, tensors, mask)
+        given = [x for x in tensors.values() if x is not None]
+        if not self.call.needs_grad:
+            return lambda: run(*given)
+        wanted = [x for x in given if x.requires_grad]
+        weight = torch.randn_like(run(*given))
+        return lambda: torch.autograd.grad(run(*given), wanted, weight)
+
+    def _runnable(
+        self, kernel: Kernel, machine: Machine, tensors: dict[str, Tensor | None], mask: MaskSpec
+    ) -> Callable[..., Tensor]:
+        """The graph as it is; compiled, where it holds an operator that is only fast compiled (FlexAttention)."""
+        call = self.call
+
+        def adapt(found: AttentionCall) -> AttentionCall:
+            rules = tuple(term for term in mask.terms if term.tensor is None)
+            kept = replace(found.mask, terms=(*found.mask.terms, *rules), rows_may_be_empty=mask.rows_may_be_empty)
+            return replace(found, mask=kept, softcap=call.softcap, needs_grad=call.needs_grad)
+
+        options: dict[str, Any] = {"scale": call.scale, "enable_gqa": call.is_gqa, "dropout_p": call.dropout_p or 0.0}
+        gm = emit_alone(kernel, machine, tensors, options, adapt)
+        if any(isinstance(node.target, HigherOrderOperator) for node in gm.graph.nodes):
+            from torch._inductor.compile_fx import compile_fx
+
+            given = [x for x in tensors.values() if x is not None]
+            compiled: Any = compile_fx(gm, given, config_patches=kernel.compile_options(call))
+            return _first(compiled)
+        return gm
+
+
+def _first(compiled: Callable[..., Any]) -> Callable[..., Tensor]:
+    def run(*operands: Tensor) -> Tensor:
+        out = compiled(*operands)
+        return out if isinstance(out, Tensor) else out[0]
+
+    return run
+
+
+def _like(spec: TensorSpec, grad: bool = False) -> Tensor:
+    """Random numbers in a tensor of this shape, dtype and these strides."""
+    reach = 1 + sum((int(size) - 1) * int(step) for size, step in zip(spec.shape, spec.stride, strict=True) if size)
+    if spec.dtype == torch.bool:
+        held = torch.rand(reach, device=spec.device) < SEEN
+    else:
+        held = torch.randn(reach, device=spec.device, dtype=spec.dtype)
+    shaped = held.as_strided([int(size) for size in spec.shape], [int(step) for step in spec.stride])
+    return shaped.detach().requires_grad_(grad)

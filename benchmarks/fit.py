@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Fit ``auto``'s table to measurements: ``benchmarks/results/costs_*.jsonl`` -> ``attnpass/costs.json``.
+
+    python benchmarks/fit.py            # prints how well each curve predicts
+    python benchmarks/fit.py --write    # and writes the table
+
+Least absolute relative error with no negative term, a curve for each kernel, step, mask and head dim. The calls
+of the set ``held_out`` are never looked at: ``benchmarks/regret.py`` judges by them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from attnpass.costs import TABLE, TERMS, Features, features
+from benchmarks.records import RESULTS, Source, newest
+from benchmarks.shapes import SETS
+
+FITTED = ("sweep", "fit")
+PROCESSORS = {"sm_90": 132}
+ITERATIONS = 20
+NOISE = 0.02  # errors below this weigh alike
+LEFT_OUT = ("default", "sage")  # no kernel, and not exact
+SHORT_MS = 0.1  # calls that the host decides
+Key = tuple[str, str, str, int]  # kernel, step, mask, D
+Point = tuple[Features, float]
+
+
+def main() -> int:
+    args = _arguments()
+    files = [path.stem.removeprefix("costs_") for path in sorted(RESULTS.glob("costs_*.jsonl"))]
+    lines = [line for suffix in files for line in measured(Source(suffix))]
+    table = {name: fit_machine(name, of) for name, of in by_machine(lines).items()}
+    text = json.dumps(table, indent=1, sort_keys=True) + "\n"
+    if args.write:
+        TABLE.write_text(text, encoding="utf-8")
+        print(f"wrote {TABLE.name}: {len(text)} bytes")
+    return 0
+
+
+def measured(source: Source) -> list[dict[str, Any]]:
+    """The newest line of each call, step and kernel."""
+    return list(newest(source.read("costs"), "set", "shape", "step", "kernel").values())
+
+
+def by_machine(lines: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Measured lines of the fitted sets by the GPU's generation."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        if line["set"] in FITTED and "ms" in line and line["kernel"] not in LEFT_OUT:
+            found[line["hardware"]["capability"]].append(line)
+    return dict(found)
+
+
+def fit_machine(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table of one GPU generation."""
+    processors = PROCESSORS[name]
+    points: dict[Key, list[Point]] = defaultdict(list)
+    host: dict[str, list[float]] = defaultdict(list)
+    for line in lines:
+        call = _features(line)
+        points[line["kernel"], line["step"], call.mask, call.sizes[-1]].append((call, line["gpu_ms"]))
+        if line["gpu_ms"] < SHORT_MS and line["step"] == "forward":
+            host[line["kernel"]].append(line["host_ms"])
+    curves: dict[str, Any] = {}
+    for (kernel, step, mask, D), some in sorted(points.items()):
+        curve, errors = fit(some, processors)
+        curves.setdefault(kernel, {}).setdefault(step, {}).setdefault(mask, {})[str(D)] = curve
+        print(f"{kernel:17} {step:8} {mask:7} D{D:<4} {len(some):3} calls, {_error_text(errors)}")
+    return {
+        "processors": processors,
+        "host_ms": {kernel: round(statistics.median(times), 4) for kernel, times in host.items()},
+        "curves": curves,
+    }
+
+
+def fit(points: list[Point], processors: int) -> tuple[dict[str, float], list[float]]:
+    """The curve with the least sum of relative errors that has no negative term, and its relative errors."""
+    rows = torch.tensor([call.terms(processors) for call, _ in points], dtype=torch.float64)
+    scaled = rows / torch.tensor([ms for _, ms in points], dtype=torch.float64)[:, None]
+    best: tuple[float, dict[str, float], list[float]] | None = None
+    needed = TERMS.index("byte" if points[0][0].mask == "decode" else "tile")  # what grows with the call
+    for count in range(1, max(1, min(len(TERMS), len(points) // 2)) + 1):
+        for chosen in itertools.combinations(range(len(TERMS)), count):
+            if needed not in chosen:
+                continue
+            solution = _least_absolute(scaled[:, chosen])
+            if bool((solution < 0).any()):
+                continue
+            errors = (scaled[:, chosen] @ solution - 1).tolist()
+            loss = sum(map(abs, errors))
+            if best is None or loss < best[0] * 0.95:  # another term has to earn its place
+                numbers = {TERMS[i]: float(f"{x:.4g}") for i, x in zip(chosen, solution.tolist(), strict=True)}
+                best = loss, numbers, errors
+    assert best is not None
+    return best[1], best[2]
+
+
+def _least_absolute(rows: torch.Tensor) -> torch.Tensor:
+    """The x with the least sum of ``abs(rows @ x - 1)``, by reweighted least squares.
+
+    Absolute and not squared: a line that another process disturbed must not bend the curve.
+    """
+    weights = torch.ones(len(rows), 1, dtype=rows.dtype)
+    solution = weights[: rows.shape[1]]
+    for _ in range(ITERATIONS):
+        solution = torch.linalg.lstsq(rows * weights, weights, driver="gelsd").solution
+        weights = (rows @ solution - 1).abs().clamp_min(NOISE).rsqrt()
+    return solution[:, 0]
+
+
+def _features(line: dict[str, Any]) -> Features:
+    shape = SETS[line["set"]][line["shape"]]
+    found = features(shape.call(line["step"] == "train", torch.device("cpu")))
+    assert found is not None
+    return found
+
+
+def _error_text(errors: list[float]) -> str:
+    sizes = sorted(map(abs, errors))
+    return f"off by {statistics.median(sizes):.1%} in the median, {sizes[-1]:.0%} at most"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--write", action="store_true", help="write attnpass/costs.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""What figures and tables call the forms of `benchmarks.forms` and the models of `benchmarks.end_to_end`."""
+
+from __future__ import annotations
+
+INDUCTOR, AUTO, BY_HAND, PYTORCH_ONLY = "inductor", "auto", "by_hand", "auto_pytorch_only"
+
+FORMS = {
+    "fused": "is_causal=True, enable_gqa=True",
+    "repeated": "is_causal=True, K/V repeated",
+    "bool_mask": "bool causal mask, a buffer",
+    "bool_mask_repeated": "bool causal mask, K/V repeated",
+    "additive_mask": "additive causal mask, K/V repeated",
+    "built_in_graph": "causal mask built in the graph, K/V repeated",
+    "window": "sliding window and causal, K/V repeated",
+    "causal_and_padding": "causal and key padding",
+    "documents": "four documents and causal",
+    "no_mask": "no mask",
+    "padding": "key padding, K/V repeated",
+    "eager": "matmul, mask, fp32 softmax, matmul (eager form)",
+    "plain": "(q @ k.T / sqrt(d)).softmax(-1) @ v",
+}
+
+MODELS = {
+    "llama": "Llama, 4 × 4096 tokens",
+    "llama_ones": "Llama, 4 × 4096, mask of ones",
+    "llama_eager": "Llama, 4 × 4096, eager attention",
+    "gpt2": "GPT-2, 16 × 1024 tokens",
+    "bert": "BERT, 32 × 512, mask of ones",
+    "bert_eager": "BERT, 32 × 512, eager attention",
+    "gemma2_eager": "Gemma-2, 2 × 4096, eager attention",
+    "handwritten_gpt": "GPT written by hand, 4 × 2048",
+    "flux": "Flux-like DiT, 4608 tokens",
+    "wan": "Wan-like DiT, 16500 tokens",
+    "vit_l": "ViT-L/16, 64 images",
+    "swin_b": "Swin-B, 64 images",
+    "vit_b_16": "ViT-B/16, 64 images",
+    "maxvit_t": "MaxViT-T, 32 images",
+}
+
+COMPILERS = {
+    INDUCTOR: "plain Inductor",
+    AUTO: "attnpass, auto",
+    PYTORCH_ONLY: "attnpass, auto, PyTorch's kernels only",
+    BY_HAND: "plain Inductor, mask taken out by hand",
+}
+
+# The figures of `benchmarks.figures`, and what a reader who cannot see them is told.
+PICTURES = {
+    "forms": "Bars: milliseconds and memory of one attention call in 13 spellings, plain Inductor beside attnpass",
+    "end_to_end": "Bars: speedup of whole models over plain Inductor, with the times",
+    "kernels_forward": "Lines: TFLOP/s of each kernel over the sequence length, forward, by head dim and mask",
+    "kernels_train": "Lines: TFLOP/s of each kernel over the sequence length, forward and backward, likewise",
+    "regret": "Dots: time of the kernel that auto chose over the time of the best exact kernel, sorted",
+    "sage": "Lines: gain and error of SageAttention's kernels over the sequence length",
+}
+
+
+def compiler(name: str) -> str:
+    """Whoever is in no list is a kernel that was asked for by name."""
+    return COMPILERS.get(name, f"attnpass, {name}")
+
+
+def model(name: str, step: str) -> str:
+    return f"{MODELS.get(name, name)}{', training' if step == 'train' else ''}"
+
+
+def is_exact(kernel: str) -> bool:
+    """Only SageAttention's kernels compute in fewer bits than they are given."""
+    return not kernel.startswith("sage")

@@ -1,0 +1,63 @@
+"""The same attention in all its spellings: plain Inductor beside attnpass."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.labels import AUTO, COMPILERS, FORMS, INDUCTOR
+from benchmarks.plots import style
+from benchmarks.plots.style import NothingToShowError, Theme
+from benchmarks.records import Key, Record, Source, newest, provenance, state
+
+ROW, TOP, BOTTOM = 0.36, 0.85, 0.66  # inches
+BAR = 0.38
+PAIR = (INDUCTOR, AUTO)
+
+
+def draw(source: Source, theme: Theme) -> Figure:
+    """Two bars a form: milliseconds, with the memory written beside."""
+    found = newest(source.read("forms"), "form", "compiler", "step")
+    used = {key: line for key, line in found.items() if key[1] in PAIR and key[2] == "forward"}
+    if not any(key[1] == AUTO for key in used):
+        raise NothingToShowError(f"no line with the compiler auto in {source.name('forms')}")
+    height = TOP + BOTTOM + ROW * len(FORMS)
+    captions = "Medians; whiskers from the 20th to the 80th percentile", provenance(used.values())
+    title = f"The same attention call, spelled {len(FORMS)} ways"
+    figure = style.empty(
+        height, title, f"{_sizes(used)}: ms, and memory beyond the operands. Less is better", captions, theme
+    )
+    axes = figure.add_axes((0.355, BOTTOM / height, 0.635, 1 - (TOP + BOTTOM) / height))
+    longest = max(line["ms"] for line in used.values() if not state(line))
+    for row, form in enumerate(FORMS):
+        for compiler in PAIR:
+            _bar(axes, row, compiler, used.get((form, compiler, "forward")), theme)
+    axes.set_xlim(0, longest * 1.24)
+    axes.set_yticks(range(len(FORMS)), list(FORMS.values()))
+    style.bare_bars(axes, len(FORMS))
+    handles = [axes.barh([0], [0], color=style.colour(compiler)) for compiler in PAIR]
+    style.legend(figure, handles, [COMPILERS[compiler] for compiler in PAIR])
+    return figure
+
+
+def _bar(axes: Axes, row: int, compiler: str, record: Record | None, theme: Theme) -> None:
+    place = row + (BAR / 2 if compiler == AUTO else -BAR / 2)
+    missing = state(record)
+    if record is None or missing:
+        axes.annotate(
+            missing, (0, place), (4, 0), textcoords="offset points", va="center", color=theme.faint, style="italic"
+        )
+        return
+    half = record.get("spread_ms", 0.0) / 2
+    error = {"ecolor": theme.faint, "elinewidth": 0.8}
+    axes.barh(place, record["ms"], BAR, color=style.colour(compiler), xerr=half, error_kw=error)
+    memory = record.get("memory_mib")
+    text = f"{record['ms']:.2f} ms" + ("" if memory is None else f", {memory:.0f} MiB")
+    weight = "bold" if compiler == AUTO else "normal"
+    end = (record["ms"] + half, place)
+    axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=style.TINY, fontweight=weight)
+
+
+def _sizes(used: dict[Key, Record]) -> str:
+    B, H, Hkv, S, D = next(line["sizes"] for line in used.values() if "sizes" in line)
+    return f"B {B}, H {H}, Hkv {Hkv}, S {S}, D {D}, bf16, forward"

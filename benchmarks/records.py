@@ -1,0 +1,106 @@
+"""Result lines: read them, keep the newest of each kind, say where they come from. Needs neither torch nor plots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+GPU = "h100"  # the suffix of the result files that the docs show
+NO_BREAK = "\u00a0"  # a caption is wrapped between its parts
+MAX_COMMITS = 3  # a caption names so many, and of more the first, the last and how many
+
+Record = dict[str, Any]
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The result files of one GPU."""
+
+    suffix: str = GPU
+    folder: Path = RESULTS
+
+    def name(self, benchmark: str) -> str:
+        return f"{benchmark}_{self.suffix}.jsonl"
+
+    def read(self, benchmark: str) -> list[Record]:
+        """The lines of one benchmark; none if its file is not there."""
+        path = self.folder / self.name(benchmark)
+        if not path.exists():
+            return []
+        lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        return [record for record in lines if str(record["benchmark"]).partition(".")[0] == benchmark]
+
+
+def newest(records: Iterable[Record], *fields: str) -> dict[Key, Record]:
+    """The newest line for each combination of ``fields``, in the order of first appearance; of equal dates the later.
+
+    >>> lines = [{"kernel": "flex", "ms": 2, "date": "2026-11-25"}, {"kernel": "flex", "ms": 1, "date": "2026-11-22"}]
+    >>> newest(lines, "kernel")[("flex",)]["ms"]
+    2
+    """
+    found: dict[Key, Record] = {}
+    for record in records:
+        key = tuple(_hashable(record.get(field)) for field in fields)
+        if key not in found or str(record.get("date", "")) >= str(found[key].get("date", "")):
+            found[key] = record
+    return found
+
+
+def state(record: Record | None) -> str:
+    """Why there is no time, in a word to write where the bar would be; "" if there is one."""
+    if record is None:
+        return "not measured"
+    if record.get("oom") or "outofmemory" in record.get("problem", "").lower().replace(" ", ""):
+        return "OOM"
+    if record.get("refused"):
+        return "refused"
+    return "" if record.get("ok") and record.get("ms") is not None else "failed"
+
+
+def provenance(records: Iterable[Record], libraries: Sequence[str] = ("triton",)) -> str:
+    """GPU, versions, date and commit of the lines, as a caption; where lines differ, each value once."""
+    records = list(records)
+    parts = [" and ".join(_distinct(r.get("hardware", {}).get("gpu", "") for r in records))]
+    parts += [_versions("torch", (r.get("torch") for r in records))]
+    parts += [_versions("cuDNN", (_cudnn(r.get("hardware", {}).get("cudnn")) for r in records))]
+    parts += [_versions(library, (r.get(library) for r in records)) for library in libraries]
+    days = sorted(_distinct(str(r.get("date", ""))[:10] for r in records))
+    parts += [" to ".join(days[:1] + days[1:][-1:])]
+    parts += [_commits(sorted(records, key=lambda r: str(r.get("date", ""))))]
+    kept = [part.replace(" ", NO_BREAK) for part in parts if part]
+    return f"{NO_BREAK}· ".join(kept)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _distinct(values: Iterable[Any]) -> list[str]:
+    return list(dict.fromkeys(str(value) for value in values if value))
+
+
+def _versions(name: str, values: Iterable[Any]) -> str:
+    versions = _distinct(values)
+    return f"{name} {', '.join(versions)}" if versions else ""
+
+
+def _cudnn(number: int | None) -> str:
+    """91900, as PyTorch gives it, is 9.19.0."""
+    return f"{number // 10000}.{number % 10000 // 100}.{number % 100}" if number else ""
+
+
+def _commits(by_date: list[Record]) -> str:
+    commits = _distinct(_short(str(r.get("commit", ""))) for r in by_date)
+    if len(commits) > MAX_COMMITS:
+        return f"{len(commits)} commits, {commits[0]} to {commits[-1]}"
+    return f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}" if commits else ""
+
+
+def _short(commit: str) -> str:
+    return commit.rstrip("+")[:7] + "+" * commit.endswith("+")

@@ -1,0 +1,147 @@
+"""Tables of the committed results, for the docs and the terminal. No number in them is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.labels import AUTO, BY_HAND, FORMS, INDUCTOR, MODELS, model
+from benchmarks.records import Key, Record, Source, newest, state
+
+HERE = Source()
+NOISE = 1.03  # what is within 3 % is no gain
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A head and rows of cells."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+    def print(self) -> None:
+        from attnpass.cli.table import print_table
+
+        print_table([dict(zip(self.head, (cell.strip("`*") for cell in row), strict=True)) for row in self.rows])
+
+
+def forms(source: Source = HERE) -> Table:
+    """Each form: milliseconds and memory by compiler."""
+    found = newest(source.read("forms"), "form", "compiler", "step")
+    rows = []
+    for form, label in FORMS.items():
+        lines = [found.get((form, compiler, "forward")) for compiler in (INDUCTOR, AUTO)]
+        ours = lines[1] or {}
+        cells = [*map(_ms, lines), *(_mib(line) for line in lines), _ratio(*lines)]
+        rows.append([f"`{label}`" if "=" in label or "@" in label else label, *cells, _code(ours), _measured(*lines)])
+    head = ("form", "Inductor, ms", "`auto`, ms", "Inductor, MiB", "`auto`, MiB", "gain", "kernel", "measured")
+    return Table(head, rows)
+
+
+def models(source: Source = HERE) -> Table:
+    """Each model and step: milliseconds by compiler."""
+    found = newest(source.read("end_to_end"), "model", "compiler", "step")
+    rows = []
+    for name, step in model_steps(found):
+        plain, hand, ours = (found.get((name, compiler, step)) for compiler in (INDUCTOR, BY_HAND, AUTO))
+        cells = [_ms(plain), _ms(hand) if hand else "–", _ms(ours), _ratio(plain, ours)]
+        rows.append([model(name, step), *cells, _calls(ours or {}), _measured(plain, ours)])
+    head = ("model", "Inductor, ms", "mask out by hand, ms", "`auto`, ms", "gain", "calls", "measured")
+    return Table(head, rows)
+
+
+def no_gain(source: Source = HERE) -> Table:
+    """The models and forms that ``auto`` makes no faster than plain Inductor does, slowest first."""
+    found: dict[str, tuple[Record, Record]] = {}
+    lines = newest(source.read("end_to_end"), "model", "compiler", "step")
+    for name, step in model_steps(lines):
+        pair = lines.get((name, INDUCTOR, step)), lines.get((name, AUTO, step))
+        found |= {model(name, step): pair} if _timed(pair) else {}  # type: ignore[dict-item]
+    lines = newest(source.read("forms"), "form", "compiler", "step")
+    for form, label in FORMS.items():
+        pair = lines.get((form, INDUCTOR, "forward")), lines.get((form, AUTO, "forward"))
+        found |= {f"form: {label}": pair} if _timed(pair) else {}  # type: ignore[dict-item]
+    slow = sorted((plain["ms"] / ours["ms"], name) for name, (plain, ours) in found.items())
+    rows = [_no_gain_row(name, *found[name]) for gain, name in slow if gain < NOISE]
+    return Table(("what", "Inductor, ms", "`auto`, ms", "gain", "what `auto` ran", "measured"), rows)
+
+
+def costs_of_the_pass(source: Source = HERE) -> Table:
+    """Time of the pass at compile time, from `benchmarks.overhead`."""
+    lines = newest(source.read("overhead"), "benchmark", "kernel").values()
+    rows = [
+        [f"`{r['kernel']}`", f"{r['pass_ms_a_call']:.2f} ms", f"{100 * r['pass_share']:.2f} %", _measured(r)]
+        for r in lines
+        if "pass_ms_a_call" in r
+    ]
+    return Table(("kernel", "pass, a call", "share of the compilation", "measured"), rows)
+
+
+def host(source: Source = HERE) -> Table:
+    """Host time of one compiled call of a tiny shape, from `benchmarks.kernels`."""
+    lines = newest(source.read("kernels"), "kernel", "shape").items()
+    fields = ("compiled_us", "inductor_us", "op_us", "library_us")
+    rows = [
+        [f"`{kernel}`", *(f"{r[field]:.0f}" if field in r else "–" for field in fields), _measured(r)]
+        for (kernel, shape), r in lines
+        if shape == "host" and r["ok"]
+    ]
+    head = (
+        "kernel",
+        "compiled call, µs",
+        "the same by plain Inductor, µs",
+        "our op alone",
+        "library alone",
+        "measured",
+    )
+    return Table(head, rows)
+
+
+def model_steps(found: Iterable[Key]) -> Iterator[tuple[str, str]]:
+    """Models and steps that have lines, in the order of `MODELS`."""
+    there = dict.fromkeys((name, step) for name, _, step in found)
+    known = {name: place for place, name in enumerate(MODELS)}
+    yield from sorted(there, key=lambda pair: (known.get(pair[0], len(known)), pair[1]))
+
+
+def _timed(pair: tuple[Record | None, Record | None]) -> bool:
+    return not any(map(state, pair))
+
+
+def _no_gain_row(name: str, plain: Record, ours: Record) -> list[str]:
+    ran = _calls(ours) if "calls" in ours else _code(ours)
+    return [name, _ms(plain), _ms(ours), _ratio(plain, ours), ran, _measured(plain, ours)]
+
+
+def _ms(record: Record | None) -> str:
+    missing = state(record)
+    if record is None or missing:
+        return missing
+    return f"{record['ms']:.3f}" if record["ms"] < 10 else f"{record['ms']:.2f}"
+
+
+def _mib(record: Record | None) -> str:
+    memory = record.get("memory_mib") if record else None
+    return "–" if memory is None else f"{memory:.0f}"
+
+
+def _ratio(plain: Record | None, ours: Record | None) -> str:
+    return f"{plain['ms'] / ours['ms']:.2f}×" if plain and ours and _timed((plain, ours)) else "–"
+
+
+def _code(record: Record) -> str:
+    return f"`{record['ran']}`" if record.get("ran") else "–"
+
+
+def _calls(record: Record) -> str:
+    return ", ".join(f"{count} × {text}" for text, count in record.get("calls", {}).items()) or "–"
+
+
+def _measured(*records: Record | None) -> str:
+    """Dates and commits: lines of one row need not be of one day."""
+    there = [record for record in records if record]
+    return ", ".join(dict.fromkeys(f"{str(r['date'])[:10]} {str(r['commit'])[:7]}" for r in there)) or "–"

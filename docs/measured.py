@@ -1,0 +1,54 @@
+"""The generated parts of the page ``performance``: tables of the committed results, and the figures that are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import roofline, tables
+from benchmarks.labels import PICTURES
+from benchmarks.records import Source, newest, provenance
+from benchmarks.tables import Table
+
+FIGURES = Path(__file__).resolve().parent / "figures"
+H100 = Source()
+NOTHING = "*Nothing of this kind is committed yet.*\n"
+SETS = ("models",)
+
+
+def fragments() -> dict[str, str]:
+    """Text by file name."""
+    made = {
+        "forms": tables.forms(H100),
+        "models": tables.models(H100),
+        "no_gain": tables.no_gain(H100),
+        "pass": tables.costs_of_the_pass(H100),
+        "host": tables.host(H100),
+        "limits": roofline.table(SETS, best=True, source=H100),
+    }
+    return {
+        **{f"measured_{name}.md": _or_nothing(table) for name, table in made.items()},
+        **{f"figure_{name}.md": figure(name, alt) for name, alt in PICTURES.items()},
+        "ceilings.md": ceilings(H100),
+    }
+
+
+def figure(name: str, alt: str, folder: Path = FIGURES) -> str:
+    """The picture for light pages and the one for dark pages: furo shows one of them."""
+    files = {theme: f"{name}_{H100.suffix}_{theme}.svg" for theme in ("light", "dark")}
+    if not all((folder / file).exists() for file in files.values()):
+        return NOTHING
+    lines = (f"```{{image}} figures/{file}\n:class: only-{theme}\n:alt: {alt}\n```\n" for theme, file in files.items())
+    return "\n".join(lines)
+
+
+def ceilings(source: Source) -> str:
+    """What the chip was seen to do, in a sentence."""
+    limit = roofline.ceilings(source)
+    if limit is None:
+        return "*The ceilings of the H100 were not measured by this script yet, so the percentages are missing.*\n"
+    told = provenance(newest(source.read("ceilings")).values())
+    return f"Measured: **{limit.tflops:.0f} TFLOP/s** and **{limit.gbs:.0f} GB/s** ({told}).\n"
+
+
+def _or_nothing(table: Table) -> str:
+    return table.markdown() if table.rows else NOTHING
