@@ -30,10 +30,11 @@ from attnpass.kernel import Kernel
 from attnpass.kernels import libraries, registry, registry_for
 from attnpass.library import PYTORCH, Library
 from attnpass.machine import Machine
+from attnpass.policy_check import check_policy, resolve_policy
 from attnpass.probe import Prover
 from attnpass.report.record import Report
 from attnpass.rewrite import Machines, Rewritten, node_devices, run_pass
-from attnpass.select import AUTO, check_wishes, resolve_wishes, select
+from attnpass.select import AUTO, select
 from attnpass.tuning.tuner import Tuner
 from attnpass.verify import Verifier
 
@@ -101,8 +102,8 @@ def look_at(gm: GraphModule, config: Config, calls: Sequence[AttentionCall] = ()
         UnknownKernelError: no kernel has a name that is wished for.
         KernelUnavailableError: the library of a named kernel is missing or too old.
     """
-    kernels = registry_for(config.kernel, config.trust_remote_code)
-    wishes = resolve_wishes(config.kernel, kernels)
+    kernels = registry_for(config.policy.wishes, config.trust_remote_code)
+    wishes = resolve_policy(config.policy, kernels)
     named = {kernels[name].limits.library for name in wishes if name != AUTO}
     machines = {}
     for device in node_devices(gm):
@@ -115,7 +116,7 @@ def look_at(gm: GraphModule, config: Config, calls: Sequence[AttentionCall] = ()
                 break
             imported |= chosen
             machine = Machine.look(device, libraries(), imported)
-        check_wishes(config.kernel, kernels, machine)
+        check_policy(config.policy, kernels, machine)
         machines[device] = machine
     return machines
 

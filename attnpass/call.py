@@ -39,6 +39,14 @@ class Pattern(Enum):
     HANDWRITTEN = "handwritten"
 
 
+class Kind(Enum):
+    """Where K comes from, as far as the graph shows it (`attnpass.patterns.kind`). Stable: it is in the JSON report."""
+
+    SELF = "self"  # from the tensor that Q comes from; a cache of earlier keys may be joined to it
+    CROSS = "cross"  # from another sequence
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """The program state around a call.
@@ -85,6 +93,7 @@ class AttentionCall:
         module: qualified name of the module that makes the call, such as ``"blocks.3.attn"``.
         source: file and line in the user's program.
         pattern: how the call was spelled.
+        kind: does K come from Q's sequence?
     """
 
     q: TensorSpec
@@ -104,6 +113,7 @@ class AttentionCall:
     module: str = ""
     source: Source = field(default_factory=Source)
     pattern: Pattern = Pattern.SDPA
+    kind: Kind = Kind.UNKNOWN
 
     @property
     def B(self) -> Size:

@@ -7,14 +7,15 @@ same settings and wins over the environment.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from attnpass.errors import ConfigError
+from attnpass import policy
+from attnpass.errors import ConfigError, closest
+from attnpass.policy import Clause, Policy, PolicyError
 
 PREFIX = "ATTNPASS_"
 OPTION_PREFIX = "attnpass."
@@ -50,13 +51,6 @@ class Variable:
         return OPTION_PREFIX + self.field
 
 
-def _wishes(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise ValueError(text)
-    return names
-
-
 def _flag(text: str) -> bool:
     values = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     return values[text.strip().lower()]
@@ -86,10 +80,12 @@ VARIABLES = (
     Variable(
         "kernel",
         "Ordered wish list of kernels; each call takes the first one that can honour it. `auto` is the fastest exact "
-        "kernel on this machine, `native` leaves `F.scaled_dot_product_attention` alone.",
+        "kernel on this machine, `native` leaves `F.scaled_dot_product_attention` alone. Conditions give some calls "
+        "a list of their own.",
         "auto",
-        "kernel names separated by commas, such as flex,native_flash (`attnpass kernels` lists them)",
-        _wishes,
+        "kernel names separated by commas, such as flex,native_flash (`attnpass kernels` lists them); behind "
+        "semicolons `CONDITION=names` for some calls, such as `sage; cross=native_cudnn; blocks.0.*=flash3`",
+        policy.parse,
     ),
     Variable(
         "strict",
@@ -158,9 +154,13 @@ VARIABLES = (
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings in force for one compilation. Build one with `Config.load`."""
+    """The settings in force for one compilation. Build one with `Config.load`.
 
-    kernel: tuple[str, ...] = ("auto",)
+    ``kernel`` is the wish list for calls that none of ``clauses`` matches; `policy` is both.
+    """
+
+    kernel: tuple[str, ...] = policy.DEFAULT
+    clauses: tuple[Clause, ...] = ()
     strict: bool = False
     log: str = "warning"
     report: str | None = None
@@ -195,12 +195,17 @@ class Config:
             variable = known_options[key]
             given[variable.field] = _parse(variable, _as_text(value), f"options[{key!r}]")
             origin[variable.field] = f"options[{key!r}]"
-        return cls(**given, origin=origin)
+        parsed: Policy = given.pop("kernel", Policy())
+        return cls(kernel=parsed.default, clauses=parsed.clauses, **given, origin=origin)
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(self.clauses, self.kernel)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without where the values came from."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "origin"}
-        return {**values, "kernel": list(self.kernel)}
+        return {**values, "kernel": list(self.kernel), "clauses": list(map(str, self.clauses))}
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
@@ -218,12 +223,6 @@ def split_options(options: Mapping[str, Any] | None) -> tuple[dict[str, Any], di
     return ours, theirs
 
 
-def closest(name: str, names: list[str]) -> str:
-    """``", did you mean x?"``, or nothing if no name is close."""
-    match = difflib.get_close_matches(name, names, n=1)
-    return f", did you mean {match[0]}?" if match else ""
-
-
 def _unknown(kind: str, name: str, names: list[str]) -> str:
     hint = closest(name, names) or "."
     return f"reading attnpass settings: unknown {kind} {name}{hint} Known: {', '.join(names)}"
@@ -232,6 +231,8 @@ def _unknown(kind: str, name: str, names: list[str]) -> str:
 def _parse(variable: Variable, text: str, origin: str) -> Any:
     try:
         return variable.parse(text)
+    except PolicyError as error:
+        raise ConfigError(f"reading attnpass settings: {origin} is {text!r}: {error}") from None
     except (ValueError, KeyError):
         raise ConfigError(
             f"reading attnpass settings: {origin} is {text!r}, needs {variable.legal}; "
@@ -242,4 +243,7 @@ def _parse(variable: Variable, text: str, origin: str) -> Any:
 def _as_text(value: Any) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    parts = list(map(str, value))
+    return (";" if any("=" in part for part in parts) else ",").join(parts)  # clauses, or the kernels of one list

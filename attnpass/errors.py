@@ -5,6 +5,9 @@ One grammar for all: *what we were doing - what we met (the value) - what is nee
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 ISSUES_HINT = "this is a bug in attnpass, please report it with this message and ATTNPASS_LOG=debug output"
 
 
@@ -30,3 +33,10 @@ class StrictError(AttnpassError):
 
 class PassError(AttnpassError):
     """The pass itself failed: raised under ``ATTNPASS_STRICT=1``, else the graph runs unrewritten."""
+
+
+def closest(name: str, names: Sequence[str]) -> str:
+    """``", did you mean x?"``, or nothing if no name is close; large and small letters are the same."""
+    by_lower = {known.lower(): known for known in names}
+    match = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f", did you mean {by_lower[match[0]]}?" if match else ""

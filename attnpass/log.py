@@ -12,7 +12,7 @@ from itertools import chain
 
 from attnpass.config import LOG_LEVELS
 from attnpass.errors import ISSUES_HINT
-from attnpass.report import Report, block, debug_text, no_calls_warning, to_json
+from attnpass.report import Report, block, debug_text, no_calls_warning, to_json, unmatched_text
 
 ROOT = logging.getLogger("attnpass")
 logger = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 _level_set_here: int | None = None
 _calls_seen = False
 _warned = False
+_globs_said: set[str] = set()
 
 
 class _Stderr(logging.Handler):
@@ -80,6 +81,16 @@ def _tell(report: Report) -> None:
         logger.info("%s", block(report))
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s", debug_text(report))
+    _warn_of_unmatched_modules(report)
+
+
+def _warn_of_unmatched_modules(report: Report) -> None:
+    """A typing mistake in a module pattern must not be silent; a pattern for another model is said once at most."""
+    globs = report.config.policy.unmatched(()) if report.decisions else ()
+    fresh = set(report.unmatched) - _globs_said
+    _globs_said.update(globs)
+    if fresh:
+        logger.warning("attnpass graph %s, ATTNPASS_KERNEL: %s", report.graph, unmatched_text(report))
 
 
 def _trace(report: Report) -> None:

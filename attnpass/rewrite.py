@@ -27,6 +27,7 @@ from attnpass.machine import Machine
 from attnpass.masks.understand import Reader
 from attnpass.patterns import Findings, find
 from attnpass.patterns.sdpa import value_of
+from attnpass.policy import Choice
 from attnpass.probe import Prover
 from attnpass.report.record import Report
 from attnpass.select import AUTO, NATIVE, Decision, Reason, select
@@ -131,7 +132,7 @@ def decide(
     tuner: Tuner | None = None,
 ) -> list[Decision]:
     """One decision for each call found; equal calls are decided once."""
-    known: dict[AttentionCall, Decision] = {}
+    known: dict[tuple[Choice, AttentionCall], Decision] = {}
     decisions: list[Decision] = []
     for index, found in enumerate(findings.calls):
         machine = machines[found.call.device]
@@ -140,7 +141,7 @@ def decide(
         choices = []
         for call in readings:
             anonymous = replace(call, node="", module="", source=Source())
-            key = None if extra or not is_hashable(anonymous) else anonymous
+            key = None if extra or not is_hashable(anonymous) else (config.policy.choose(call), anonymous)
             decision = known.get(key) if key is not None else None
             if decision is None:
                 decision = _select_proved(call, kernels, machine, config, extra, prover, tuner)
@@ -187,16 +188,16 @@ def _select_proved(
 
 
 def _enforce_strict(decisions: Sequence[Decision], config: Config) -> None:
-    if not config.strict or AUTO in config.kernel or NATIVE in config.kernel:
-        return
-    kept = [d for d in decisions if d.reason in (Reason.NONE_ACCEPTED, Reason.LOWERED)]
+    kept = [d for d in decisions if d.reason in (Reason.NONE_ACCEPTED, Reason.LOWERED)] if config.strict else []
+    kept = [d for d in kept if not {AUTO, NATIVE} & {*config.policy.choose(d.call).wishes}]
     if not kept:
         return
-    wishes = ",".join(config.kernel)
+    wishes = config.policy
     count = f"{len(kept)} of {len(decisions)}"
     lines = [f"rewriting attention: ATTNPASS_STRICT=1 and {count} calls are taken by none of ATTNPASS_KERNEL={wishes}"]
     for decision in kept:
         lines.append(f"  {decision.call.source}  {decision.call.module or decision.call.node}: {decision.call.text()}")
+        lines += [f"    by the clause {decision.clause!r}"] * bool(decision.clause)
         lines += [f"    {t.kernel}: {'; '.join(map(str, t.rejections))}" for t in decision.refused]
     lines.append(
         "Name another kernel in ATTNPASS_KERNEL (end the list with `auto` to accept any), or unset ATTNPASS_STRICT."

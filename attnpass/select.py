@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 
 from attnpass.call import AttentionCall
 from attnpass.checks import rejections
-from attnpass.config import Config, closest
-from attnpass.errors import KernelUnavailableError, UnknownKernelError
+from attnpass.config import Config
+from attnpass.errors import KernelUnavailableError, UnknownKernelError, closest
 from attnpass.kernel import Kernel
 from attnpass.limits import Code, Rejection
 from attnpass.machine import Machine
@@ -67,6 +68,8 @@ class Decision:
         trials: every registered kernel with all its reasons, so that "why not X?" always has an answer.
         note: one sentence more, where the reason alone does not say it.
         lowered: a chain written by hand becomes one call of SDPA, and ``kernel`` is ``native``.
+        clause: the clause of ``ATTNPASS_KERNEL`` that gave the wish list, "" where it is a plain list.
+        skipped: earlier clauses of which the graph does not show whether they hold, with the reason.
     """
 
     call: AttentionCall
@@ -76,6 +79,8 @@ class Decision:
     trials: tuple[Trial, ...]
     note: str = ""
     lowered: bool = False
+    clause: str = ""
+    skipped: tuple[str, ...] = ()
 
     @property
     def rewritten(self) -> bool:
@@ -100,8 +105,8 @@ class Decision:
         return tuple(by_name[name] for name in names if name in by_name and not by_name[name].accepted)
 
 
-def resolve_wishes(wishes: Sequence[str], kernels: Mapping[str, Kernel]) -> tuple[str, ...]:
-    """Turn what the user wrote into registered names, aliases followed; ``auto`` stays.
+def resolve_wishes(wishes: Sequence[str], kernels: Mapping[str, Kernel], clause: str = "") -> tuple[str, ...]:
+    """Turn what the user wrote into registered names, aliases followed; ``auto`` stays. ``clause`` is where it stands.
 
     Raises:
         UnknownKernelError: a name that no kernel has; the message lists the legal ones.
@@ -111,27 +116,28 @@ def resolve_wishes(wishes: Sequence[str], kernels: Mapping[str, Kernel]) -> tupl
         if wish != AUTO and wish not in by_name:
             names = [AUTO, *kernels]
             raise UnknownKernelError(
-                f"choosing a kernel: ATTNPASS_KERNEL names {wish!r}, which is not a kernel"
+                f"choosing a kernel: ATTNPASS_KERNEL names {wish!r}{_standing(clause)}, which is not a kernel"
                 f"{closest(wish, [AUTO, *by_name]) or '.'} Legal names: {', '.join(names)}"
             )
     return tuple(wish if wish == AUTO else by_name[wish] for wish in wishes)
 
 
-def check_wishes(wishes: Sequence[str], kernels: Mapping[str, Kernel], machine: Machine) -> None:
+def check_wishes(wishes: Sequence[str], kernels: Mapping[str, Kernel], machine: Machine, clause: str = "") -> None:
     """Fail at compile start if a kernel that the user named cannot be used at all because of its library.
 
     Raises:
         KernelUnavailableError: with the version found, the version wanted and the install line.
     """
-    for name in resolve_wishes(wishes, kernels):
+    for name in resolve_wishes(wishes, kernels, clause):
         if name == AUTO:
             continue
         limits = kernels[name].limits_for(machine)
         problem = machine.library_problem(limits.library)
         if problem:
             raise KernelUnavailableError(
-                f"choosing a kernel: ATTNPASS_KERNEL names {name}, whose library {limits.library.name} is {problem} "
-                f"here, needs {limits.library.wanted}; run: {limits.library.installation()}"
+                f"choosing a kernel: ATTNPASS_KERNEL names {name}{_standing(clause)}, whose library "
+                f"{limits.library.name} is {problem} here, needs {limits.library.wanted}; "
+                f"run: {limits.library.installation()}"
             )
 
 
@@ -153,24 +159,26 @@ def select(
         extra: reasons found outside this function for this very call, by kernel name (a failed verification).
         fastest: the kernel that ``auto`` means for this very call, since it was timed, and what the clock said.
     """
+    chosen = config.policy.choose(call)
+    made = partial(Decision, call, clause=chosen.clause, skipped=chosen.skipped)
     trials = tuple(_trial(k, call, machine, (extra or {}).get(k.name, ())) for k in kernels.values())
     spelled = {trial.kernel for trial in trials if trial.spelled}
-    order = spell_out(resolve_wishes(config.kernel, kernels), machine, call, spelled, fastest[0] if fastest else "")
+    order = spell_out(resolve_wishes(chosen.wishes, kernels), machine, call, spelled, fastest[0] if fastest else "")
     choice = _users_own_choice(call, machine)
     if choice:
-        return Decision(call, NATIVE, Reason.USER_CHOICE, _names(order), trials, choice)
+        return made(NATIVE, Reason.USER_CHOICE, _names(order), trials, choice)
     accepted = {trial.kernel for trial in trials if trial.accepted}
     as_written = faster_as_written(machine, call)
     for name, reason in order:
         if reason is Reason.AUTO and as_written:
-            return Decision(call, NATIVE, Reason.AS_WRITTEN, _names(order), trials, as_written)
+            return made(NATIVE, Reason.AS_WRITTEN, _names(order), trials, as_written)
         inexact = reason is Reason.AUTO and not kernels[name].limits_for(machine).exact
         if name == NATIVE or (name in accepted and not inexact):
             note = fastest[1] if fastest and reason is Reason.TUNED else ""
-            return Decision(call, name, reason, _names(order), trials, note)
+            return made(name, reason, _names(order), trials, note)
     if not order:
-        return Decision(call, NATIVE, Reason.AUTO, (), trials, f"auto leaves the choice to PyTorch on {machine.kind}")
-    return Decision(call, NATIVE, Reason.NONE_ACCEPTED, _names(order), trials)
+        return made(NATIVE, Reason.AUTO, (), trials, f"auto leaves the choice to PyTorch on {machine.kind}")
+    return made(NATIVE, Reason.NONE_ACCEPTED, _names(order), trials)
 
 
 def spell_out(
@@ -225,6 +233,10 @@ def _users_own_choice(call: AttentionCall, machine: Machine) -> str:
         return f"the program chose {', '.join(call.context.sdpa_kernel) or 'no backend'} with sdpa_kernel at this place"
     around = machine.user_choice()
     return f"sdpa_kernel around the compiled call allows only: {around}" if around else ""
+
+
+def _standing(clause: str) -> str:
+    return f" in the clause {clause!r}" if clause else ""
 
 
 def _names(order: Sequence[tuple[str, Reason]]) -> tuple[str, ...]:

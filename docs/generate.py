@@ -15,6 +15,7 @@ from pathlib import Path
 import measured
 
 import attnpass
+from attnpass.conditions import FACTS
 from attnpass.config import VARIABLES
 from attnpass.limits import Code
 from attnpass.support import support_rows
@@ -29,6 +30,7 @@ def write_all(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     fragments = {
         **measured.fragments(),
+        "conditions.md": conditions(),
         "environment.md": environment(),
         "support.md": support(),
         "names.md": names(),
@@ -48,6 +50,11 @@ def environment() -> str:
         for v in VARIABLES
     ]
     return table(("variable", "option of `torch.compile`", "meaning", "default", "values"), rows)
+
+
+def conditions() -> str:
+    """One row per word that a clause of ``ATTNPASS_KERNEL`` may have as a condition."""
+    return table(("condition", "holds if"), [(f"`{name}`", fact.meaning) for name, fact in FACTS.items()])
 
 
 def support() -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import attnpass
-from attnpass.call import AttentionCall
+from attnpass.call import AttentionCall, Kind
 from attnpass.cli.info import machine_name
 from attnpass.cli.model_file import load_model
 from attnpass.cli.table import print_table
@@ -29,10 +29,11 @@ from attnpass.known_machines import KNOWN_MACHINES
 from attnpass.library import Library, try_out
 from attnpass.machine import Machine
 from attnpass.masks import MaskSpec
+from attnpass.policy_check import resolve_policy
 from attnpass.report import Report, block
 from attnpass.report.groups import group_calls, status
-from attnpass.report.text import group_lines, verdict, why
-from attnpass.select import AUTO, resolve_wishes, select
+from attnpass.report.text import group_lines, skipped_text, verdict, why
+from attnpass.select import AUTO, select
 from attnpass.tensor import DTYPE_NAMES, TensorSpec
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point}
@@ -64,8 +65,10 @@ def add_command(commands: Any) -> None:
     shape.add_argument("--mask", choices=("bool", "float"), help="with a mask tensor of this kind, (B, 1, Sq, Sk)")
     shape.add_argument("--training", action="store_true", help="gradients flow through the call")
     shape.add_argument("--dropout", type=float, default=0.0, metavar="P", help="dropout_p")
+    shape.add_argument("--kind", choices=[kind.value for kind in Kind], default="unknown", help="default: unknown")
+    shape.add_argument("--module", default="", metavar="PATH", help="path of the module that makes the call")
     shape.add_argument("--machine", choices=(HERE, *KNOWN_MACHINES), default=HERE, help="default: here")
-    command.add_argument("--kernel", metavar="WISH", help="wish list, as in ATTNPASS_KERNEL, which it overrides")
+    command.add_argument("--kernel", metavar="WISH", help="as in ATTNPASS_KERNEL, which it overrides")
     command.set_defaults(run=run)
 
 
@@ -89,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _explain_shape(args: argparse.Namespace) -> int:
     config = Config.load({"attnpass.kernel": args.kernel} if args.kernel else None)
-    kernels = registry_for(config.kernel, config.trust_remote_code)
-    named = set(resolve_wishes(config.kernel, kernels)) - {AUTO}
+    kernels = registry_for(config.policy.wishes, config.trust_remote_code)
+    named = set(resolve_policy(config.policy, kernels)) - {AUTO}
     machine = find_machine(args.machine, kernels, {kernels[name].limits.library for name in named})
     decision = select(make_call(args, machine), kernels, machine, config)
     if args.json:
@@ -100,7 +103,8 @@ def _explain_shape(args: argparse.Namespace) -> int:
     print(f"{decision.call.text()}, on {machine_name(machine.to_dict())}")
     if args.machine != HERE:
         print("(an invented machine, on which the library of every kernel is installed)")
-    print(f"{','.join(config.kernel)} -> {status(decision)}: {why(decision)}\n")
+    print(f"{config.policy} -> {status(decision)}: {why(decision)}")
+    print("".join(f"{skipped_text(each)}\n" for each in decision.skipped))
     chosen = {decision.kernel: " (chosen)"}
     print_table([{"kernel": t.kernel, "answer": verdict(t) + chosen.get(t.kernel, "")} for t in decision.trials])
     return 0
@@ -108,8 +112,8 @@ def _explain_shape(args: argparse.Namespace) -> int:
 
 def _explain_file(args: argparse.Namespace) -> int:
     with kernel_setting(args.kernel):
-        wishes = Config.load().kernel
-        resolve_wishes(wishes, registry_for(wishes))  # a bad name is an error before the model is loaded
+        policy = Config.load().policy
+        resolve_policy(policy, registry_for(policy.wishes))  # a bad name is an error before the model is loaded
         reports = load_model(args.file).explained_by(attnpass.explain)
     if args.json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))
@@ -186,4 +190,6 @@ def make_call(args: argparse.Namespace, machine: Machine) -> AttentionCall:
         enable_gqa=Hkv != H,
         needs_grad=args.training,
         mask_and_causal=bool(args.mask and args.causal),
+        kind=Kind(args.kind),
+        module=args.module,
     )

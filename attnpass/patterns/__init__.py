@@ -15,6 +15,7 @@ from attnpass.call import AttentionCall, Pattern
 from attnpass.patterns.chain import Surroundings, is_softmax
 from attnpass.patterns.elements import RefusedError
 from attnpass.patterns.handwritten import read_handwritten
+from attnpass.patterns.kind import with_kinds
 from attnpass.patterns.multihead import Opened, is_multihead, open_up
 from attnpass.patterns.near_misses import near_miss, near_misses
 from attnpass.patterns.operands import spec_of
@@ -111,6 +112,7 @@ def find(gm: GraphModule, grad: bool | None = None) -> Findings:
             else:
                 misses += found
     calls = [_undecided(found) if found.node in torn else found for found in calls]
+    calls = with_kinds(gm, calls)
     return Findings(tuple(calls), (*misses, *near_misses(owners)), len(owners))
 
 

@@ -124,11 +124,13 @@ def _bodies(gm: GraphModule, node: Node, region: Region) -> Iterator[tuple[Graph
         inside = replace(inside, grad=False)  # the user's own backward; forward runs without autograd
     elif name.startswith("flex_attention"):
         return  # score_mod and mask_mod: index arithmetic, no attention inside
-    for argument in node.all_input_nodes:
-        if argument.op == "get_attr":
-            body = _attribute(gm, str(argument.target))
-            if isinstance(body, GraphModule):
-                yield body, inside
+    yield from ((body, inside) for body in bodies_of(gm, node))
+
+
+def bodies_of(gm: GraphModule, node: Node) -> list[GraphModule]:
+    """The graph modules that a node of ``gm`` is given as arguments."""
+    given = (_attribute(gm, str(argument.target)) for argument in node.all_input_nodes if argument.op == "get_attr")
+    return [body for body in given if isinstance(body, GraphModule)]
 
 
 def _attribute(gm: GraphModule, path: str) -> Any:

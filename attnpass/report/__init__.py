@@ -3,6 +3,16 @@
 from attnpass.report.files import to_json, write
 from attnpass.report.html import to_html
 from attnpass.report.record import NearMiss, Report
-from attnpass.report.text import block, debug_text, no_calls_warning
+from attnpass.report.text import block, debug_text, no_calls_warning, unmatched_text
 
-__all__ = ["NearMiss", "Report", "block", "debug_text", "no_calls_warning", "to_html", "to_json", "write"]
+__all__ = [
+    "NearMiss",
+    "Report",
+    "block",
+    "debug_text",
+    "no_calls_warning",
+    "to_html",
+    "to_json",
+    "unmatched_text",
+    "write",
+]

@@ -50,7 +50,8 @@ def group_calls(report: Report, every_trial: bool = False) -> list[Group]:
         told = decision.trials if every_trial else told_trials(decision)
         reasons = tuple((trial.kernel, tuple(map(str, trial.rejections))) for trial in told)
         call = decision.call
-        key = (decision.kernel, decision.reason, decision.note, call.text(), call.pattern, reasons)
+        clause = (decision.clause, decision.skipped)
+        key = (decision.kernel, decision.reason, decision.note, clause, call.text(), call.pattern, reasons)
         groups.setdefault(key, []).append(decision)
     everything = [decision.call.module for decision in report.decisions]
     return [

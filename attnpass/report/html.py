@@ -13,7 +13,7 @@ import attnpass
 from attnpass.report.groups import counted, group_calls, group_misses, modules_text, short_source, told_trials
 from attnpass.report.record import Report
 from attnpass.report.settings import settings_rows
-from attnpass.report.text import verdict, why
+from attnpass.report.text import skipped_text, unmatched_text, verdict, why
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -41,7 +41,9 @@ def to_html(report: Report) -> str:
         counted=counted,
         modules_text=modules_text,
         short_source=short_source,
+        skipped_text=skipped_text,
         told_trials=told_trials,
+        unmatched=unmatched_text(report),
         verdict=verdict,
         why=why,
     )

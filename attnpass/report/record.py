@@ -75,6 +75,12 @@ class Report:
     def kept(self) -> int:
         return len(self.decisions) - self.rewritten
 
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """Module patterns of ``ATTNPASS_KERNEL`` that match no call of this graph; none where there are no calls."""
+        modules = [decision.call.module for decision in self.decisions]
+        return self.config.policy.unmatched(modules) if modules else ()
+
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form (``schema`` 1); the graph's code is not in it, since it is long."""
         machines = {str(device): machine.to_dict() for device, machine in self.machines.items()}
@@ -90,6 +96,7 @@ class Report:
             "config": self.config.to_dict(),
             "machine": next(iter(machines.values()), {}),
             "machines": machines,
+            "unmatched_modules": list(self.unmatched),
             "near_misses": [miss.to_dict() for miss in self.near_misses],
             "calls": [_decision_to_dict(decision) for decision in self.decisions],
         }
@@ -102,6 +109,8 @@ def _decision_to_dict(decision: Decision) -> dict[str, Any]:
         "kernel": decision.kernel,
         "reason": decision.reason.value,
         "note": decision.note,
+        "policy": decision.clause,
+        "policy_skipped": list(decision.skipped),
         "tried": list(decision.tried),
         "rejections": {
             trial.kernel: [
@@ -119,6 +128,7 @@ def _call_to_dict(call: AttentionCall) -> dict[str, Any]:
         "pattern": call.pattern.value,
         "node": call.node,
         "module": call.module,
+        "kind": call.kind.value,
         "source": str(call.source),
         "text": call.text(),
         "q": _shape(call.q),

@@ -10,15 +10,14 @@ from attnpass.config import VARIABLES, Config
 def settings_rows(config: Config) -> list[tuple[str, str, str]]:
     """Variable, value and where the value comes from."""
     return [
-        (variable.name, _text(getattr(config, variable.field)), config.origin.get(variable.field, "default"))
+        (variable.name, _text(config, variable.field), config.origin.get(variable.field, "default"))
         for variable in VARIABLES
     ]
 
 
-def _text(value: Any) -> str:
+def _text(config: Config, field: str) -> str:
     """A value as a user would write it."""
+    value: Any = config.policy if field == "kernel" else getattr(config, field)
     if isinstance(value, bool):
         return str(int(value))
-    if value is None:
-        return "unset"
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return "unset" if value is None else str(value)

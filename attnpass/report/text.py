@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from attnpass.report.groups import (
     Group,
+    compress,
     counted,
     group_calls,
     group_misses,
@@ -30,7 +31,8 @@ LOOKED_FOR = (
 
 def block(report: Report) -> str:
     """What was rewritten, what was kept and why, equal calls told once."""
-    return "\n".join([headline(report), *_error_lines(report), *_group_lines(report), *_miss_lines(report)])
+    told = [*_error_lines(report), *_group_lines(report), *_unmatched_lines(report), *_miss_lines(report)]
+    return "\n".join([headline(report), *told])
 
 
 def headline(report: Report) -> str:
@@ -49,6 +51,7 @@ def debug_text(report: Report) -> str:
     lines += _error_lines(report)
     for decision in report.decisions:
         lines += decision_lines(decision)
+    lines += _unmatched_lines(report)
     lines += [f"  {_miss_text(count, miss)}" for count, miss in group_misses(report.near_misses)]
     return "\n".join([*lines, *_code(report)])
 
@@ -72,12 +75,24 @@ def _answers(decision: Decision) -> Iterator[str]:
         yield f"      mask: {mask.meaning or f'not proved: {mask.stop}'}"
     names = ", ".join(decision.tried) or "nothing"
     yield f"      {status(decision)}, because {why(decision)}; considered: {names}"
+    yield from (f"      {skipped_text(each)}" for each in decision.skipped)
     width = max((len(trial.kernel) for trial in decision.trials), default=0)
     yield from (f"      {trial.kernel.ljust(width)}  {verdict(trial)}" for trial in decision.trials)
 
 
 def why(decision: Decision) -> str:
-    """Why the decision came out as it did, in one clause."""
+    """Why the decision came out as it did, in one clause; with the policy's clause, if there are several."""
+    by = f", by the clause {decision.clause}" if decision.clause and decision.reason is not Reason.USER_CHOICE else ""
+    return f"{_reason(decision)}{by}"
+
+
+def skipped_text(skipped: str) -> str:
+    """One clause of the policy that was not tried, since the graph does not show whether it holds."""
+    return f"skipped the clause {skipped}"
+
+
+def _reason(decision: Decision) -> str:
+    """Without the policy: the note, or the sentence of the reason."""
     sentences = {
         Reason.REQUESTED: f"{decision.kernel} was asked for by name",
         Reason.AUTO: "the fastest exact kernel here that takes the call",
@@ -121,8 +136,9 @@ def _row_head(group: Group) -> tuple[str, str]:
 def _told(decision: Decision) -> Iterator[str]:
     """What the block says under a call: why it was kept, and who refused before the chosen kernel."""
     refused = told_trials(decision)
-    if decision.note or not (decision.rewritten or refused):
+    if decision.note or decision.clause or not (decision.rewritten or refused):
         yield why(decision)
+    yield from map(skipped_text, decision.skipped)
     yield from (f"{trial.kernel}: {_reasons(trial)}" for trial in refused)
     if decision.call.mask.stop:
         yield f"mask not proved: {decision.call.mask.stop}"
@@ -140,6 +156,23 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
         cells = [head.ljust(widths[0]), count.rjust(widths[1])]
         cells += [cell.ljust(width) for cell, width in zip(rest, widths[2:], strict=True)]
         yield f"  {'  '.join(cells)}".rstrip()
+
+
+def unmatched_text(report: Report) -> str:
+    """Module patterns of the policy without a call in this graph, beside the modules that there are; "" for none.
+
+    It may be a typing mistake, or be meant for another graph.
+    """
+    if not report.unmatched:
+        return ""
+    modules = [decision.call.module for decision in report.decisions]
+    here = compress(modules, modules)
+    return f"no attention call stands in a module that matches {', '.join(report.unmatched)}; modules here: {here}"
+
+
+def _unmatched_lines(report: Report) -> list[str]:
+    text = unmatched_text(report)
+    return [f"  {text}"] if text else []
 
 
 def _miss_lines(report: Report) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from attnpass.call import AttentionCall, Context, Pattern, Source
+from attnpass.call import AttentionCall, Context, Kind, Pattern, Source
 from attnpass.masks import MaskSpec, Term
 from attnpass.symbolic import Size, hint
 from attnpass.tensor import TensorSpec, dtype_name
@@ -41,6 +41,7 @@ def signature(call: AttentionCall) -> AttentionCall | None:
         module="",
         source=Source(),
         pattern=Pattern.SDPA,
+        kind=Kind.UNKNOWN,
     )
 
 
