@@ -175,16 +175,12 @@ def prover(config: Config) -> Prover | None:
     """Tries kernels of libraries before they are used; one for each cache folder and process."""
     if not config.probe:
         return None
-    return _provers.setdefault(folder := _folder(config), Prover(folder))
+    return _provers.setdefault(folder := memory.cache_folder(config.cache), Prover(folder))
 
 
 def tuner(config: Config) -> Tuner | None:
     """Times kernels if ``ATTNPASS_TUNE`` asks for it; one for each cache folder and process."""
-    return _tuners.setdefault(folder := _folder(config), Tuner(folder)) if config.tune else None
-
-
-def _folder(config: Config) -> Path:
-    return Path(config.cache) if config.cache else memory.default_folder()
+    return _tuners.setdefault(folder := memory.cache_folder(config.cache), Tuner(folder)) if config.tune else None
 
 
 def _publish(report: Report, config: Config) -> None:

@@ -107,9 +107,9 @@ def seen_share(mask: MaskSpec, Sq: int, Sk: int) -> float:
     rows, across = math.ceil(Sq / TILE), math.ceil(Sk / TILE)
     touched = 0
     for row in range(rows):
-        first = max(0.0, (row * TILE + low) // TILE)
-        last = min(across - 1.0, ((row + 1) * TILE - 1 + high) // TILE)
-        touched += int(max(0.0, last - first + 1))
+        first = max(0.0, row * TILE + low)
+        last = min(Sk - 1.0, min((row + 1) * TILE, Sq) - 1 + high)
+        touched += int(last // TILE - first // TILE + 1) if first <= last else 0
     return touched / max(rows * across, 1)
 
 
@@ -159,11 +159,11 @@ def host_ms(kernel: str, call: Features, machine: Machine) -> float:
 
 
 def _curve(curves: Mapping[str, Mapping[str, Curve]], call: Features) -> Curve | None:
-    """Of the same kind of mask (or the nearest to it), the next larger head dim that was measured, or the largest."""
+    """Of the same kind of mask (or the nearest to it), that of the next larger head dim that was measured."""
     near = {"decode": ("decode", "none"), "causal": ("causal", "none"), "row": ("row", "tensor")}
     for kind in near.get(call.mask, (call.mask,)):
         dims = sorted(int(D) for D in curves.get(kind, {}))
-        if dims:
-            D = next((D for D in dims if call.sizes[-1] <= D), dims[-1])
+        D = next((D for D in dims if call.sizes[-1] <= D), None)
+        if D is not None:
             return curves[kind][str(D)]
     return None

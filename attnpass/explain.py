@@ -33,8 +33,8 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report
 
     def dry(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         config = Config.load()
-        look = partial(look_at, gm, config)
-        done = run_pass(gm, registry(), look, config, new_report(config), prover=prover(config), dry_run=True)
+        look, report = partial(look_at, gm, config), new_report(config)
+        done = run_pass(gm, registry(), look, config, report, prover=prover(config), tuner=tuner(config), dry_run=True)
         found.append(done.report)
         return gm.forward
 

@@ -19,8 +19,10 @@ DAMAGED = ".damaged"
 logger = logging.getLogger(__name__)
 
 
-def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/attnpass``, or ``~/.cache/attnpass``."""
+def cache_folder(chosen: str | None) -> Path:
+    """The folder that ``ATTNPASS_CACHE`` chose, else ``$XDG_CACHE_HOME/attnpass`` or ``~/.cache/attnpass``."""
+    if chosen:
+        return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnpass"
 
 

@@ -58,7 +58,7 @@ def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Col
 def _by_cost(
     names: tuple[str, ...], machine: Machine, call: AttentionCall, spelled: Collection[str]
 ) -> tuple[str, ...]:
-    """``names``, the cheapest first; those of unknown cost are left out. Empty where nothing was measured."""
+    """``names``, the cheapest first, those of unknown cost last. Empty where nothing was measured."""
     if call.dtype.itemsize != 2:
         return ()
     numbers = {name: features(call, name in spelled) for name in names}
@@ -66,12 +66,13 @@ def _by_cost(
     left = {name: ms for name, ms in costs.items() if ms is not None}
     if FLEX in left and call.mask.spelled is not None:
         left[FLEX] *= MASK_FUNCTION
+    unknown = tuple(name for name in names if name not in left) if left else ()
     order: list[str] = []
     while left:
         limit = min(left.values()) * (1 + NOISE)
         order.append(next(name for name in names if left.get(name, limit + 1) <= limit))
         del left[order[-1]]
-    return tuple(order)
+    return (*order, *unknown)
 
 
 def _hides_blocks(call: AttentionCall) -> bool:

@@ -59,7 +59,10 @@ def measured(source: Source) -> list[dict[str, Any]]:
 def by_machine(lines: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Measured lines of the fitted sets by the GPU's generation."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    judged = set(map(str, SETS["held_out"].values()))
     for line in lines:
+        if str(SETS[line["set"]][line["shape"]]) in judged:
+            continue
         if line["set"] in (*FITTED, QUIET) and "ms" in line and line["kernel"] not in LEFT_OUT:
             found[line["hardware"]["capability"]].append(line)
     return dict(found)

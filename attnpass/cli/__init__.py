@@ -1,4 +1,4 @@
-"""The command line: ``attnpass info | kernels | explain | demo``, each with ``--json``.
+"""The command line: ``attnpass info | kernels | explain | tune | demo``, each with ``--json``.
 
 Exit codes: 0 fine, 1 the demo found a wrong result, 2 the user can mend it (one line on stderr says how).
 """
@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 
 import attnpass
-from attnpass.cli import demo, explain, info, kernels
+from attnpass.cli import demo, explain, info, kernels, tune
 from attnpass.errors import AttnpassError
 
-COMMANDS = (info, kernels, explain, demo)
+COMMANDS = (info, kernels, explain, tune, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 import attnpass
-from attnpass.call import AttentionCall, Kind
 from attnpass.cli.info import machine_name
 from attnpass.cli.model_file import load_model
+from attnpass.cli.shape import add_shape, make_call
 from attnpass.cli.table import print_table
 from attnpass.config import Config
 from attnpass.errors import ConfigError
@@ -28,16 +28,12 @@ from attnpass.kernels import registry_for
 from attnpass.known_machines import KNOWN_MACHINES
 from attnpass.library import Library, try_out
 from attnpass.machine import Machine
-from attnpass.masks import MaskSpec
 from attnpass.policy_check import resolve_policy
 from attnpass.report import Report, block
 from attnpass.report.groups import group_calls, status
 from attnpass.report.text import group_lines, skipped_text, verdict, why
 from attnpass.select import AUTO, select
-from attnpass.tensor import DTYPE_NAMES, TensorSpec
 
-DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point}
-DEVICE_TYPES = {"rocm": "cuda", "tpu": "xla", "npu": "privateuseone"}
 HERE = "here"
 KERNEL_VARIABLE = "ATTNPASS_KERNEL"
 EXAMPLE = "attnpass explain --shape 2,24,4096,128 --dtype bf16 --machine h100"
@@ -57,30 +53,10 @@ def add_command(commands: Any) -> None:
         metavar="FILE.py[:name]",
         help="a file with `model` (or the given name) and `inputs`: a tuple, a dict, or a function that returns one",
     )
-    shape = command.add_argument_group("a call, instead of a file")
-    shape.add_argument("--shape", type=sizes, metavar="B,H,Sq,D", help="shape of q")
-    shape.add_argument("--kv-shape", type=sizes, metavar="B,Hkv,Sk,Dv", help="shape of v, if it is not that of q")
-    shape.add_argument("--dtype", choices=DTYPES, default="bf16", help="default: bf16")
-    shape.add_argument("--causal", action="store_true", help="is_causal=True")
-    shape.add_argument("--mask", choices=("bool", "float"), help="with a mask tensor of this kind, (B, 1, Sq, Sk)")
-    shape.add_argument("--training", action="store_true", help="gradients flow through the call")
-    shape.add_argument("--dropout", type=float, default=0.0, metavar="P", help="dropout_p")
-    shape.add_argument("--kind", choices=[kind.value for kind in Kind], default="unknown", help="default: unknown")
-    shape.add_argument("--module", default="", metavar="PATH", help="path of the module that makes the call")
+    shape = add_shape(command, "a call, instead of a file")
     shape.add_argument("--machine", choices=(HERE, *KNOWN_MACHINES), default=HERE, help="default: here")
     command.add_argument("--kernel", metavar="WISH", help="as in ATTNPASS_KERNEL, which it overrides")
     command.set_defaults(run=run)
-
-
-def sizes(text: str) -> tuple[int, int, int, int]:
-    """``"2,24,4096,128"`` as numbers."""
-    try:
-        B, H, S, D = (int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers such as 2,24,4096,128") from None
-    if min(B, H, S, D) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} has a negative size")
-    return B, H, S, D
 
 
 def run(args: argparse.Namespace) -> int:
@@ -160,36 +136,4 @@ def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Libr
         versions={**{one.key: one.min_version for one in libraries}, **machine.versions},
         unusable={key: there.problem for key, there in found.items() if there.problem},
         builds={key: there.build for key, there in found.items() if there.build},
-    )
-
-
-def make_call(args: argparse.Namespace, machine: Machine) -> AttentionCall:
-    """The call that the arguments describe, with contiguous operands."""
-    B, H, Sq, D = args.shape
-    Bk, Hkv, Sk, Dv = args.kv_shape or args.shape
-    device = torch.device(DEVICE_TYPES.get(machine.kind, machine.kind))
-    dtype = DTYPES[args.dtype]
-
-    def spec(*shape: int, dtype: torch.dtype = dtype, grad: bool = args.training) -> TensorSpec:
-        stride = [1]
-        for size in reversed(shape[1:]):
-            stride.insert(0, stride[0] * max(size, 1))
-        return TensorSpec(shape, tuple(stride), dtype, device, requires_grad=grad)
-
-    mask = MaskSpec.causal() if args.causal else MaskSpec()
-    if args.mask:
-        tensor = spec(B, 1, Sq, Sk, dtype=torch.bool if args.mask == "bool" else dtype, grad=False)
-        mask = MaskSpec.from_tensor(tensor)
-    return AttentionCall(
-        q=spec(B, H, Sq, D),
-        k=spec(Bk, Hkv, Sk, D),
-        v=spec(Bk, Hkv, Sk, Dv),
-        out=spec(B, H, Sq, Dv),
-        mask=mask,
-        dropout_p=args.dropout,
-        enable_gqa=Hkv != H,
-        needs_grad=args.training,
-        mask_and_causal=bool(args.mask and args.causal),
-        kind=Kind(args.kind),
-        module=args.module,
     )

@@ -29,6 +29,7 @@ from attnpass.machine import Machine
 from attnpass.report.settings import settings_rows
 from attnpass.select import NATIVE, select
 from attnpass.tensor import TensorSpec
+from attnpass.tuning import tuner
 
 COMPANIONS = (Library("triton"), Library("transformers"), Library("diffusers"))
 MACHINE_CODES = {Code.LIBRARY, Code.DEVICE, Code.CAPABILITY, Code.DISABLED, Code.DETERMINISTIC}
@@ -76,6 +77,7 @@ def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
         "kernels": {device: usable(kernels, torch.device(device), machines[device]) for device in machines},
         "settings": [{"name": name, "value": value, "from": origin} for name, value, origin in settings],
         "verdicts": verdicts.everything(_cache_folder()),
+        "tuned": len(tuner.everything(_cache_folder())),
         "problems": problems,
     }
 
@@ -85,7 +87,7 @@ def _cache_folder() -> Path:
         chosen = Config.load().cache
     except ConfigError:
         chosen = None
-    return Path(chosen) if chosen else memory.default_folder()
+    return memory.cache_folder(chosen)
 
 
 def devices() -> list[torch.device]:
@@ -155,5 +157,7 @@ def _print(facts: Mapping[str, Any]) -> None:
             for v in facts["verdicts"]
         ]
         print_table(rows, title="Kernels that were tried on this machine")
+    if facts["tuned"]:
+        print(f"\n{facts['tuned']} kinds of call were timed; `attnpass tune --show` lists them")
     for problem in facts["problems"]:
         print(f"problem: {problem}")

@@ -122,15 +122,16 @@ class MaskSpec:
     def seen(self, Sq: int, Sk: int, device: torch.device) -> torch.Tensor:
         """CAUSAL and WINDOW as a bool tensor (Sq, Sk), True where a key takes part; the other terms are left out."""
         q, k = torch.arange(Sq, device=device)[:, None], torch.arange(Sk, device=device)[None]
-        far = Sq + Sk
         shown = torch.ones(Sq, Sk, dtype=torch.bool, device=device)
         for term in self.terms:
             diagonal = q + int(term.offset)
             if term.term is Term.CAUSAL:
                 shown &= k <= diagonal
             elif term.term is Term.WINDOW:
-                shown &= k >= diagonal - (far if term.left is None else int(term.left))
-                shown &= k <= diagonal + (far if term.right is None else int(term.right))
+                if term.left is not None:
+                    shown &= k >= diagonal - int(term.left)
+                if term.right is not None:
+                    shown &= k <= diagonal + int(term.right)
         return shown
 
     @property

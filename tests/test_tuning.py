@@ -1,0 +1,345 @@
+"""ATTNPASS_TUNE: what is timed, what wins, what is remembered, and what a Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import attnpass
+from attnpass import memory
+from attnpass.backend import _tuners
+from attnpass.call import AttentionCall
+from attnpass.cli import main
+from attnpass.config import Config
+from attnpass.kernels import registry
+from attnpass.known_machines import KNOWN_MACHINES
+from attnpass.machine import Machine
+from attnpass.masks import MaskSpec, MaskTerm, Term
+from attnpass.select import Reason, select
+from attnpass.tensor import TensorSpec
+from attnpass.tuning import tuner as tuning
+from attnpass.tuning.choice import candidates
+from attnpass.tuning.clock import Timing, in_turns
+from attnpass.tuning.signature import signature, text_of
+from attnpass.tuning.stage import Stage
+from attnpass.tuning.tuner import Candidate, Tuner, cost_measured, judged, key_of, promising
+
+CPU = torch.device("cpu")
+Steps = dict[str, int]
+
+
+def make_call(
+    S: int = 64, device: torch.device = CPU, dtype: torch.dtype = torch.float32, **more: object
+) -> AttentionCall:
+    x = TensorSpec((2, 4, S, 16), (4 * S * 16, 16, 4 * 16, 1), dtype, device)
+    return AttentionCall(q=x, k=x, v=x, out=x, **more)  # type: ignore[arg-type]
+
+
+def found(call: AttentionCall, machine: Machine | None = None) -> list[Candidate]:
+    machine = machine or Machine.look(call.device)
+    return candidates(select(call, registry(), machine, Config()), registry(), machine, None)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    _tuners.clear()
+    yield
+    _tuners.clear()
+
+
+@pytest.fixture
+def flex_wins(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """A clock on which FlexAttention is the fastest; how often each kernel was asked for a run."""
+    asked: Steps = {}
+    real = Stage.step
+
+    def step(self: Stage, kernel: object, *rest: object) -> object:
+        asked[kernel.name] = asked.get(kernel.name, 0) + 1  # type: ignore[attr-defined]
+        return real(self, registry()["native_math"], *rest)  # type: ignore[arg-type]
+
+    def clock(steps: dict[str, object], *_: object) -> dict[str, Timing]:
+        return {name: Timing(1.0 if name == "flex" else 2.0, 0.1) for name in steps}
+
+    monkeypatch.setattr(Stage, "step", step)
+    monkeypatch.setattr(tuning, "in_turns", clock)
+    return asked
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class TestProgram:
+    def test_the_winner_is_used_and_the_report_says_so(self, flex_wins: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ATTNPASS_TUNE", "1")
+        x = torch.randn(2, 4, 64, 16)
+        with torch.no_grad():
+            out = torch.compile(causal, backend="attnpass")(x, x, x)
+        decision = attnpass.last_report().decisions[0]
+        assert decision.kernel == "flex" and decision.reason is Reason.TUNED
+        assert decision.note == "timed here: flex 1 ms, native_flash 2 ms"
+        assert torch.allclose(out, causal(x, x, x), atol=1e-5)
+        assert attnpass.last_report().to_dict()["calls"][0]["reason"] == "tuned"
+
+    def test_many_layers_are_timed_once_and_a_second_start_times_nothing(
+        self, flex_wins: Steps, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("ATTNPASS_TUNE", "1")
+
+        def layers(x: Tensor) -> Tensor:
+            for _ in range(6):
+                x = causal(x, x, x)
+            return x
+
+        for _ in range(2):
+            with torch.no_grad():
+                torch.compile(layers, backend="attnpass")(torch.randn(2, 4, 64, 16))
+            assert flex_wins == {"native_flash": 1, "flex": 1}
+            _tuners.clear()
+            torch._dynamo.reset()
+
+    def test_a_wish_by_name_is_not_timed(self, flex_wins: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ATTNPASS_TUNE", "1")
+        monkeypatch.setenv("ATTNPASS_KERNEL", "native_math")
+        x = torch.randn(2, 4, 64, 16)
+        with torch.no_grad():
+            torch.compile(causal, backend="attnpass")(x, x, x)
+        assert attnpass.last_report().decisions[0].kernel == "native_math" and not flex_wins
+
+    def test_timing_is_not_counted_as_the_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ATTNPASS_TUNE", "1")
+        x = torch.randn(2, 4, 64, 16)
+        with torch.no_grad():
+            torch.compile(causal, backend="attnpass")(x, x, x)
+        (made,) = _tuners.values()
+        assert made.spent * 1000 > attnpass.last_report().pass_ms > 0
+
+
+class TestTuner:
+    def test_the_real_clock_on_the_real_kernels(self, tmp_path: Path) -> None:
+        tuned = Tuner(tmp_path).fastest(call := make_call(), found(call), Machine.look(CPU))
+        assert tuned is not None and set(tuned.ms) == {"native_flash", "flex"} and not tuned.failed
+        assert tuned.winner in tuned.ms and min(tuned.ms.values()) > 0
+
+    def test_masks_that_read_the_programs_data_are_not_timed(self, tmp_path: Path) -> None:
+        spelled = TensorSpec((2, 1, 64, 64), (4096, 4096, 64, 1), torch.bool, CPU)
+        mask = MaskSpec((MaskTerm(Term.KEY_PADDING),), rows_may_be_empty=True, spelled=spelled)
+        call = make_call(mask=mask)
+        assert signature(call) is None
+        assert Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU)) is None
+
+    def test_a_rule_that_is_spelled_is_timed_as_a_tensor_for_who_reads_it(self) -> None:
+        spelled = TensorSpec((1, 1, 64, 64), (4096, 4096, 64, 1), torch.bool, CPU)
+        window = (MaskTerm(Term.CAUSAL), MaskTerm(Term.WINDOW, left=7))
+        call = make_call(mask=MaskSpec(window, rows_may_be_empty=False, spelled=spelled))
+        by_name = {c.kernel.name: c for c in found(call)}
+        assert by_name["native_flash"].spelled and not by_name["flex"].spelled
+        stage = Stage(signature(call) or call)
+        for candidate in by_name.values():
+            out = stage.step(candidate.kernel, Machine.look(CPU), candidate.spelled)()
+            assert isinstance(out, Tensor) and out.shape == (2, 4, 64, 16) and out.isfinite().all()
+
+    def test_one_candidate_needs_no_clock(self, tmp_path: Path) -> None:
+        training = make_call(needs_grad=True)
+        assert [c.kernel.name for c in found(training)] == ["native_flash"]
+        assert Tuner(tmp_path).fastest(training, found(training), Machine.look(CPU)) is None
+
+    def test_after_the_time_for_all_nothing_more_is_timed(
+        self, tmp_path: Path, flex_wins: Steps, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        call, tuner = make_call(), Tuner(tmp_path, in_all=0.0)
+        with caplog.at_level(logging.WARNING, "attnpass"):
+            assert tuner.fastest(call, found(call), Machine.look(CPU)) is None
+        assert "attnpass tune" in caplog.text and not flex_wins
+
+    def test_ctrl_c_keeps_what_is_known(
+        self, tmp_path: Path, flex_wins: Steps, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tuner = Tuner(tmp_path)
+        first, second = make_call(64), make_call(128)
+        tuner.fastest(first, found(first), Machine.look(CPU))
+
+        def interrupted(*_: object) -> dict[str, Timing]:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(tuning, "in_turns", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tuner.fastest(second, found(second), Machine.look(CPU))
+        again = Tuner(tmp_path).fastest(first, found(first), Machine.look(CPU))
+        assert again is not None and again.winner == "flex"
+
+    def test_a_kernel_that_cannot_be_timed_loses_with_its_reason(
+        self, tmp_path: Path, flex_wins: Steps, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = Stage.step
+
+        def step(self: Stage, kernel: object, *rest: object) -> object:
+            if kernel.name == "flex":  # type: ignore[attr-defined]
+                raise RuntimeError("out of shared memory")
+            return real(self, kernel, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Stage, "step", step)
+        tuned = Tuner(tmp_path).fastest(call := make_call(), found(call), Machine.look(CPU))
+        assert tuned is not None and tuned.winner == "native_flash"
+        assert tuned.failed == {"flex": "RuntimeError: out of shared memory"}
+
+
+class TestMemory:
+    def test_the_key_holds_what_the_outcome_depends_on(self) -> None:
+        machine = KNOWN_MACHINES["h100"]
+        call = make_call(device=torch.device("cuda", 0), dtype=torch.bfloat16)
+        some = [Candidate(registry()["native_cudnn"]), Candidate(registry()["native_flash"])]
+        key = key_of(call, some, machine)
+        assert key["candidates"] == "native_cudnn 2.13.0, native_flash 2.13.0"
+        others = [
+            key_of(replace(call, needs_grad=True), some, machine),
+            key_of(call, some[:1], machine),
+            key_of(call, some, replace(machine, driver="580.1")),
+            key_of(call, some, replace(machine, name="another")),
+            key_of(call, some, replace(machine, versions={"torch": "2.14.0"})),
+        ]
+        assert all(other != key for other in others)
+
+    def test_a_damaged_file_is_set_aside_with_a_message(
+        self, tmp_path: Path, flex_wins: Steps, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        call = make_call()
+        Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU))
+        (path,) = (tmp_path / tuning.FOLDER).glob("*.json")
+        path.write_text('{"key": {"ca')
+        with caplog.at_level(logging.WARNING, "attnpass"):
+            assert Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU)) is not None
+        assert "cannot be read" in caplog.text
+        assert path.with_name(path.name + memory.DAMAGED).read_text() == '{"key": {"ca'
+        assert json.loads(path.read_text())["value"]["winner"] == "flex" and flex_wins["flex"] == 2
+
+    def test_what_another_version_kept_is_timed_anew(self, tmp_path: Path, flex_wins: Steps) -> None:
+        call = make_call()
+        Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU))
+        (path,) = (tmp_path / tuning.FOLDER).glob("*.json")
+        stored = json.loads(path.read_text())
+        path.write_text(json.dumps({**stored, "value": {"best": "flex"}}))
+        assert tuning.everything(tmp_path) == []
+        Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU))
+        assert flex_wins["flex"] == 2
+
+    def test_a_folder_that_cannot_be_written_to_costs_nothing_but_the_next_start(
+        self, tmp_path: Path, flex_wins: Steps
+    ) -> None:
+        file = tmp_path / "file"
+        file.write_text("")
+        call = make_call()
+        assert Tuner(file / "x").fastest(call, found(call), Machine.look(CPU)) is not None
+
+
+class TestJudgement:
+    def test_of_equals_the_first_in_order_wins(self) -> None:
+        ms = {"flash4": 1.0, "native_cudnn": 1.029, "flex": 1.5}
+        assert judged(["native_cudnn", "flash4", "flex"], ms, {}).winner == "native_cudnn"
+        assert judged(["native_cudnn", "flash4", "flex"], {**ms, "native_cudnn": 1.04}, {}).winner == "flash4"
+        assert list(judged(["native_cudnn", "flash4", "flex"], ms, {}).ms) == ["flash4", "native_cudnn", "flex"]
+
+    def test_the_host_counts_as_the_table_knows_it(self) -> None:
+        call = make_call(device=torch.device("cuda", 0), dtype=torch.bfloat16)
+        slow_host = Timing(device_ms=0.01, host_ms=5.0)
+        h100 = KNOWN_MACHINES["h100"]
+        assert 0.01 < cost_measured("native_cudnn", slow_host, call, h100) < 0.1
+        assert cost_measured("native_cudnn", slow_host, call, KNOWN_MACHINES["a100"]) == 5.0
+        training = replace(call, needs_grad=True)
+        assert cost_measured("native_cudnn", slow_host, training, KNOWN_MACHINES["a100"]) == 0.01
+
+    def test_the_table_rules_out_what_is_hopeless(self) -> None:
+        shape, stride = (4, 16, 4096, 128), (16 * 4096 * 128, 128, 16 * 128, 1)
+        x = TensorSpec(shape, stride, torch.bfloat16, torch.device("cuda", 0))
+        call = AttentionCall(q=x, k=x, v=x, out=x)
+        some = [
+            Candidate(registry()[name]) for name in ("native_cudnn", "native_flash", "native_efficient", "xformers")
+        ]
+        kept = [c.kernel.name for c in promising(call, some, KNOWN_MACHINES["h100"])]
+        assert "native_cudnn" in kept and "native_efficient" not in kept
+        assert "xformers" in kept  # nothing is known of it
+        assert len(promising(call, some, KNOWN_MACHINES["a100"])) == len(some)
+
+
+class TestSignature:
+    def test_where_a_call_stands_does_not_matter(self) -> None:
+        call = make_call()
+        assert signature(replace(call, module="a.b", node="x", scale=0.3)) == signature(replace(call, scale=0.5))
+        assert text_of(signature(call) or call) != text_of(signature(make_call(128)) or call)
+
+    def test_symbolic_lengths_are_rounded_up_to_a_power_of_two(self) -> None:
+        seen: list[AttentionCall] = []
+
+        def look(gm: torch.fx.GraphModule, _: object) -> object:
+            from attnpass.patterns import find
+
+            seen.extend(found.call for found in find(gm).calls)
+            return gm.forward
+
+        def attention(x: Tensor) -> Tensor:
+            return causal(x.transpose(1, 2), x.transpose(1, 2), x.transpose(1, 2))
+
+        torch.compile(attention, backend=look, dynamic=True)(torch.randn(2, 100, 4, 16))
+        made = signature(seen[0])
+        assert made is not None
+        assert made.q.shape[2] == 128 and all(isinstance(size, int) for size in (*made.q.shape, *made.q.stride))
+        order = sorted(range(4), key=lambda dim: made.q.stride[dim])
+        assert order == [3, 1, 2, 0]  # still stored as (B, S, H, D)
+
+    def test_expanded_operands_stay_expanded(self) -> None:
+        x = TensorSpec((2, 4, 64, 16), (0, 16, 64, 1), torch.float32, CPU)
+        made = Stage(signature(AttentionCall(q=x, k=x, v=x, out=x)) or make_call())
+        assert made.tensors["q"] is not None and made.tensors["q"].stride() == (0, 16, 64, 1)
+
+
+def test_the_clock_gives_every_step_a_turn() -> None:
+    runs: list[str] = []
+    timings = in_turns({name: (lambda name=name: runs.append(name)) for name in "ab"}, CPU)  # type: ignore[misc]
+    assert set(timings) == {"a", "b"} and runs.count("a") > 10
+    late = in_turns({"a": lambda: None, "b": lambda: None}, CPU, seconds=0.0)
+    assert set(late) == {"a", "b"}, "a step without a round has no time"
+
+
+class TestCommand:
+    SHAPE = ("tune", "--shape", "1,2,64,16", "--dtype", "fp32")
+
+    def test_tune_a_shape_and_show_it(
+        self, flex_wins: Steps, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("ATTNPASS_CACHE", str(tmp_path))
+        assert main(["tune", "--show"]) == 0
+        assert "nothing was timed yet" in capsys.readouterr().out
+        assert main([*self.SHAPE]) == 0
+        assert "flex 1 ms, native_flash 2 ms" in capsys.readouterr().out
+        assert main(["tune", "--show", "--json"]) == 0
+        (shown,) = json.loads(capsys.readouterr().out)
+        assert shown["winner"] == "flex" and shown["call"].startswith("B1 H2 S64 D16")
+        assert main([*self.SHAPE, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["fastest"] == "flex"
+
+    def test_tune_a_model(
+        self, flex_wins: Steps, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("ATTNPASS_CACHE", str(tmp_path))
+        file = tmp_path / "net.py"
+        file.write_text(
+            "import torch\nfrom torch.nn.functional import scaled_dot_product_attention as S\n"
+            "def model(x):\n    return S(x, x, x)\ninputs = torch.randn(1, 2, 64, 16)\n"
+        )
+        assert main(["tune", "--model", str(file)]) == 0
+        out = capsys.readouterr().out
+        assert "timed here: flex 1 ms" in out and "1 kind of call" in out
+
+    def test_errors(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["tune"]) == 2
+        assert "give one of --model, --shape and --show" in capsys.readouterr().err
+        assert main([*self.SHAPE, "--training"]) == 2
+        assert "needs two kernels that take it and may win, found native_flash" in capsys.readouterr().err
