@@ -14,6 +14,7 @@ GPU = "h100"  # the suffix of the result files that the docs show
 NO_BREAK = "\u00a0"  # a caption is wrapped between its parts
 STEADY = 0.03  # of the median; where the middle 60 % of the runs spread further, another process was at work
 TIMED_TOGETHER = ("forms", "end_to_end")  # benchmarks whose lines may stem from a machine that compiled beside them
+DISTURBED = "disturbed"
 MAX_COMMITS = 3  # a caption names so many, and of more the first, the last and how many
 
 Record = dict[str, Any]
@@ -48,7 +49,7 @@ def is_disturbed(record: Record) -> bool:
 def newest(records: Iterable[Record], *fields: str) -> dict[Key, Record]:
     """The newest line for each combination of ``fields``, in the order of first appearance; of equal dates the later.
 
-    A disturbed line counts only where there is no other.
+    A disturbed line is only an upper bound: it counts where there is no other, or where it is lower still.
 
     >>> lines = [{"kernel": "flex", "ms": 2, "date": "2026-11-25"}, {"kernel": "flex", "ms": 1, "date": "2026-11-22"}]
     >>> newest(lines, "kernel")[("flex",)]["ms"]
@@ -57,13 +58,16 @@ def newest(records: Iterable[Record], *fields: str) -> dict[Key, Record]:
     found: dict[Key, Record] = {}
     for record in records:
         key = tuple(_hashable(record.get(field)) for field in fields)
-        if key not in found or _rank(record) >= _rank(found[key]):
+        if key not in found or _replaces(record, found[key]):
             found[key] = record
     return found
 
 
-def _rank(record: Record) -> tuple[bool, str]:
-    return not is_disturbed(record), str(record.get("date", ""))
+def _replaces(record: Record, other: Record) -> bool:
+    later = str(record.get("date", "")) >= str(other.get("date", ""))
+    if is_disturbed(record) == is_disturbed(other):
+        return later
+    return later and record["ms"] < other["ms"] if is_disturbed(record) else not later or other["ms"] >= record["ms"]
 
 
 def state(record: Record | None) -> str:
@@ -75,7 +79,7 @@ def state(record: Record | None) -> str:
     if record.get("refused"):
         return "refused"
     if is_disturbed(record):
-        return "disturbed"
+        return DISTURBED
     return "" if record.get("ok") and record.get("ms") is not None else "failed"
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -33,6 +32,7 @@ from attnpass.select import select
 from benchmarks.fit import LEFT_OUT, measured
 from benchmarks.records import RESULTS, Source, newest
 from benchmarks.shapes import SETS
+from benchmarks.summaries import LIMITS, mean, share
 
 LIBRARIES = {"flash-attn": "flash-attn", "flash-attn-4": "flash-attn-4", "tokenspeed-fa3": "flash-attn-3"}
 CARRIED = ("date", "commit", "hardware", "torch", "triton", "flash-attn", "flash-attn-4", "tokenspeed-fa3")
@@ -107,11 +107,9 @@ def _failed(lines: list[dict[str, Any]]) -> dict[str, list[Rejection]]:
 
 
 def summary(ratios: list[float]) -> str:
-    """Share within 10 % and the geometric mean."""
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    within = {limit: sum(ratio <= 1 + limit for ratio in ratios) / len(ratios) for limit in (0.03, 0.05, 0.10)}
-    shares = ", ".join(f"{share:.0%} within {limit:.0%}" for limit, share in within.items())
-    return f"{len(ratios)} calls: {shares}; geometric mean {mean - 1:.1%} above the best"
+    """Shares near the best, and the geometric mean."""
+    shares = ", ".join(f"{share(ratios, limit):.0%} within {limit:.0%}" for limit in LIMITS)
+    return f"{len(ratios)} calls: {shares}; geometric mean {mean(ratios) - 1:.1%} above the best"
 
 
 def _ms(line: dict[str, Any], call: Features, machine: Machine) -> float:

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.labels import AUTO, BY_HAND, FORMS, INDUCTOR, MODELS, model
-from benchmarks.records import Key, Record, Source, newest, state
+from benchmarks.records import DISTURBED, Key, Record, Source, newest, state
 
 HERE = Source()
+FORMS_SHAPE = "llama"
 NOISE = 1.03  # what is within 3 % is no gain
 
 
@@ -29,9 +30,15 @@ class Table:
         print_table([dict(zip(self.head, (cell.strip("`*") for cell in row), strict=True)) for row in self.rows])
 
 
+def forms_of(source: Source, shape: str = FORMS_SHAPE) -> dict[Key, Record]:
+    """The newest line of each form, compiler and step in one shape; lines of the first days are of the first shape."""
+    lines = (line for line in source.read("forms") if line.get("shape", FORMS_SHAPE) == shape)
+    return newest(lines, "form", "compiler", "step")
+
+
 def forms(source: Source = HERE) -> Table:
     """Each form: milliseconds and memory by compiler."""
-    found = newest(source.read("forms"), "form", "compiler", "step")
+    found = forms_of(source)
     rows = []
     for form, label in FORMS.items():
         lines = [found.get((form, compiler, "forward")) for compiler in (INDUCTOR, AUTO)]
@@ -61,7 +68,7 @@ def no_gain(source: Source = HERE) -> Table:
     for name, step in model_steps(lines):
         pair = lines.get((name, INDUCTOR, step)), lines.get((name, AUTO, step))
         found |= {model(name, step): pair} if _timed(pair) else {}  # type: ignore[dict-item]
-    lines = newest(source.read("forms"), "form", "compiler", "step")
+    lines = forms_of(source)
     for form, label in FORMS.items():
         pair = lines.get((form, INDUCTOR, "forward")), lines.get((form, AUTO, "forward"))
         found |= {f"form: {label}": pair} if _timed(pair) else {}  # type: ignore[dict-item]
@@ -119,9 +126,10 @@ def _no_gain_row(name: str, plain: Record, ours: Record) -> list[str]:
 
 def _ms(record: Record | None) -> str:
     missing = state(record)
-    if record is None or missing:
+    if record is None or missing not in ("", DISTURBED):
         return missing
-    return f"{record['ms']:.3f}" if record["ms"] < 10 else f"{record['ms']:.2f}"
+    text = f"{record['ms']:.3f}" if record["ms"] < 10 else f"{record['ms']:.2f}"
+    return f"≤ {text}" if missing else text
 
 
 def _mib(record: Record | None) -> str:
@@ -130,7 +138,9 @@ def _mib(record: Record | None) -> str:
 
 
 def _ratio(plain: Record | None, ours: Record | None) -> str:
-    return f"{plain['ms'] / ours['ms']:.2f}×" if plain and ours and _timed((plain, ours)) else "–"
+    if plain is None or ours is None or state(plain) or state(ours) not in ("", DISTURBED):
+        return "–"
+    return f"{'≥ ' if state(ours) else ''}{plain['ms'] / ours['ms']:.2f}×"
 
 
 def _code(record: Record) -> str:

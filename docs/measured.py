@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import roofline, tables
+from benchmarks import roofline, summaries, tables
 from benchmarks.labels import PICTURES
 from benchmarks.records import Source, newest, provenance
 from benchmarks.tables import Table
@@ -19,7 +19,10 @@ def fragments() -> dict[str, str]:
     """Text by file name."""
     made = {
         "forms": tables.forms(H100),
+        "gains": summaries.gains(H100),
         "models": tables.models(H100),
+        "regret": summaries.regret(H100),
+        "tuning": summaries.tuning(H100),
         "no_gain": tables.no_gain(H100),
         "pass": tables.costs_of_the_pass(H100),
         "host": tables.host(H100),

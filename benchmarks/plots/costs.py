@@ -23,7 +23,11 @@ LEFT, RIGHT, GAP, TOP, BOTTOM = 0.5, 0.1, 0.3, 0.98, 0.62  # inches
 PANEL, WORDS, TICKS = 2.0, 0.46, 0.28
 NOTE_COLUMNS = 52
 LEGEND_COLUMNS = 6
-SAID = "Medians, the longer of GPU and host time; whiskers from the 20th to the 80th percentile. Dashed: approximate"
+UNDISTURBED = 0.2
+SAID = (
+    "Medians of five rounds, the longer of GPU and host time; whiskers from the fastest round to the slowest, "
+    f"left out above {UNDISTURBED:.0%}. Dashed: approximate"
+)
 
 Panel = dict[str, dict[int, Record]]  # kernel, length
 
@@ -121,7 +125,7 @@ def _panel(axes: Axes, title: str, panel: Panel, theme: Theme) -> dict[str, Any]
 
 def _line(axes: Axes, kernel: str, timed: dict[int, Record]) -> Any:
     rates = [_rate(line) for line in timed.values()]
-    spreads = [line.get("spread_ms", 0.0) / 2 for line in timed.values()]
+    spreads = [_half_spread(line) for line in timed.values()]
     slow = [_rate(line, line["ms"] + spread) for line, spread in zip(timed.values(), spreads, strict=True)]
     fast = [_rate(line, line["ms"] - spread) for line, spread in zip(timed.values(), spreads, strict=True)]
     errors = [
@@ -131,6 +135,12 @@ def _line(axes: Axes, kernel: str, timed: dict[int, Record]) -> Any:
     look: dict[str, Any] = {"color": style.colour(kernel), "marker": style.MARKERS.get(kernel, "o"), "markersize": 4.2}
     look |= {"linewidth": 1.3, "linestyle": "-" if is_exact(kernel) else "--", "elinewidth": 0.8}
     return axes.errorbar([LENGTHS.index(S) for S in timed], rates, errors, **look)
+
+
+def _half_spread(line: Record) -> float:
+    """Half of what lies between the fastest and the slowest round; nothing where another process fell into one."""
+    spread: float = line.get("spread_ms", 0.0)
+    return spread / 2 if spread <= UNDISTURBED * line["ms"] else 0.0
 
 
 def missing(panel: Panel) -> str:

@@ -8,27 +8,29 @@ from matplotlib.figure import Figure
 from benchmarks.labels import AUTO, COMPILERS, FORMS, INDUCTOR
 from benchmarks.plots import style
 from benchmarks.plots.style import NothingToShowError, Theme
-from benchmarks.records import Key, Record, Source, newest, provenance, state
+from benchmarks.records import DISTURBED, Key, Record, Source, provenance, state
+from benchmarks.tables import forms_of
 
 ROW, TOP, BOTTOM = 0.36, 0.85, 0.66  # inches
 BAR = 0.38
 PAIR = (INDUCTOR, AUTO)
+SAID = "Medians; whiskers: 20th to 80th percentile. ≤ and paler: another process slowed some of the runs down"
 
 
 def draw(source: Source, theme: Theme) -> Figure:
     """Two bars a form: milliseconds, with the memory written beside."""
-    found = newest(source.read("forms"), "form", "compiler", "step")
+    found = forms_of(source)
     used = {key: line for key, line in found.items() if key[1] in PAIR and key[2] == "forward"}
     if not any(key[1] == AUTO for key in used):
         raise NothingToShowError(f"no line with the compiler auto in {source.name('forms')}")
     height = TOP + BOTTOM + ROW * len(FORMS)
-    captions = "Medians; whiskers from the 20th to the 80th percentile", provenance(used.values())
+    captions = SAID, provenance(used.values())
     title = f"The same attention call, spelled {len(FORMS)} ways"
     figure = style.empty(
         height, title, f"{_sizes(used)}: ms, and memory beyond the operands. Less is better", captions, theme
     )
     axes = figure.add_axes((0.355, BOTTOM / height, 0.635, 1 - (TOP + BOTTOM) / height))
-    longest = max(line["ms"] for line in used.values() if not state(line))
+    longest = max(line["ms"] for line in used.values() if state(line) in ("", DISTURBED))
     for row, form in enumerate(FORMS):
         for compiler in PAIR:
             _bar(axes, row, compiler, used.get((form, compiler, "forward")), theme)
@@ -40,19 +42,26 @@ def draw(source: Source, theme: Theme) -> Figure:
     return figure
 
 
+def _alpha(missing: str) -> float:
+    """A bar that is only an upper bound is paler."""
+    return 0.6 if missing else 1.0
+
+
 def _bar(axes: Axes, row: int, compiler: str, record: Record | None, theme: Theme) -> None:
     place = row + (BAR / 2 if compiler == AUTO else -BAR / 2)
     missing = state(record)
-    if record is None or missing:
+    if record is None or missing not in ("", DISTURBED):
         axes.annotate(
             missing, (0, place), (4, 0), textcoords="offset points", va="center", color=theme.faint, style="italic"
         )
         return
-    half = record.get("spread_ms", 0.0) / 2
+    half = 0.0 if missing else record.get("spread_ms", 0.0) / 2
     error = {"ecolor": theme.faint, "elinewidth": 0.8}
-    axes.barh(place, record["ms"], BAR, color=style.colour(compiler), xerr=half, error_kw=error)
+    axes.barh(
+        place, record["ms"], BAR, color=style.colour(compiler), alpha=_alpha(missing), xerr=half or None, error_kw=error
+    )
     memory = record.get("memory_mib")
-    text = f"{record['ms']:.2f} ms" + ("" if memory is None else f", {memory:.0f} MiB")
+    text = f"{'≤ ' if missing else ''}{record['ms']:.2f} ms" + ("" if memory is None else f", {memory:.0f} MiB")
     weight = "bold" if compiler == AUTO else "normal"
     end = (record["ms"] + half, place)
     axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=style.TINY, fontweight=weight)

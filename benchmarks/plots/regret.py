@@ -14,6 +14,7 @@ from benchmarks.records import Record, Source, newest, provenance
 
 HEIGHT, TOP, BOTTOM, LEFT, GAP, RIGHT = 3.5, 1.12, 0.82, 0.5, 0.55, 0.22  # inches
 NOISE = 1.03
+NAMED_FROM = 1.1
 NAMED = 3  # the worst calls have their names written
 STEPS = {"forward": "forward", "train": "forward and backward"}
 TUNED = {False: ("as installed", "o", "-"), True: ("tuned here", "D", "--")}
@@ -67,11 +68,11 @@ def _panel(axes: Axes, title: str, records: list[Record], theme: Theme) -> None:
 
 
 def _names(axes: Axes, ranked: list[Record], shares: list[float]) -> None:
-    """The worst calls, with what was chosen and what was best; nothing for what is within the noise."""
+    """The worst calls, with what was chosen and what was best; nothing for what is near enough."""
     lowest = math.inf
     top = axes.get_ylim()[1]
     for record, share in list(zip(ranked, shares, strict=True))[: -NAMED - 1 : -1]:
-        if record["ratio"] > NOISE:
+        if record["ratio"] > NAMED_FROM:
             height = min(float(record["ratio"]), lowest - 0.075 * (top - 0.98))  # below the name before
             text = f"{record['shape']}: {record['chosen']}, not {record['best']}"
             axes.annotate(

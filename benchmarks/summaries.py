@@ -1,0 +1,79 @@
+"""Many lines in a few: gains over all forms, how near the choice is to the best, what tuning takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from benchmarks.labels import AUTO, INDUCTOR
+from benchmarks.records import DISTURBED, Source, newest, state
+from benchmarks.tables import FORMS_SHAPE, HERE, Table, forms_of
+
+LIMITS = (0.03, 0.05, 0.10)
+
+
+def gains(source: Source = HERE) -> Table:
+    """For each shape of the forms: plain Inductor's time, undisturbed, over that of ``auto``.
+
+    A disturbed time of ``auto`` is an upper bound, so the gain is a lower one.
+    """
+    rows, everything = [], []
+    for shape in dict.fromkeys(str(line.get("shape", FORMS_SHAPE)) for line in source.read("forms")):
+        found = forms_of(source, shape)
+        pairs = {key[0]: (found.get((key[0], INDUCTOR, key[2])), ours) for key, ours in found.items() if key[1] == AUTO}
+        ratios = {
+            form: one["ms"] / ours["ms"]
+            for form, (one, ours) in pairs.items()
+            if one and not state(one) and state(ours) in ("", DISTURBED)
+        }
+        if not ratios:
+            continue
+        everything += ratios.values()
+        worst = min(ratios, key=lambda form: ratios[form])
+        sizes = ", ".join(map(str, next(iter(found.values())).get("sizes", ())))
+        counted = f"{len(ratios)} of {len(pairs)}"
+        rows.append(
+            [f"`{shape}`: {sizes}", counted, f"{mean(ratios.values()):.2f}×", f"{ratios[worst]:.2f}× ({worst})"]
+        )
+    if everything:
+        rows.append(["all", str(len(everything)), f"{mean(everything):.2f}×", f"{min(everything):.2f}×"])
+    head = ("shape: B, H, Hkv, S, D", "forms with both times", "gain of at least, geometric mean", "least gain")
+    return Table(head, rows)
+
+
+def regret(source: Source = HERE) -> Table:
+    """How many choices are near the best exact kernel, by the table and by the clock."""
+    lines = newest(source.read("regret"), "shape", "step", "tuned").values()
+    rows = []
+    for tuned in (False, True):
+        ratios = [line["ratio"] for line in lines if line["tuned"] is tuned]
+        if ratios:
+            shares = [f"{share(ratios, limit):.0%}" for limit in LIMITS]
+            how = "`ATTNPASS_TUNE=1`" if tuned else "the table"
+            rows.append([how, str(len(ratios)), *shares, f"{mean(ratios) - 1:.1%}", f"{max(ratios):.2f}×"])
+    head = ("chosen by", "calls", *(f"within {limit:.0%}" for limit in LIMITS), "above the best, on average", "worst")
+    return Table(head, rows)
+
+
+def tuning(source: Source = HERE) -> Table:
+    """Seconds that the tuner took for a kind of call, once its candidates were compiled."""
+    lines = [line for line in newest(source.read("tuning"), "shape", "step").values() if line["timed"]]
+    if not lines:
+        return Table((), ())
+    seconds = sorted(line["seconds"] for line in lines)
+    again = max(line["second_start_seconds"] for line in lines)
+    within = sum(second <= 2 for second in seconds)
+    median = seconds[len(seconds) // 2]
+    row = [str(len(lines)), f"{median:.2f} s", f"{seconds[-1]:.1f} s", f"{within} of {len(lines)}", f"{again:.3f} s"]
+    return Table(("kinds of call timed", "median", "longest", "within 2 s", "second start, longest"), [row])
+
+
+def share(ratios: Sequence[float], limit: float) -> float:
+    """Of the ratios, how many are at most ``1 + limit``?"""
+    return sum(ratio <= 1 + limit for ratio in ratios) / len(ratios)
+
+
+def mean(ratios: Iterable[float]) -> float:
+    """Geometric."""
+    logs = [math.log(ratio) for ratio in ratios]
+    return math.exp(sum(logs) / len(logs))
