@@ -30,6 +30,8 @@ def may_write(node: Node) -> bool:
     private = name.startswith("_")  # the markers of autocast, vmap and grad mode
     if node.op == "call_function" and name in NOT_IN_PLACE:
         return False
+    if node.kwargs.get("inplace") is True or (name == "dropout" and len(node.args) > 3 and node.args[3] is True):
+        return True
     return (name.endswith("_") and not private) or name in IN_PLACE_OPERATORS or "out" in node.kwargs
 
 

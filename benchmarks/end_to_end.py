@@ -33,6 +33,7 @@ from benchmarks.subjects import CASES, Case
 from benchmarks.timing import alone, median_ms
 
 BY_HAND, EAGER, INDUCTOR, PYTORCH_ONLY = "by_hand", "eager", "inductor", "auto_pytorch_only"
+NOT_FOR_TIMES = ("small", "narrow", "narrow_eager")  # to try the script, and for the seconds of compilation
 KERNEL_LIBRARIES = ("flash_attn", "flash_attn_interface")
 
 
@@ -137,7 +138,9 @@ def _line(record: dict[str, Any]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--models", type=lambda text: text.split(","), default=[n for n in CASES if n != "small"])
+    parser.add_argument(
+        "--models", type=lambda text: text.split(","), default=[n for n in CASES if n not in NOT_FOR_TIMES]
+    )
     parser.add_argument("--compilers", type=lambda text: text.split(","), default=(INDUCTOR, BY_HAND, "auto"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--train", action="store_true", help="a training step instead of a forward pass")

@@ -34,6 +34,8 @@ MODELS = {
     "vit_l": "ViT-L/16, 64 images",
     "swin_b": "Swin-B, 64 images",
     "vit_b_16": "ViT-B/16, 64 images",
+    "narrow": "Llama, 32 narrow layers",
+    "narrow_eager": "Llama, 32 narrow layers, eager attention",
     "maxvit_t": "MaxViT-T, 32 images",
 }
 

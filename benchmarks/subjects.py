@@ -57,6 +57,12 @@ def _small_llama(attention: str) -> nn.Module:
     return llama(attention, **sizes, num_attention_heads=4, num_key_value_heads=2)
 
 
+def _narrow_llama(attention: str) -> nn.Module:
+    """32 layers so narrow that compiling them is all that takes time."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 32, "vocab_size": 1000}
+    return llama(attention, **sizes, num_attention_heads=4, num_key_value_heads=2)
+
+
 def _gpt2(attention: str) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -184,5 +190,7 @@ CASES = {
     "swin_b": Case(_torchvision("swin_b"), _images(64)),
     "vit_b_16": Case(_torchvision("vit_b_16"), _images(64)),
     "maxvit_t": Case(_torchvision("maxvit_t"), _images(32)),
+    "narrow": Case(_narrow_llama, _tokens(2, 128, use_cache=False), decoder=True),
+    "narrow_eager": Case(_narrow_llama, _tokens(2, 128, use_cache=False), "eager", decoder=True),
     "small": Case(_small_llama, _tokens(2, 64, use_cache=False), decoder=True),
 }

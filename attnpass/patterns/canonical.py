@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from attnpass.patterns.sdpa import value_of
 from attnpass.symbolic import as_float, known_all_equal, known_equal
+from attnpass.writes import may_write
 
 SYNONYMS = {
     "__matmul__": "matmul",
@@ -58,7 +59,6 @@ SYNONYMS = {
     "lift_fresh_copy": "contiguous",
 }
 CASTS = {"to", "float", "half", "bfloat16", "double", "type", "type_as"}
-IN_PLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "imatmul"}
 # In place, and otherwise the same. Others, such as `transpose_`, change what their input *is*, and keep their own name.
 IN_PLACE_METHODS = {
     *("add_", "sub_", "mul_", "div_", "true_divide_", "divide_", "multiply_", "subtract_", "masked_fill_", "tanh_"),
@@ -99,14 +99,6 @@ def spelled(node: Node) -> str:
     return _spelled(node) or str(getattr(node.target, "__name__", node.target))
 
 
-def in_place(node: Node) -> bool:
-    """Does the node change its first argument, and nothing else?"""
-    name = _spelled(node)
-    if node.kwargs.get("inplace") is True or (name == "dropout" and len(node.args) > 3 and node.args[3] is True):
-        return True
-    return name in IN_PLACE_OPERATORS or (name.endswith("_") and not name.startswith("_"))
-
-
 def argument(node: Node, position: int, *names: str, default: Any = None) -> Any:
     """An argument by position, or by any of its names: ``torch.matmul`` and ``Tensor.matmul`` name them differently."""
     if position < len(node.args):
@@ -128,7 +120,7 @@ def number(value: Any) -> float | None:
         return float(value)
     if not isinstance(value, Node):
         return None
-    if any(in_place(user) and user.args[0] is value for user in value.users):
+    if any(may_write(user) and user.args[0] is value for user in value.users):
         return None
     made: Any = value_of(value)
     if not isinstance(made, Tensor):

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from attnpass.patterns.canonical import argument, in_place, is_getitem, name_of, reads_metadata, spelled, tensor
+from attnpass.patterns.canonical import argument, is_getitem, name_of, reads_metadata, spelled, tensor
 from attnpass.patterns.elements import CAT, DROPOUT, SAME, SHIFT, SLICE, Element, RefusedError, on_probabilities
 from attnpass.patterns.products import Product, is_product, read_product
 from attnpass.patterns.regions import Region
 from attnpass.patterns.score_elements import element_of
 from attnpass.patterns.sdpa import value_of
 from attnpass.symbolic import known_equal
+from attnpass.writes import may_write
 
 SOFTMAXES = ("softmax", "safe_softmax")
 REACH = 16  # nodes between a product and the softmax
@@ -112,7 +113,7 @@ def _as_seen_by(reader: Node, node: Node, around: Surroundings) -> Node:
     """``node``, or the last op before ``reader`` that changes it in place: what stands in its memory by then."""
     if reader.graph is not node.graph:
         return node
-    writes = [u for u in node.users if u is not reader and in_place(u) and u.args and u.args[0] is node]
+    writes = [u for u in node.users if u is not reader and may_write(u) and u.args and u.args[0] is node]
     writes = [u for u in writes if around.order[u] < around.order[reader]]
     return max(writes, key=around.order.__getitem__) if writes else node
 

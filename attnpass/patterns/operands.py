@@ -11,13 +11,14 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import Node
 
 from attnpass.patterns.axes import Atom, Axes, LostTrackError, arranged, fresh, leaves, merged_dimension, reshaped
-from attnpass.patterns.canonical import argument, does_nothing, in_place, name_of, number, permutation, tensor
+from attnpass.patterns.canonical import argument, does_nothing, name_of, number, permutation, tensor
 from attnpass.patterns.gqa import undo_repeat
 from attnpass.patterns.roles import Group, Roles
 from attnpass.patterns.sdpa import value_of
 from attnpass.patterns.wiring import Operand, Step
 from attnpass.symbolic import known_equal
 from attnpass.tensor import TensorSpec
+from attnpass.writes import may_write
 
 aten = torch.ops.aten
 
@@ -64,7 +65,7 @@ def _one_step_back(
     traced: Traced, batch: Callable[[], Sequence[Atom]], scaled: bool, down_to: torch.dtype | None
 ) -> bool:
     node, name = traced.node, name_of(traced.node)
-    if in_place(node):  # what it read is not there any more
+    if may_write(node):  # what it read is not there any more
         return False
     source = node.args[0] if node.args else None
     before, after = tensor(source), tensor(node)
