@@ -31,9 +31,10 @@ from attnpass.kernels import libraries, registry, registry_for
 from attnpass.library import PYTORCH, Library
 from attnpass.machine import Machine
 from attnpass.policy_check import check_policy, resolve_policy
+from attnpass.preference import auto_order
 from attnpass.probe import Prover
 from attnpass.report.record import Report
-from attnpass.rewrite import Machines, Rewritten, node_devices, run_pass
+from attnpass.rewrite import Machines, Rewritten, decision_key, node_devices, run_pass
 from attnpass.select import AUTO, select
 from attnpass.tuning.tuner import Tuner
 from attnpass.verify import Verifier
@@ -107,11 +108,12 @@ def look_at(gm: GraphModule, config: Config, calls: Sequence[AttentionCall] = ()
     named = {kernels[name].limits.library for name in wishes if name != AUTO}
     machines = {}
     for device in node_devices(gm):
-        here = [call for call in calls if call.device == device] if AUTO in wishes else []
         machine = Machine.look(device, libraries(), named | (_installed(kernels, device) if config.tune else set()))
         imported = {PYTORCH, *named}
-        while here and not config.tune:
-            chosen = {kernels[select(call, kernels, machine, config).kernel].limits.library for call in here}
+        possible = {kernels[name].limits.library for name in auto_order(machine)} if AUTO in wishes else set()
+        here = [call for call in calls if call.device == device]
+        while not config.tune and not possible <= imported:
+            chosen = _libraries_chosen(here, kernels, machine, config)
             if chosen <= imported:
                 break
             imported |= chosen
@@ -119,6 +121,14 @@ def look_at(gm: GraphModule, config: Config, calls: Sequence[AttentionCall] = ()
         check_policy(config.policy, kernels, machine)
         machines[device] = machine
     return machines
+
+
+def _libraries_chosen(
+    calls: Sequence[AttentionCall], kernels: Mapping[str, Kernel], machine: Machine, config: Config
+) -> set[Library]:
+    """The libraries of the kernels that would be selected; equal calls are asked about once."""
+    alike = {decision_key(call, config) or index: call for index, call in enumerate(calls)}
+    return {kernels[select(call, kernels, machine, config).kernel].limits.library for call in alike.values()}
 
 
 def _installed(kernels: Mapping[str, Kernel], device: torch.device) -> set[Library]:

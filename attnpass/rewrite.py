@@ -140,8 +140,7 @@ def decide(
         readings = [one.call for one in (found, *found.alternatives())]
         choices = []
         for call in readings:
-            anonymous = replace(call, node="", module="", source=Source())
-            key = None if extra or not is_hashable(anonymous) else (config.policy.choose(call), anonymous)
+            key = None if extra else decision_key(call, config)
             decision = known.get(key) if key is not None else None
             if decision is None:
                 decision = _select_proved(call, kernels, machine, config, extra, prover, tuner)
@@ -157,6 +156,12 @@ def decide(
             decision = replace(decision, kernel=NATIVE, lowered=False, reason=Reason.LIMIT, note=note)
         decisions.append(decision)
     return decisions
+
+
+def decision_key(call: AttentionCall, config: Config) -> Any:
+    """What calls that get the same decision have in common; None where a size is symbolic."""
+    anonymous = replace(call, node="", module="", source=Source())
+    return (config.policy.choose(call), anonymous) if is_hashable(anonymous) else None
 
 
 def _select_proved(

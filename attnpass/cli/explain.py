@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 import attnpass
 from attnpass.cli.info import machine_name
 from attnpass.cli.model_file import load_model
+from attnpass.cli.setting import setting
 from attnpass.cli.shape import add_shape, make_call
 from attnpass.cli.table import print_table
 from attnpass.config import Config
@@ -87,7 +86,7 @@ def _explain_shape(args: argparse.Namespace) -> int:
 
 
 def _explain_file(args: argparse.Namespace) -> int:
-    with kernel_setting(args.kernel):
+    with setting(KERNEL_VARIABLE, args.kernel):
         policy = Config.load().policy
         resolve_policy(policy, registry_for(policy.wishes))  # a bad name is an error before the model is loaded
         reports = load_model(args.file).explained_by(attnpass.explain)
@@ -101,20 +100,6 @@ def _explain_file(args: argparse.Namespace) -> int:
     if not reports:
         print(f"{args.file}: nothing was captured, so there is no graph to look at")
     return 0
-
-
-@contextmanager
-def kernel_setting(wish: str | None) -> Iterator[None]:
-    """``--kernel`` in force, as if ATTNPASS_KERNEL were set to it."""
-    before = os.environ.get(KERNEL_VARIABLE)
-    if wish:
-        os.environ[KERNEL_VARIABLE] = wish
-    try:
-        yield
-    finally:
-        if wish:
-            os.environ.pop(KERNEL_VARIABLE)
-            os.environ.update({KERNEL_VARIABLE: before} if before is not None else {})
 
 
 def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Library] = ()) -> Machine:

@@ -8,9 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ import attnpass
 from attnpass import backend, memory
 from attnpass.cli.explain import HERE, find_machine
 from attnpass.cli.model_file import load_model
+from attnpass.cli.setting import setting
 from attnpass.cli.shape import BSHD, add_shape, make_call
 from attnpass.cli.table import print_table
 from attnpass.config import Config
@@ -78,7 +76,7 @@ def _tune_shape(args: argparse.Namespace) -> int:
 
 def _tune_model(args: argparse.Namespace) -> int:
     tuner = _tuner()
-    with _tuning(), torch.set_grad_enabled(args.training):
+    with setting(TUNE, "1"), torch.set_grad_enabled(args.training):
         reports = load_model(args.model).explained_by(attnpass.explain)
     if args.json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))
@@ -113,15 +111,3 @@ def _tuner() -> Tuner:
     assert tuner is not None
     tuner.in_all = math.inf
     return tuner
-
-
-@contextmanager
-def _tuning() -> Iterator[None]:
-    """``ATTNPASS_TUNE=1`` in force."""
-    before = os.environ.get(TUNE)
-    os.environ[TUNE] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(TUNE)
-        os.environ.update({TUNE: before} if before is not None else {})
