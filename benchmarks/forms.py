@@ -157,7 +157,8 @@ def measure(form: str, compiler: str, train: bool, device: str, sizes: tuple[int
     B, H, Hkv, S, D = sizes
     dtype = torch.bfloat16
     operands = list(_operands(B, H, Hkv, S, D, device, dtype, train))
-    padding = torch.arange(S, device=device)[None] < torch.tensor([[S], [int(S * PADDED)]], device=device)[:B]
+    lengths = torch.tensor([[int(S * PADDED) if b % 2 else S] for b in range(B)], device=device)
+    padding = torch.arange(S, device=device)[None] < lengths
     model = Forms(form, S, dtype).to(device)
     torch._dynamo.reset()
     attnpass.clear_reports()
