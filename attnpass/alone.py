@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._guards import tracing
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from attnpass.apply import emit_call
 from attnpass.call import AttentionCall
@@ -65,17 +65,7 @@ def emit_alone(
     Raises:
         UnfitError: the kernel refuses the call.
     """
-    graph = Graph()
-    nodes = {name: graph.placeholder(name) for name, tensor in tensors.items() if tensor is not None}
-    out = graph.call_function(SDPA, tuple(nodes.get(name) for name in OPERANDS[:4]), dict(options))
-    graph.output(out)
-    gm = GraphModule(torch.nn.Module(), graph)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fake = {name: mode.from_tensor(tensor) for name, tensor in tensors.items() if tensor is not None}
-    for name, node in nodes.items():
-        node.meta["example_value"] = fake[name]
-    with mode:
-        out.meta["example_value"] = SDPA(fake["q"], fake["k"], fake["v"], fake.get("mask"), **options)
+    gm, nodes, out = _program(tensors, options)
     call = adapt(find(gm).calls[0].call)
     sinks = tensors.get("sinks")
     if sinks is not None:
@@ -91,6 +81,23 @@ def emit_alone(
     except EmitRefusedError as error:
         raise UnfitError(str(error)) from error
     out.replace_all_uses_with(emitted)
-    graph.erase_node(out)
+    gm.graph.erase_node(out)
     gm.recompile()
     return gm
+
+
+def _program(
+    tensors: Mapping[str, Tensor | None], options: Mapping[str, Any]
+) -> tuple[GraphModule, dict[str, Node], Node]:
+    """A program that is one call of SDPA, its inputs by name, and the call."""
+    graph = Graph()
+    nodes = {name: graph.placeholder(name) for name, tensor in tensors.items() if tensor is not None}
+    out = graph.call_function(SDPA, tuple(nodes.get(name) for name in OPERANDS[:4]), dict(options))
+    graph.output(out)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = {name: mode.from_tensor(tensor) for name, tensor in tensors.items() if tensor is not None}
+    for name, node in nodes.items():
+        node.meta["example_value"] = fake[name]
+    with mode:
+        out.meta["example_value"] = SDPA(fake["q"], fake["k"], fake["v"], fake.get("mask"), **options)
+    return GraphModule(torch.nn.Module(), graph), nodes, out

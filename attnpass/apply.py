@@ -133,7 +133,7 @@ def emit_call(
     wanted, args = emitter.spec(node), operands_of(emitter, call, wiring)
     args = replace(args, meaning=meaning if args.mask is None else None)
     by_hand = call.pattern is Pattern.HANDWRITTEN
-    if not wiring.out and is_heads_first(wanted):
+    if kernel.stores_as_asked and not wiring.out and is_heads_first(wanted):
         args = replace(args, heads_first=not (by_hand and takes_heads_last(emitter, node)))
     out = kernel.emit(emitter, call, args)
     if call.mask.rows_may_be_empty and call.mask.empty is not EmptyRows.ZERO:

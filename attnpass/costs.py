@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,7 @@ TABLE = Path(__file__).with_name("costs.json")
 TILE = 128
 FEW = 16  # query tokens; with fewer than this a call is a decoding step, bound by reading K and V
 HOST_TRAIN = 2.5
+NOISE = 0.03  # kernels this close are equal, and the one preferred otherwise wins
 TERMS = ("start", "tile", "row", "byte")
 Curve = Mapping[str, float]
 
@@ -144,6 +145,29 @@ def predicted_ms(kernel: str, call: Features, machine: Machine) -> float | None:
     terms = call.terms(known["processors"])
     device = sum(curve.get(name, 0.0) * value for name, value in zip(TERMS, terms, strict=True))
     return max(device, host_ms(kernel, call, machine))
+
+
+def predicted(call: AttentionCall, machine: Machine, kernels: Mapping[str, bool]) -> dict[str, float]:
+    """What a run costs with each kernel of which that is known.
+
+    Args:
+        call: the call; a size without a hint leaves everything unknown.
+        machine: where.
+        kernels: names, and whether each would read the call's mask as a tensor.
+    """
+    numbers = {spelled: features(call, spelled) for spelled in set(kernels.values())}
+    costs = {
+        name: predicted_ms(name, found, machine)
+        for name, spelled in kernels.items()
+        if (found := numbers[spelled]) is not None
+    }
+    return {name: ms for name, ms in costs.items() if ms is not None}
+
+
+def cheapest(names: Iterable[str], costs: Mapping[str, float]) -> str:
+    """Of the names within the noise of the lowest cost, the first; what has no cost is not asked."""
+    limit = min(costs.values()) * (1 + NOISE)
+    return next(name for name in names if name in costs and costs[name] <= limit)
 
 
 def host_ms(kernel: str, call: Features, machine: Machine) -> float:

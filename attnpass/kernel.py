@@ -35,7 +35,7 @@ class Operands:
         sinks: (H,), or None.
         meaning: what a proved mask means, for kernels that compute masks by functions; None without such a mask.
         heads_first: the program expects the output stored as (B, H, Sq, Dv), and a kernel that stores it so spares it a
-            copy. Most store (B, Sq, H, Dv), and need not look.
+            copy. Told only to kernels with `Kernel.stores_as_asked`.
     """
 
     q: Node
@@ -57,6 +57,7 @@ class Kernel(ABC):
         aliases: other names for it, such as Diffusers'.
         limits: what it can take, as data.
         candidate: is it worth timing? False for the kernels that other kernels are compared with.
+        stores_as_asked: does it look at `Operands.heads_first`, and store its output so?
         keeps: True only for `native`: choosing it leaves the user's call alone.
     """
 
@@ -65,6 +66,7 @@ class Kernel(ABC):
     aliases: ClassVar[tuple[str, ...]] = ()
     limits: ClassVar[Limits]
     candidate: ClassVar[bool] = True
+    stores_as_asked: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
 
     def limits_for(self, machine: Machine) -> Limits:

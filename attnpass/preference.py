@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from attnpass.call import AttentionCall, Pattern
-from attnpass.costs import features, predicted_ms
+from attnpass.costs import cheapest, predicted
 from attnpass.machine import Machine, sm_number
 from attnpass.masks import Term
 from attnpass.symbolic import known, known_equal
@@ -24,7 +24,6 @@ OTHER_NVIDIA = ("native_flash", "native_efficient", "native_cudnn")
 LIBRARIES = {"flash2": "flash-attn", "flash3": "flash-attn-3", "flash4": "flash-attn-4"}  # kernel -> Library.key
 CPU = ("native_flash",)
 FLEX = "flex"
-NOISE = 0.03  # kernels this close are equal, and the simpler one wins: PyTorch's own, then the libraries
 MASK_FUNCTION = 1.1  # what a mask computed from data adds to FlexAttention: 0.80 ms for 0.78, 1.30 for 1.20
 RULES = frozenset({Term.CAUSAL, Term.WINDOW})
 HIDES_BLOCKS = frozenset({Term.CAUSAL, Term.WINDOW, Term.SAME_SEGMENT, Term.FUNCTION})
@@ -61,16 +60,13 @@ def _by_cost(
     """``names``, the cheapest first, those of unknown cost last. Empty where nothing was measured."""
     if call.dtype.itemsize != 2:
         return ()
-    numbers = {name: features(call, name in spelled) for name in names}
-    costs = {name: predicted_ms(name, found, machine) for name, found in numbers.items() if found is not None}
-    left = {name: ms for name, ms in costs.items() if ms is not None}
+    left = predicted(call, machine, {name: name in spelled for name in names})
     if FLEX in left and call.mask.spelled is not None:
         left[FLEX] *= MASK_FUNCTION
     unknown = tuple(name for name in names if name not in left) if left else ()
     order: list[str] = []
     while left:
-        limit = min(left.values()) * (1 + NOISE)
-        order.append(next(name for name in names if left.get(name, limit + 1) <= limit))
+        order.append(cheapest(names, left))  # `names` stand in order: PyTorch's own, then the libraries
         del left[order[-1]]
     return (*order, *unknown)
 

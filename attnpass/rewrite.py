@@ -94,13 +94,9 @@ def run_pass(
     start += time.perf_counter() - read  # importing a library is not the pass
     decisions = decide(findings, kernels, machines, config, verifier, prover, tuner)
     start += tuner.spent - spent if tuner else 0.0  # nor is timing kernels
-    work, options = gm, {}
-    if not dry_run and any(decision.rewritten for decision in decisions):
-        copied = GraphCopy.of(gm)
-        decisions = apply(copied, findings.calls, decisions, kernels, verifier)
-        if any(decision.rewritten for decision in decisions):
-            copied.finish()
-            work, options = copied.module, _compile_options(decisions, kernels)
+    work = gm
+    if not dry_run:
+        work, decisions = _applied(gm, findings, decisions, kernels, verifier)
     _enforce_strict(decisions, config)  # behind apply: a kernel may turn out not to fit only there
     report = replace(
         report,
@@ -113,7 +109,25 @@ def run_pass(
         code_before=code_before,
         code_after=work.print_readable(print_output=False) if work is not gm and code_before else code_before,
     )
-    return Rewritten(work, report, options, assumptions)
+    return Rewritten(work, report, {} if work is gm else _compile_options(decisions, kernels), assumptions)
+
+
+def _applied(
+    gm: GraphModule,
+    findings: Findings,
+    decisions: list[Decision],
+    kernels: Mapping[str, Kernel],
+    verifier: Verifier | None,
+) -> tuple[GraphModule, list[Decision]]:
+    """A rewritten copy, or ``gm`` itself if nothing changes; and what became of the decisions."""
+    if not any(decision.rewritten for decision in decisions):
+        return gm, decisions
+    copied = GraphCopy.of(gm)
+    decisions = apply(copied, findings.calls, decisions, kernels, verifier)
+    if not any(decision.rewritten for decision in decisions):
+        return gm, decisions
+    copied.finish()
+    return copied.module, decisions
 
 
 def understand(gm: GraphModule, findings: Findings, assumptions: Assumptions) -> Findings:

@@ -29,7 +29,8 @@ from attnpass.machine import Machine
 from attnpass.measure import difference, reference_attention
 from attnpass.tuning.clock import Timing, in_turns
 from attnpass.tuning.stage import Stage, Step
-from benchmarks.environment import RESULTS, append, facts
+from benchmarks.environment import append, facts
+from benchmarks.records import RESULTS
 from benchmarks.shapes import SETS, Shape
 from benchmarks.timing import alone, preparing
 

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 import attnpass
 from benchmarks.case import backend
-from benchmarks.environment import RESULTS, append, facts
+from benchmarks.environment import append, facts
+from benchmarks.records import RESULTS
 from benchmarks.subjects import CASES, Case
 from benchmarks.timing import alone, median_ms
 

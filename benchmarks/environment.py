@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.records import ROOT
+
 LIBRARIES = (
     "triton",
     "transformers",

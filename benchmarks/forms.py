@@ -28,7 +28,8 @@ from torch import Tensor, nn
 import attnpass
 from attnpass.measure import difference
 from benchmarks.case import backend
-from benchmarks.environment import RESULTS, append, facts
+from benchmarks.environment import append, facts
+from benchmarks.records import RESULTS
 from benchmarks.timing import alone, median_ms, peak_mib
 
 SHAPES = {  # B, H, Hkv, S, D

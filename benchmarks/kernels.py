@@ -29,7 +29,8 @@ from torch import Tensor
 import attnpass
 from attnpass.measure import difference, reference_attention
 from benchmarks.case import backend
-from benchmarks.environment import RESULTS, append, facts
+from benchmarks.environment import append, facts
+from benchmarks.records import RESULTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from torch.fx import GraphModule
 
 from attnpass.masks.understand import Reader
 from attnpass.patterns import find
-from benchmarks.environment import RESULTS, append, facts
+from benchmarks.environment import append, facts
+from benchmarks.records import RESULTS
 from benchmarks.subjects import llama
 
 LAYERS = 32

@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.case import DTYPES, DYNAMIC, GRAPHS, Group, run_group
-from benchmarks.environment import RESULTS, append, facts
+from benchmarks.environment import append, facts
+from benchmarks.records import RESULTS
 from benchmarks.steps import FORWARD, TRAIN, BaselineError
 from benchmarks.zoo import MODELS
 

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from attnpass.cli.table import print_table
-from benchmarks.environment import RESULTS, append, facts
+from benchmarks.environment import append, facts
+from benchmarks.records import RESULTS
 from benchmarks.small_gpt import BLOCKS
 
 CHILD = Path(__file__).with_name("overhead_child.py")

@@ -83,6 +83,11 @@ def state(record: Record | None) -> str:
     return "" if record.get("ok") and record.get("ms") is not None else "failed"
 
 
+def has_time(record: Record | None) -> bool:
+    """Is there a time, if only as an upper bound?"""
+    return state(record) in ("", DISTURBED)
+
+
 def provenance(records: Iterable[Record], libraries: Sequence[str] = ("triton",)) -> str:
     """GPU, versions, date and commit of the lines, as a caption; where lines differ, each value once."""
     records = list(records)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import statistics
 import time
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.timing import locked
 from benchmarks.zoo import Subject
 
 FORWARD, TRAIN = "forward", "train"
@@ -137,7 +137,7 @@ class GraphWatch:
 
 def median_ms(run: Callable[[], Any], device: torch.device, lock: str = "") -> float:
     """Median time of ``run``. ``lock`` names a file: only one process that names it measures at a time."""
-    with _alone(lock):
+    with locked(lock):
         run()
         return statistics.median(_timed(run, device) for _ in range(TIMED_RUNS))
 
@@ -154,13 +154,3 @@ def _timed(run: Callable[[], Any], device: torch.device) -> float:
     last.record()
     torch.cuda.synchronize()
     return float(first.elapsed_time(last))
-
-
-@contextmanager
-def _alone(lock: str) -> Iterator[None]:
-    if not lock:
-        yield
-        return
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from benchmarks.labels import AUTO, INDUCTOR
-from benchmarks.records import DISTURBED, Source, newest, state
+from benchmarks.records import Source, has_time, newest, state
 from benchmarks.tables import FORMS_SHAPE, HERE, Table, forms_of
 
 LIMITS = (0.03, 0.05, 0.10)
@@ -24,7 +24,7 @@ def gains(source: Source = HERE) -> Table:
         ratios = {
             form: one["ms"] / ours["ms"]
             for form, (one, ours) in pairs.items()
-            if one and not state(one) and state(ours) in ("", DISTURBED)
+            if one and not state(one) and has_time(ours)
         }
         if not ratios:
             continue

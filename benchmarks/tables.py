@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.labels import AUTO, BY_HAND, FORMS, INDUCTOR, MODELS, model
-from benchmarks.records import DISTURBED, Key, Record, Source, newest, state
+from benchmarks.records import Key, Record, Source, has_time, newest, state
 
 HERE = Source()
 FORMS_SHAPE = "llama"
@@ -125,11 +125,10 @@ def _no_gain_row(name: str, plain: Record, ours: Record) -> list[str]:
 
 
 def _ms(record: Record | None) -> str:
-    missing = state(record)
-    if record is None or missing not in ("", DISTURBED):
-        return missing
+    if record is None or not has_time(record):
+        return state(record)
     text = f"{record['ms']:.3f}" if record["ms"] < 10 else f"{record['ms']:.2f}"
-    return f"≤ {text}" if missing else text
+    return f"≤ {text}" if state(record) else text
 
 
 def _mib(record: Record | None) -> str:
@@ -138,7 +137,7 @@ def _mib(record: Record | None) -> str:
 
 
 def _ratio(plain: Record | None, ours: Record | None) -> str:
-    if plain is None or ours is None or state(plain) or state(ours) not in ("", DISTURBED):
+    if plain is None or ours is None or state(plain) or not has_time(ours):
         return "–"
     return f"{'≥ ' if state(ours) else ''}{plain['ms'] / ours['ms']:.2f}×"
 

@@ -19,20 +19,20 @@ def alone() -> Iterator[None]:
 
     So they compile side by side and measure one after the other.
     """
-    with _locked(exclusive=True):
+    with locked(os.environ.get(LOCK)):
         yield
 
 
 @contextmanager
 def preparing() -> Iterator[None]:
     """Nobody measures `alone` while we, and others beside us, make ready and use the device for it."""
-    with _locked(exclusive=False):
+    with locked(os.environ.get(LOCK), exclusive=False):
         yield
 
 
 @contextmanager
-def _locked(exclusive: bool) -> Iterator[None]:
-    path = os.environ.get(LOCK)
+def locked(path: str | None, exclusive: bool = True) -> Iterator[None]:
+    """Hold the lock of the file ``path``, if there is one: alone, or with all others that do not want it alone."""
     if not path:
         yield
         return

@@ -29,7 +29,8 @@ from attnpass.select import select
 from attnpass.tuning.choice import candidates
 from attnpass.tuning.tuner import Tuner
 from benchmarks.costs import AT_ONCE, KERNELS, Prepared, calls_of, part_of
-from benchmarks.environment import RESULTS, append, facts
+from benchmarks.environment import append, facts
+from benchmarks.records import RESULTS
 from benchmarks.timing import alone, preparing
 
 

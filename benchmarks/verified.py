@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from attnpass.kernels import registry
 from attnpass.support import VERIFIED
-from benchmarks.environment import RESULTS
+from benchmarks.records import RESULTS
 
 
 def main() -> int:

@@ -118,7 +118,7 @@ def test_with_libraries_the_measured_winner_is_first(one: AttentionCall, first: 
 def test_what_is_within_the_noise_goes_to_the_simpler_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     for far, first in ((1.02, "native_cudnn"), (1.05, "flash4")):
         times = {"native_cudnn": far, "flash4": 1.0, "native_flash": 2.0}
-        monkeypatch.setattr(preference, "predicted_ms", lambda name, *_, times=times: times.get(name))
+        monkeypatch.setattr(costs, "predicted_ms", lambda name, *_, times=times: times.get(name))
         assert auto_order(EVERYTHING, call(4096))[0] == first
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 import attnpass
+from attnpass.cli import model_file
 from attnpass.cli.info import machine_name
-from attnpass.cli.model_file import load_model
 from attnpass.cli.setting import setting
 from attnpass.cli.shape import add_shape, make_call
 from attnpass.cli.table import print_table
@@ -46,12 +46,7 @@ def add_command(commands: Any) -> None:
         description="Answers for one shape, without a model, or for every attention call of a model in a Python file.",
         epilog=f"examples: {EXAMPLE}; attnpass explain model.py:net",
     )
-    command.add_argument(
-        "file",
-        nargs="?",
-        metavar="FILE.py[:name]",
-        help="a file with `model` (or the given name) and `inputs`: a tuple, a dict, or a function that returns one",
-    )
+    command.add_argument("file", nargs="?", metavar=model_file.METAVAR, help=model_file.HELP)
     shape = add_shape(command, "a call, instead of a file")
     shape.add_argument("--machine", choices=(HERE, *KNOWN_MACHINES), default=HERE, help="default: here")
     command.add_argument("--kernel", metavar="WISH", help="as in ATTNPASS_KERNEL, which it overrides")
@@ -89,7 +84,7 @@ def _explain_file(args: argparse.Namespace) -> int:
     with setting(KERNEL_VARIABLE, args.kernel):
         policy = Config.load().policy
         resolve_policy(policy, registry_for(policy.wishes))  # a bad name is an error before the model is loaded
-        reports = load_model(args.file).explained_by(attnpass.explain)
+        reports = model_file.load_model(args.file).explained_by(attnpass.explain)
     if args.json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))
         return 0

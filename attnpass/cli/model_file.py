@@ -17,6 +17,8 @@ from attnpass.errors import AttnpassError
 from attnpass.report import Report
 
 MODULE_NAME = "attnpass_explained"
+METAVAR = "FILE.py[:name]"
+HELP = "a file with `model` (or the given name) and `inputs`: a tuple, a dict, or a function that returns one"
 WANTED_INPUTS = "a tuple, a dict, or a function that returns one"
 
 

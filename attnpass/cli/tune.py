@@ -14,8 +14,8 @@ import torch
 
 import attnpass
 from attnpass import backend, memory
+from attnpass.cli import model_file
 from attnpass.cli.explain import HERE, find_machine
-from attnpass.cli.model_file import load_model
 from attnpass.cli.setting import setting
 from attnpass.cli.shape import BSHD, add_shape, make_call
 from attnpass.cli.table import print_table
@@ -39,11 +39,7 @@ def add_command(commands: Any) -> None:
         description="Times every exact kernel for one call, or for each call of a model, and remembers the fastest.",
         epilog=f"examples: {EXAMPLE}; attnpass tune --model model.py:net; attnpass tune --show",
     )
-    command.add_argument(
-        "--model",
-        metavar="FILE.py[:name]",
-        help="a file with `model` (or the given name) and `inputs`: a tuple, a dict, or a function that returns one",
-    )
+    command.add_argument("--model", metavar=model_file.METAVAR, help=model_file.HELP)
     command.add_argument("--show", action="store_true", help="print what was timed so far on any machine")
     add_shape(command, "a call, instead of a model", BSHD)
     command.set_defaults(run=run)
@@ -77,7 +73,7 @@ def _tune_shape(args: argparse.Namespace) -> int:
 def _tune_model(args: argparse.Namespace) -> int:
     tuner = _tuner()
     with setting(TUNE, "1"), torch.set_grad_enabled(args.training):
-        reports = load_model(args.model).explained_by(attnpass.explain)
+        reports = model_file.load_model(args.model).explained_by(attnpass.explain)
     if args.json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))
         return 0

@@ -67,6 +67,7 @@ class Flash3(Kernel):
     """FlashAttention-3: the fastest forward on an H100 at long sequences and at head dim 256."""
 
     name = "flash3"
+    stores_as_asked = True
     title = "FlashAttention-3 for Hopper (flash_attn_interface)"
     aliases = ("_flash_3", "flash_attention_3")
     limits = Limits(

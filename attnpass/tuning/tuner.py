@@ -21,7 +21,7 @@ import attnpass
 from attnpass import memory
 from attnpass.alone import UnfitError, undisturbed
 from attnpass.call import AttentionCall
-from attnpass.costs import features, host_ms, predicted_ms
+from attnpass.costs import cheapest, features, host_ms, predicted
 from attnpass.kernel import Kernel
 from attnpass.machine import Machine
 from attnpass.tuning.clock import Timing, in_turns
@@ -34,7 +34,6 @@ FOLDER = "tuned"
 SECONDS = 2.0  # of measuring a signature; compiling a candidate comes on top
 HOPELESS = 1.5  # times the best predicted cost: not worth a try
 IN_ALL = 120.0  # seconds of a process; what comes later is chosen by the table
-NOISE = 0.03  # kernels this close are equal, and the first in the order of preference wins
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +140,9 @@ class Tuner:
 
 def promising(call: AttentionCall, candidates: Sequence[Candidate], machine: Machine) -> list[Candidate]:
     """Those that the cost table does not rule out; one that it does not know may be the fastest."""
-    costs = {c.kernel.name: cost_of(c, call, machine) for c in candidates}
-    known = [ms for ms in costs.values() if ms is not None]
-    limit = HOPELESS * min(known, default=0.0)
-    return [c for c in candidates if (costs[c.kernel.name] or 0.0) <= limit or costs[c.kernel.name] is None]
-
-
-def cost_of(candidate: Candidate, call: AttentionCall, machine: Machine) -> float | None:
-    """What the cost table says, or None."""
-    numbers = features(call, candidate.spelled)
-    return None if numbers is None else predicted_ms(candidate.kernel.name, numbers, machine)
+    costs = predicted(call, machine, {c.kernel.name: c.spelled for c in candidates})
+    limit = HOPELESS * min(costs.values(), default=0.0)
+    return [c for c in candidates if costs.get(c.kernel.name, limit) <= limit]
 
 
 def cost_measured(kernel: str, timing: Timing, call: AttentionCall, machine: Machine) -> float:
@@ -173,10 +165,8 @@ def judged(order: Sequence[str], costs: Mapping[str, float], failed: Mapping[str
         failed: kernels that could not be timed, and why.
     """
     ms = {name: round(cost, 5) for name, cost in sorted(costs.items(), key=lambda one: one[1])}
-    limit = min(ms.values()) * (1 + NOISE)
-    winner = next(name for name in order if ms.get(name, limit + 1) <= limit)
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Tuned(winner, ms, dict(failed), date)
+    return Tuned(cheapest(order, ms), ms, dict(failed), date)
 
 
 def key_of(call: AttentionCall, candidates: Sequence[Candidate], machine: Machine) -> dict[str, str]:

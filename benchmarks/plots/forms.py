@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from benchmarks.labels import AUTO, COMPILERS, FORMS, INDUCTOR
 from benchmarks.plots import style
 from benchmarks.plots.style import NothingToShowError, Theme
-from benchmarks.records import DISTURBED, Key, Record, Source, provenance, state
+from benchmarks.records import Key, Record, Source, has_time, provenance, state
 from benchmarks.tables import forms_of
 
 ROW, TOP, BOTTOM = 0.36, 0.85, 0.66  # inches
@@ -30,7 +30,7 @@ def draw(source: Source, theme: Theme) -> Figure:
         height, title, f"{_sizes(used)}: ms, and memory beyond the operands. Less is better", captions, theme
     )
     axes = figure.add_axes((0.355, BOTTOM / height, 0.635, 1 - (TOP + BOTTOM) / height))
-    longest = max(line["ms"] for line in used.values() if state(line) in ("", DISTURBED))
+    longest = max(line["ms"] for line in used.values() if has_time(line))
     for row, form in enumerate(FORMS):
         for compiler in PAIR:
             _bar(axes, row, compiler, used.get((form, compiler, "forward")), theme)
@@ -50,7 +50,7 @@ def _alpha(missing: str) -> float:
 def _bar(axes: Axes, row: int, compiler: str, record: Record | None, theme: Theme) -> None:
     place = row + (BAR / 2 if compiler == AUTO else -BAR / 2)
     missing = state(record)
-    if record is None or missing not in ("", DISTURBED):
+    if record is None or not has_time(record):
         axes.annotate(
             missing, (0, place), (4, 0), textcoords="offset points", va="center", color=theme.faint, style="italic"
         )
