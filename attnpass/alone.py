@@ -20,6 +20,10 @@ from attnpass.checks import rejections
 from attnpass.emit import EmitRefusedError, Emitter
 from attnpass.kernel import Kernel
 from attnpass.machine import Machine
+from attnpass.masks import MaskSpec
+from attnpass.masks.logic import all_of
+from attnpass.masks.meaning import Meaning
+from attnpass.masks.understand import Reader
 from attnpass.patterns import find
 from attnpass.patterns.sdpa import wiring_of
 from attnpass.patterns.wiring import Operand
@@ -52,6 +56,7 @@ def emit_alone(
     tensors: Mapping[str, Tensor | None],
     options: Mapping[str, Any],
     adapt: Callable[[AttentionCall], AttentionCall],
+    proved: bool = False,
 ) -> GraphModule:
     """A graph that computes one call with ``kernel``; it takes those of ``tensors`` that are there, in order.
 
@@ -61,12 +66,16 @@ def emit_alone(
         tensors: by the names in `OPERANDS`.
         options: the keyword arguments of SDPA.
         adapt: adds to the call what SDPA cannot say: rules of the mask, softcap, gradients.
+        proved: is the mask tensor handed over as what it means, as far as its shape says that?
 
     Raises:
         UnfitError: the kernel refuses the call.
     """
     gm, nodes, out = _program(tensors, options)
-    call = adapt(find(gm).calls[0].call)
+    (found,) = find(gm).calls
+    found = Reader(gm).understood(found) if proved else found
+    call = adapt(found.call)
+    meaning = None if found.meaning is None else _with_rules(found.meaning, call.mask)
     sinks = tensors.get("sinks")
     if sinks is not None:
         call = replace(call, sinks=TensorSpec.of(sinks))
@@ -77,13 +86,18 @@ def emit_alone(
         wiring = wiring_of(out)
         if "sinks" in nodes:
             wiring = replace(wiring, sinks=Operand(nodes["sinks"]))
-        emitted = emit_call(Emitter(gm, out), out, call, kernel, wiring)
+        emitted = emit_call(Emitter(gm, out), out, call, kernel, wiring, meaning)
     except EmitRefusedError as error:
         raise UnfitError(str(error)) from error
     out.replace_all_uses_with(emitted)
     gm.graph.erase_node(out)
     gm.recompile()
     return gm
+
+
+def _with_rules(meaning: Meaning, mask: MaskSpec) -> Meaning:
+    """``meaning`` and the causal and window terms of ``mask``."""
+    return replace(meaning, spec=mask, allowed=all_of((meaning.allowed, Meaning.of_rules(mask).allowed)))
 
 
 def _program(

@@ -106,18 +106,30 @@ def _terms(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
     if unknown_terms:
         actual = " & ".join(sorted(t.value for t in unknown_terms))
         yield Rejection(Code.MASK, "mask", actual, _one_of((t.value for t in limits.terms), empty="none"))
+    if limits.padding_by_length and call.mask.has(Term.KEY_PADDING):
+        yield from _padding_by_length(call)
     if Term.FUNCTION not in limits.terms:
         yield from _alignment(limits, call)
+
+
+def _padding_by_length(call: AttentionCall) -> Iterator[Rejection]:
+    if not call.mask.is_only(Term.KEY_PADDING):
+        yield Rejection(Code.MASK, "mask", str(call.mask), "key_padding alone, which is read as a number of keys")
+    if call.needs_grad:
+        yield Rejection(Code.MASK, "mask in training", Term.KEY_PADDING.value, "no padding, or inference")
+    if call.sinks is not None:
+        yield Rejection(Code.SINKS, "sinks beside padding", "a logit for each head", "none")
 
 
 def _rules(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
     """A mask that was proved: the kernel is to compute it from its meaning instead of reading the tensor."""
     mask, computes = call.mask, Term.FUNCTION in limits.terms
+    by_length = limits.padding_by_length and mask.is_only(Term.KEY_PADDING)
     if mask.bias is not None and not computes:
         yield Rejection(Code.MASK, "mask", "rules and a bias", "rules, or one tensor")
     if mask.bias is not None and mask.bias.requires_grad and call.needs_grad and not limits.mask_grad:
         yield Rejection(Code.MASK_GRAD, "mask.requires_grad", True, "False, there is no gradient for the mask")
-    kept = limits.empty_rows_are_zero if mask.empty is EmptyRows.ZERO else computes
+    kept = limits.empty_rows_are_zero if mask.empty is EmptyRows.ZERO else computes or by_length
     if mask.rows_may_be_empty and not kept:
         yield Rejection(Code.EMPTY_ROWS, "mask", "rules that may hide all keys of a query", "at least one key a row")
 
@@ -153,7 +165,8 @@ def _mask_tensor(limits: Limits, call: AttentionCall, tensor: TensorSpec) -> Ite
         yield Rejection(Code.MASK_DTYPE, "mask dtype", dtype_name(tensor.dtype), f"bool or {dtype_name(call.dtype)}")
     if tensor.requires_grad and call.needs_grad and not limits.mask_grad:
         yield Rejection(Code.MASK_GRAD, "mask.requires_grad", True, "False, there is no gradient for the mask")
-    if call.needs_grad and not limits.hidden_rows_train and tensor.dtype in (torch.float32, torch.bfloat16):
+    hides_rows = call.mask.rows_may_be_empty and tensor.dtype in (torch.float32, torch.bfloat16)
+    if call.needs_grad and hides_rows and not limits.hidden_rows_train:
         wanted = "a bool mask in training (a row hidden by a large finite number would get wrong gradients)"
         yield Rejection(Code.KNOWN_BUG, "mask", f"an additive {dtype_name(tensor.dtype)} tensor", wanted)
     if call.mask.rows_may_be_empty and not limits.empty_rows_are_zero:

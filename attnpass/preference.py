@@ -11,13 +11,14 @@ is, and PyTorch chooses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from attnpass.call import AttentionCall, Pattern
 from attnpass.costs import cheapest, predicted
 from attnpass.machine import Machine, sm_number
-from attnpass.masks import Term
-from attnpass.symbolic import known, known_equal
+from attnpass.masks import RULES, Term
+from attnpass.symbolic import hint, known, known_equal
 
 HOPPER_AND_DATACENTER_BLACKWELL = ("native_cudnn", "native_flash", "native_efficient")
 OTHER_NVIDIA = ("native_flash", "native_efficient", "native_cudnn")
@@ -25,7 +26,8 @@ LIBRARIES = {"flash2": "flash-attn", "flash3": "flash-attn-3", "flash4": "flash-
 CPU = ("native_flash",)
 FLEX = "flex"
 MASK_FUNCTION = 1.1  # what a mask computed from data adds to FlexAttention: 0.80 ms for 0.78, 1.30 for 1.20
-RULES = frozenset({Term.CAUSAL, Term.WINDOW})
+COPY_GB_A_MS = 3.0  # benchmarks/results/ceilings_h100.jsonl
+MOVES_START = 0.006  # two launches
 HIDES_BLOCKS = frozenset({Term.CAUSAL, Term.WINDOW, Term.SAME_SEGMENT, Term.FUNCTION})
 LONG = 1024  # keys
 WIDE = 128  # head dim
@@ -61,14 +63,23 @@ def _by_cost(
     if call.dtype.itemsize != 2:
         return ()
     left = predicted(call, machine, {name: name in spelled for name in names})
-    if FLEX in left and call.mask.spelled is not None:
+    if call.mask.spelled is not None and FLEX in left:
         left[FLEX] *= MASK_FUNCTION
+    if call.mask.is_only(Term.KEY_PADDING):
+        left |= {name: left[name] + _moving_keys_ms(call) for name in left if name not in {FLEX, *spelled}}
     unknown = tuple(name for name in names if name not in left) if left else ()
     order: list[str] = []
     while left:
         order.append(cheapest(names, left))  # `names` stand in order: PyTorch's own, then the libraries
         del left[order[-1]]
     return (*order, *unknown)
+
+
+def _moving_keys_ms(call: AttentionCall) -> float:
+    """What `attnpass.padding` costs: K and V read and written once, at the speed of a copy on an H100."""
+    sizes = [hint(size) for size in (call.B, call.Hkv, call.Sk, call.D)]
+    moved = 4 * math.prod(size or 0 for size in sizes) * call.dtype.itemsize
+    return MOVES_START + moved / 1e9 / COPY_GB_A_MS
 
 
 def _hides_blocks(call: AttentionCall) -> bool:

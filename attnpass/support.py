@@ -10,6 +10,7 @@ from pathlib import Path
 from attnpass.kernel import Kernel
 from attnpass.limits import ALL_FLOATS, Limits
 from attnpass.machine import Machine
+from attnpass.masks import Term
 from attnpass.tensor import dtype_name
 
 VERIFIED = Path(__file__).with_name("verified.json")
@@ -106,6 +107,8 @@ def _head_dims(limits: Limits) -> str:
 
 def _masks(limits: Limits) -> str:
     terms = sorted(term.value for term in limits.terms)
+    if limits.padding_by_length:
+        terms = [f"{term} (alone, inference)" if term == Term.KEY_PADDING.value else term for term in terms]
     return ", ".join([*terms, *(["tensor"] if limits.mask_tensor else [])]) or "none"
 
 

@@ -14,7 +14,7 @@ from attnpass.call import AttentionCall
 from attnpass.judge import judge
 from attnpass.kernel import Kernel
 from attnpass.machine import Machine
-from attnpass.masks import MaskSpec, MaskTerm, Term
+from attnpass.masks import RULES, MaskSpec, MaskTerm, Term
 from attnpass.tensor import dtype_name
 
 
@@ -49,14 +49,25 @@ class Sample:
     def __str__(self) -> str:
         B, H, Hkv, Sq, Sk, D, Dv = self.shape
         words = [f"B{B} H{H} Hkv{Hkv} Sq{Sq} Sk{Sk} D{D}" + (f" Dv{Dv}" if Dv != D else ""), dtype_name(self.dtype)]
-        kept = self.mask.tensor
         words += [str(self.rules)] if self.rules.terms else []
-        words += [] if kept is None else ["bool mask" if kept.dtype == torch.bool else f"{dtype_name(kept.dtype)} bias"]
+        words += self._data()
         words += [f"softcap {self.softcap:g}"] if self.softcap else []
         words += ["sinks"] if self.sinks else []
         words += ["negative scale"] if self.scale is not None and self.scale <= 0 else []
         words += ["BSHD" if self.bshd else "BHSD"]
         return ", ".join(words + (["training"] if self.grad else []))
+
+    def _data(self) -> list[str]:
+        """What of the mask is read from a tensor, in words."""
+        kept = self.mask.tensor
+        if self.is_padded:
+            return [Term.KEY_PADDING.value]
+        return [] if kept is None else ["bool mask" if kept.dtype == torch.bool else f"{dtype_name(kept.dtype)} bias"]
+
+    @property
+    def is_padded(self) -> bool:
+        """Is what the mask reads no more than padding?"""
+        return self.mask.has(Term.KEY_PADDING) and self.mask.is_only(*RULES, Term.KEY_PADDING)
 
     @property
     def rules(self) -> MaskSpec:
@@ -110,7 +121,11 @@ def _tensors(sample: Sample) -> dict[str, Tensor | None]:
         return (there.transpose(1, 2) if sample.bshd else there).detach().requires_grad_(sample.grad)
 
     mask, kind = None, sample.mask.tensor
-    if kind is not None and kind.dtype == torch.bool:
+    if sample.is_padded:
+        mask = torch.rand(B, 1, 1, Sk, generator=generator) > 0.3
+        mask[0] = not sample.mask.rows_may_be_empty  # one example without any key, one with scattered ones
+        mask[1:, ..., -1] = True
+    elif kind is not None and kind.dtype == torch.bool:
         mask = torch.rand(B, 1, Sq, Sk, generator=generator) > 0.3
         mask[..., 0] = True
     elif kind is not None:
@@ -135,7 +150,7 @@ def _emitted(kernel: Kernel, sample: Sample, machine: Machine, tensors: dict[str
         return replace(call, mask=mask, softcap=sample.softcap, needs_grad=sample.grad)
 
     options = {"scale": sample.scale, "enable_gqa": sample.shape[1] != sample.shape[2]}
-    return emit_alone(kernel, machine, tensors, options, adapt)
+    return emit_alone(kernel, machine, tensors, options, adapt, proved=sample.is_padded)
 
 
 def _meaning(sample: Sample) -> dict[str, Any]:

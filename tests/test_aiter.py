@@ -222,8 +222,8 @@ def test_symbolic_lengths() -> None:
 def test_conformance() -> None:
     """The generated calls, and those drawn from the kernel's own limits."""
     limits, outcomes = registry()["aiter"].limits, Counter[str]()
-    general = testing.cases(60, seed=5, dtypes=tuple(sorted(limits.dtypes, key=str)))
-    for case in (*general, *testing.cases_for(limits, 90, seed=5)):
+    general = testing.cases(80, seed=5, dtypes=tuple(sorted(limits.dtypes, key=str)))
+    for case in (*general, *testing.cases_for(limits, 120, seed=5)):
         B, H, _, Sq, Sk, D, _ = case.shape
         fit = testing.runnable(case) if B * H * Sq * Sk * D < LARGEST else None
         if fit is not None:

@@ -24,6 +24,8 @@ NOT_EQUAL_TWICE = {"attnpass::flash2_train"}
 RULES = ("test_schema", "test_autograd_registration", "test_faketensor")
 SCALE = 0.2
 CAUSAL = (SCALE, -1, 0, 0.0)
+UNBOUNDED = (SCALE, -1, -1, 0.0)
+LENGTHS = torch.tensor([48, 0], dtype=torch.int32)  # of keys, in a batch of two
 
 
 def bshd(**shape: Any) -> list[Tensor]:
@@ -48,6 +50,7 @@ def flash2() -> Iterator[Checked]:
     ops, numbers = torch.ops.attnpass, (*CAUSAL, 0.0)
     q, k, v = bshd(Hkv=2)
     yield ops.flash2.default, (q, k, v, *numbers)
+    yield ops.flash2_padded.default, (q, k, v, LENGTHS.cuda(), SCALE, 0.0)
     out, lse, rng_state = ops.flash2_train(q, k, v, *numbers)
     yield ops.flash2_backward.default, (out, q, k, v, out, lse, rng_state, *numbers)
     yield ops.flash2_train.default, (*leaves(q, k, v), *numbers)
@@ -56,8 +59,9 @@ def flash2() -> Iterator[Checked]:
 def flash3() -> Iterator[Checked]:
     ops = torch.ops.attnpass
     q, k, v = bshd(Hkv=2)
-    yield ops.flash3.default, (q, k, v, None, *CAUSAL)
-    yield ops.flash3.default, (q, k, v, None, *CAUSAL, True)
+    yield ops.flash3.default, (q, k, v, None, None, *CAUSAL)
+    yield ops.flash3.default, (q, k, v, None, None, *CAUSAL, True)
+    yield ops.flash3.default, (q, k, v, None, LENGTHS.cuda(), *UNBOUNDED)
     out, lse = ops.flash3_train(q, k, v, *CAUSAL)
     yield ops.flash3_train.default, (q, k, v, *CAUSAL)
     library = registry()["flash3"].limits.library
@@ -69,7 +73,8 @@ def flash3() -> Iterator[Checked]:
 def flash4() -> Iterator[Checked]:
     ops = torch.ops.attnpass
     q, k, v = bshd(Hkv=2)
-    yield ops.flash4.default, (q, k, v, None, *CAUSAL)
+    yield ops.flash4.default, (q, k, v, None, None, *CAUSAL)
+    yield ops.flash4.default, (q, k, v, None, LENGTHS.cuda(), *UNBOUNDED)
     out, lse = ops.flash4_train(q, k, v, *CAUSAL)
     yield ops.flash4_backward.default, (out, q, k, v, out, lse, *CAUSAL)
     yield ops.flash4_train.default, (*leaves(q, k, v), *CAUSAL)

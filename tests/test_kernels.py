@@ -13,7 +13,7 @@ import attnpass
 from attnpass.errors import ConfigError
 from attnpass.kernels import registry
 from attnpass.kernels.flex import Flex
-from tests.compiled import kernels_used, run
+from tests.compiled import assert_near, assert_right, kernels_used, qkv, refused, run
 
 S = F.scaled_dot_product_attention
 
@@ -135,3 +135,27 @@ def test_opcheck_of_cudnn_ops_schema() -> None:
     for op in (torch.ops.attnpass.cudnn_attention.default, torch.ops.attnpass.cudnn_attention_backward.default):
         assert torch.Tag.needs_exact_strides in op.tags
         assert torch.Tag.pt2_compliant_tag in op.tags
+
+
+class TestRowsHiddenByALargeNumberInTraining:
+    """PyTorch's CPU kernel keeps one log-sum-exp a row, which loses log(Sk) beside finfo.min: wrong gradients."""
+
+    def test_a_mask_that_may_hide_a_row_is_refused(self) -> None:
+        mask = torch.zeros(33, 33)
+        mask[0] = torch.finfo(torch.float32).min
+        assert refused("native_flash", *qkv(grad=True, dtype=torch.float32), mask) == {"known_bug"}
+        assert_right("native_flash", *qkv(dtype=torch.float32), mask)
+
+    def test_a_mask_that_is_proved_to_hide_none_is_taken(self) -> None:
+        def window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            place = torch.arange(33)
+            hidden = (place[None] > place[:, None]) | (place[None] < place[:, None] - 5)
+            mask = torch.zeros(33, 33).masked_fill(hidden, torch.finfo(torch.float32).min)
+            return F.scaled_dot_product_attention(q, k, v, mask)
+
+        q, k, v = qkv(grad=True, dtype=torch.float32)
+        out = run(window, q, k, v, kernel="native_flash")
+        assert kernels_used() == ["native_flash"]
+        got, wanted = (torch.autograd.grad(x.sum(), (q, k, v)) for x in (out, window(q, k, v)))
+        for one, other in zip(got, wanted, strict=True):
+            assert_near(one, other)

@@ -54,6 +54,24 @@ def test_auto_on_an_h100(S: int, terms: tuple[MaskTerm, ...], kernel: str, spell
     assert (decision.asked.mask.spelled is None) is spelled
 
 
+@pytest.mark.parametrize(
+    ("S", "terms", "kernel", "spelled"),
+    [
+        (4096, (PADDING,), "flash3", False),
+        (256, (PADDING,), "native_efficient", True),  # moving the keys would cost more
+        (4096, (CAUSAL, PADDING), "flex", False),
+    ],
+)
+def test_padding_alone_with_flash_attention_installed(
+    S: int, terms: tuple[MaskTerm, ...], kernel: str, spelled: bool
+) -> None:
+    h100 = KNOWN_MACHINES["h100"]
+    machine = replace(h100, versions={**h100.versions, "flash-attn-3": "3.0.0"})
+    decision = select(call(S, *terms), registry(), machine, Config())
+    assert decision.kernel == kernel
+    assert (decision.asked.mask.spelled is None) is spelled
+
+
 def test_a_kernel_that_cannot_compute_the_mask_reads_it_and_says_nothing_of_it() -> None:
     decision = decide(call(4096, CAUSAL, PADDING), kernel=("native_efficient",))
     assert decision.kernel == "native_efficient" and decision.asked.mask.tensor is not None

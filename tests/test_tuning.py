@@ -129,9 +129,23 @@ class TestTuner:
         assert tuned is not None and set(tuned.ms) == {"native_flash", "flex"} and not tuned.failed
         assert tuned.winner in tuned.ms and min(tuned.ms.values()) > 0
 
-    def test_masks_that_read_the_programs_data_are_not_timed(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("rules", ((), (MaskTerm(Term.CAUSAL),)))
+    def test_padding_is_timed_as_one_that_hides_nothing(self, rules: tuple[MaskTerm, ...]) -> None:
         spelled = TensorSpec((2, 1, 64, 64), (4096, 4096, 64, 1), torch.bool, CPU)
-        mask = MaskSpec((MaskTerm(Term.KEY_PADDING),), rows_may_be_empty=True, spelled=spelled)
+        padding = MaskTerm(Term.KEY_PADDING, tensor=TensorSpec((2, 64), (64, 1), torch.bool, CPU))
+        call = make_call(mask=MaskSpec((*rules, padding), rows_may_be_empty=True, spelled=spelled))
+        by_name = {c.kernel.name: c for c in found(call)}
+        assert by_name["native_flash"].spelled and not by_name["flex"].spelled
+        stage = Stage(signature(call) or call)
+        assert stage.padding is not None and stage.padding.all()
+        out = stage.step(by_name["flex"].kernel, Machine.look(CPU))()
+        q, k, v = (stage.tensors[name] for name in "qkv")
+        assert q is not None and k is not None and v is not None and isinstance(out, Tensor)
+        assert torch.allclose(out, F.scaled_dot_product_attention(q, k, v, is_causal=bool(rules)), atol=1e-5)
+
+    def test_documents_are_not_timed(self, tmp_path: Path) -> None:
+        spelled = TensorSpec((2, 1, 64, 64), (4096, 4096, 64, 1), torch.bool, CPU)
+        mask = MaskSpec((MaskTerm(Term.SAME_SEGMENT),), rows_may_be_empty=True, spelled=spelled)
         call = make_call(mask=mask)
         assert signature(call) is None
         assert Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU)) is None

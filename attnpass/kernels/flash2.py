@@ -9,6 +9,8 @@ What its source says (``flash_attn/flash_attn_interface.py``, ``csrc/flash_attn/
 - a negative scale turns the maximum, taken before the scale, into the minimum: the weights overflow;
 - with dropout and a head dim above 192, GPUs with little shared memory (sm_86, 89, 120, 121) leave the gradients
   unwritten, without an error (``flash_bwd_launch_template.h:295``);
+- ``flash_attn_with_kvcache`` reads as many keys of each example as it is told, and gives 0 where there are none; it has
+  no dropout;
 - only the last stride is checked, while the kernel reads 16 bytes at a time.
 """
 
@@ -30,6 +32,7 @@ from attnpass.library import Library
 from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
 from attnpass.machine import Machine, sm_number
 from attnpass.masks import Term
+from attnpass.padding import by_length
 from attnpass.symbolic import known, shown
 
 FLASH_ATTN = Library("flash-attn", "2.6.3", modules=("flash_attn.flash_attn_interface", "flash_attn_2_cuda"))
@@ -49,7 +52,8 @@ class Flash2(Kernel):
         head_dim_max=256,
         head_dim_padding=8,
         gqa=True,
-        terms=frozenset({Term.CAUSAL, Term.WINDOW}),
+        terms=frozenset({Term.CAUSAL, Term.WINDOW, Term.KEY_PADDING}),
+        padding_by_length=True,
         alignments=BOTTOM_RIGHT,
         positive_scale=True,
         dropout=True,
@@ -61,16 +65,21 @@ class Flash2(Kernel):
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
         if call.softcap and call.dropout_p:
             yield Rejection(Code.DROPOUT, "dropout_p with softcap", call.dropout_p, "0")
+        if call.dropout_p and call.mask.has(Term.KEY_PADDING):
+            yield Rejection(Code.DROPOUT, "dropout_p beside padding", call.dropout_p, "0")
         little = sm_number(machine.capability) in LITTLE_SHARED_MEMORY
         if call.needs_grad and call.dropout_p and little and not known(call.D <= 192):
             wanted = f"at most 192 in training with dropout on {machine.capability}"
             yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), wanted)
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        args, lengths = by_length(emitter, call, args)
         q, k, v = bshd(emitter, args, multiple_of(8, call.D))
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0, call.dropout_p)
         if call.needs_grad:
             out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
+        elif lengths is not None:
+            out = emitter(_padded, q, k, v, lengths, args.scale, call.softcap or 0.0)
         else:
             out = emitter(_infer, q, k, v, *numbers)
         return bhsd(emitter, out, call.Dv)
@@ -105,6 +114,16 @@ def _call(
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D) in q's layout."""
     out: Tensor = _call(q, k, v, *numbers)[0]
+    return out
+
+
+def _padded_impl(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float, softcap: float) -> Tensor:
+    """As `_infer_impl`, of the first ``lengths`` (B,) int32 keys."""
+    from flash_attn import flash_attn_interface as flash
+
+    out: Tensor = flash.flash_attn_with_kvcache(
+        q=q, k_cache=k, v_cache=v, cache_seqlens=lengths, softmax_scale=scale, softcap=softcap, num_splits=1
+    )
     return out
 
 
@@ -164,6 +183,12 @@ def _backward_impl(
 _NUMBERS = "float scale, SymInt left, SymInt right, float softcap, float dropout_p"
 _infer = ops.define(
     f"flash2(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, random=True, vmap=True
+)
+_padded = ops.define(
+    "flash2_padded(Tensor q, Tensor k, Tensor v, Tensor lengths, float scale, float softcap) -> Tensor",
+    _padded_impl,
+    _infer_fake,
+    vmap=True,
 )
 _train = ops.define(
     f"flash2_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse, Tensor rng_state)",

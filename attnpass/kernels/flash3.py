@@ -11,6 +11,8 @@ What the source says (``hopper/flash_attn_interface.py``, ``flash_api.cpp``):
 - a head dim that is no multiple of 8 is an error (FlashAttention-2 pads; here the graph does);
 - Dv != D passes the host's checks even if its kernels are not compiled in: refused;
 - its own op's autograd is wrong for causal calls (25 gradients for 26 arguments), so it is not used;
+- ``seqused_k`` of its C++ op is how many keys of each example are read; none gives 0; without variable lengths in the
+  build it raises;
 - its Python functions make two empty tensors a call on the GPU, and go through an autograd function and a
   ``custom_op``: its C++ op is called where it takes our arguments by name.
 """
@@ -36,6 +38,7 @@ from attnpass.library import Build, Library
 from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
 from attnpass.machine import Machine
 from attnpass.masks import Term
+from attnpass.padding import by_length
 from attnpass.symbolic import known, shown
 
 
@@ -49,9 +52,14 @@ def _read_build() -> Build:
         flags: dict[str, bool] = {}
     else:
         flags = CONFIG["build_flags"]
-    names = ("BACKWARD", "SOFTCAP", "LOCAL", "FP16", "HDIM64", "HDIM96", "HDIM128", "HDIM192", "HDIM256")
+    names = ("VARLEN", "BACKWARD", "SOFTCAP", "LOCAL", "FP16", "HDIM64", "HDIM96", "HDIM128", "HDIM192", "HDIM256")
     build = {name.lower(): not flags.get(f"FLASHATTENTION_DISABLE_{name}", False) for name in names}
-    return {**build, "sinks": "sinks" in inspect.signature(flash_attn_interface.flash_attn_func).parameters}
+    _, arguments = _raw_op(flash_attn_interface)
+    return {
+        **build,
+        "sinks": "sinks" in inspect.signature(flash_attn_interface.flash_attn_func).parameters,
+        "lengths": build["varlen"] and "seqused_k" in arguments,
+    }
 
 
 FLASH_ATTN_3 = Library(
@@ -77,7 +85,8 @@ class Flash3(Kernel):
         head_dim_max=256,
         head_dim_padding=8,
         gqa=True,
-        terms=frozenset({Term.CAUSAL, Term.WINDOW}),
+        terms=frozenset({Term.CAUSAL, Term.WINDOW, Term.KEY_PADDING}),
+        padding_by_length=True,
         alignments=BOTTOM_RIGHT,
         positive_scale=True,
         softcap=True,
@@ -90,15 +99,14 @@ class Flash3(Kernel):
         def built(feature: str) -> bool:
             return machine.has_built(FLASH_ATTN_3, feature)
 
-        terms = {Term.CAUSAL, Term.WINDOW} if built("local") else {Term.CAUSAL}
-        dtypes = {torch.float16, torch.bfloat16} if built("fp16") else {torch.bfloat16}
+        terms = {Term.CAUSAL: True, Term.WINDOW: built("local"), Term.KEY_PADDING: built("lengths")}
         return replace(
             self.limits,
             backward=built("backward"),
             softcap=built("softcap"),
             sinks=built("sinks"),
-            terms=frozenset(terms),
-            dtypes=frozenset(dtypes),
+            terms=frozenset(term for term, there in terms.items() if there),
+            dtypes=self.limits.dtypes if built("fp16") else frozenset({torch.bfloat16}),
         )
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
@@ -111,13 +119,14 @@ class Flash3(Kernel):
             yield Rejection(Code.SINKS, "sinks in training", "a logit for each head", "none, they get no gradient")
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        args, lengths = by_length(emitter, call, args)
         q, k, v = bshd(emitter, args, multiple_of(8, call.D))
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
         if call.needs_grad:
             out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
         else:
             sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
-            out = emitter(_infer, q, k, v, sinks, *numbers, args.heads_first)
+            out = emitter(_infer, q, k, v, sinks, lengths, *numbers, args.heads_first)
         return bhsd(emitter, out, call.Dv)
 
 
@@ -151,6 +160,7 @@ def _infer_impl(
     k: Tensor,
     v: Tensor,
     sinks: Tensor | None,
+    lengths: Tensor | None,
     scale: float,
     left: int,
     right: int,
@@ -159,11 +169,11 @@ def _infer_impl(
 ) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), stored so or, ``heads_first``, as BHSD.
 
-    The library writes into any tensor whose last stride is 1.
+    ``lengths``: (B,) int32, how many keys are read. The library writes into any tensor whose last stride is 1.
     """
     stored = _empty(q, heads_first=True) if heads_first else None
-    more = {name: x for name, x in (("sinks", sinks), ("out", stored)) if x is not None}
-    found = _forward({"q": q, "k": k, "v": v, **more}, False, scale, left, right, softcap)
+    given = {"q": q, "k": k, "v": v, "sinks": sinks, "seqused_k": lengths, "out": stored}
+    found = _forward({name: x for name, x in given.items() if x is not None}, False, scale, left, right, softcap)
     out: Tensor = found if isinstance(found, Tensor) else found[0]
     if stored is None or out.data_ptr() == stored.data_ptr():
         return out if stored is None else stored
@@ -226,22 +236,22 @@ def _backward_impl(
     return grads
 
 
+_OPERANDS = "Tensor q, Tensor k, Tensor v"
 _NUMBERS = "float scale, SymInt left, SymInt right, float softcap"
 _infer = ops.define(
-    f"flash3(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_NUMBERS}, bool heads_first=False) -> Tensor",
+    f"flash3({_OPERANDS}, Tensor? sinks, Tensor? lengths, {_NUMBERS}, bool heads_first=False) -> Tensor",
     _infer_impl,
     _infer_fake,
     vmap=True,
 )
 _train = ops.define(
-    f"flash3_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse)",
+    f"flash3_train({_OPERANDS}, {_NUMBERS}) -> (Tensor out, Tensor lse)",
     _train_impl,
     _train_fake,
     vmap=True,
 )
 _backward = ops.define(
-    "flash3_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"{_NUMBERS}) -> (Tensor, Tensor, Tensor)",
+    f"flash3_backward(Tensor grad, {_OPERANDS}, Tensor out, Tensor lse, {_NUMBERS}) -> (Tensor, Tensor, Tensor)",
     _backward_impl,
     ops.gradients_like_operands,
 )

@@ -5,6 +5,7 @@ What the source says (``flash_attn/cute/interface.py``, 4.0.0b36):
 - ``flash_attn_func`` stands around ``_flash_attn_fwd`` for autograd only, which our op has already; so the latter is
   called, by keywords (the fourth positional argument is ``qv``);
 - an unbounded side of a window is None; one -1 beside a number would become a real bound;
+- ``seqused_k`` is how many keys of each example are read; on sm_10x not at head dim 256;
 - causal and windows are bottom-right; a mask function makes both silently ignored;
 - ``flash_attn.cute.__version__`` says 0.0.0, and an old copy of ``flash_attn.cute`` lies in flash-attn 2: the
   distribution's version decides;
@@ -37,6 +38,7 @@ from attnpass.library import Build, Library, UnusableError
 from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
 from attnpass.machine import Machine, sm_number
 from attnpass.masks import Term
+from attnpass.padding import by_length
 from attnpass.symbolic import as_int, known, known_equal, shown
 
 
@@ -77,7 +79,8 @@ class Flash4(Kernel):
         head_dim_max=256,
         head_dim_multiple=8,
         gqa=True,
-        terms=frozenset({Term.CAUSAL, Term.WINDOW}),
+        terms=frozenset({Term.CAUSAL, Term.WINDOW, Term.KEY_PADDING}),
+        padding_by_length=True,
         alignments=BOTTOM_RIGHT,
         positive_scale=True,
         softcap=True,
@@ -94,6 +97,7 @@ class Flash4(Kernel):
             return replace(self.limits, value_dim_may_differ=True)
         return replace(  # nothing is checked by the library itself there
             self.limits,
+            terms=self.limits.terms - {Term.KEY_PADDING},
             head_dim_max=128,
             backward=generation != 8,
             deterministic=generation == 8,
@@ -107,19 +111,22 @@ class Flash4(Kernel):
             if not small and (as_int(call.D), as_int(call.Dv)) not in ((192, 128), (256, 256)):
                 actual, wanted = f"{shown(call.D)}, {shown(call.Dv)}", "at most 128, (192, 128) or (256, 256)"
                 yield Rejection(Code.HEAD_DIM, "head dims of q and v", actual, f"{wanted} on {machine.capability}")
+            elif call.mask.has(Term.KEY_PADDING) and not small:
+                yield Rejection(Code.MASK, "mask", str(call.mask), f"none or causal at head dim {shown(call.D)}")
         if call.needs_grad and not known_equal(call.D, call.Dv):
             yield Rejection(Code.VALUE_DIM, "value head_dim", shown(call.Dv), f"{shown(call.D)} in training")
         if call.needs_grad and call.sinks is not None:
             yield Rejection(Code.SINKS, "sinks in training", "a logit for each head", "none, they get no gradient")
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        args, lengths = by_length(emitter, call, args)
         q, k, v = bshd(emitter, args, _trained_dim(call) if call.needs_grad else None)
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
         if call.needs_grad:
             out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
         else:
             sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
-            out = emitter(_infer, q, k, v, sinks, *numbers)
+            out = emitter(_infer, q, k, v, sinks, lengths, *numbers)
         return bhsd(emitter, out, call.Dv)
 
 
@@ -138,6 +145,7 @@ def _call(
     k: Tensor,
     v: Tensor,
     sinks: Tensor | None,
+    lengths: Tensor | None,
     scale: float,
     left: int,
     right: int,
@@ -157,6 +165,7 @@ def _call(
         window_size_left=low,
         window_size_right=high,
         learnable_sink=sinks,
+        seqused_k=lengths,
         softcap=softcap,
         num_splits=1,
         return_lse=lse,
@@ -164,9 +173,12 @@ def _call(
     return out, found
 
 
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *numbers: Any) -> Tensor:
-    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, Dv) -> (B, Sq, H, Dv), contiguous."""
-    return _call(q, k, v, sinks, *numbers)[0]
+def _infer_impl(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None, *numbers: Any) -> Tensor:
+    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, Dv) -> (B, Sq, H, Dv), contiguous.
+
+    ``lengths``: (B,) int32, how many keys are read.
+    """
+    return _call(q, k, v, sinks, lengths, *numbers)[0]
 
 
 def _infer_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
@@ -175,7 +187,7 @@ def _infer_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
 
 def _train_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
     """The output and its log-sum-exp, (B, H, Sq) in fp32."""
-    return _call(q, k, v, None, *numbers, lse=True)
+    return _call(q, k, v, None, None, *numbers, lse=True)
 
 
 def _train_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
@@ -218,19 +230,22 @@ def _backward_impl(
     return grads[0], grads[1], grads[2]
 
 
+_OPERANDS = "Tensor q, Tensor k, Tensor v"
 _NUMBERS = "float scale, SymInt left, SymInt right, float softcap"
 _infer = ops.define(
-    f"flash4(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, vmap=True
+    f"flash4(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? lengths, {_NUMBERS}) -> Tensor",
+    _infer_impl,
+    _infer_fake,
+    vmap=True,
 )
 _train = ops.define(
-    f"flash4_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse)",
+    f"flash4_train({_OPERANDS}, {_NUMBERS}) -> (Tensor out, Tensor lse)",
     _train_impl,
     _train_fake,
     vmap=True,
 )
 _backward = ops.define(
-    "flash4_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"{_NUMBERS}) -> (Tensor, Tensor, Tensor)",
+    f"flash4_backward(Tensor grad, {_OPERANDS}, Tensor out, Tensor lse, {_NUMBERS}) -> (Tensor, Tensor, Tensor)",
     _backward_impl,
     ops.contiguous_gradients,
 )

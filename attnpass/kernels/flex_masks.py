@@ -10,18 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnpass.call import AttentionCall
-from attnpass.emit import EmitRefusedError, Emitter
+from attnpass.emit import Emitter
 from attnpass.kernels.flex_layout import all_fixed, fixed
-from attnpass.limits import Code, Rejection
+from attnpass.mask_values import Outside, bounds_of, computed, number_of, sizes_of, symbols_of, values_of
 from attnpass.masks.blocks import band_blocks, blocks
-from attnpass.masks.bounds import Bounds
 from attnpass.masks.expr import AXES, B, Expr, H, K, Load, NonNeg, Q, axis, size_key
 from attnpass.masks.logic import all_of, any_of, axes_of, loads_of
 from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads, symbolic_sizes
@@ -30,8 +28,6 @@ from attnpass.masks.simplify import conjuncts
 from attnpass.masks.spec import EmptyRows
 from attnpass.masks.substitute import with_nodes
 from attnpass.symbolic import Size
-
-Outside = frozenset[tuple[Load, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +47,7 @@ class Captured:
 
 def captured(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: Meaning) -> Captured:
     """Prepare what a mask reads. Shared by all calls with the same mask."""
-    key = ("flex captured", meaning.allowed, meaning.bias, *map(str, _sizes(call)), emitter.writes_before())
+    key = ("flex captured", meaning.allowed, meaning.bias, *map(str, sizes_of(call)), emitter.writes_before())
     if key not in emitter.shared:
         first = len(emitter.made)
         emitter.shared[key] = _capture(emitter, call, q, k, meaning)
@@ -66,7 +62,7 @@ def _capture(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: M
     bias = None if meaning.bias is None else with_nodes(meaning.bias, lambda node: fixed(emitter, node))
     if not (meaning.spec.rows_may_be_empty and meaning.spec.empty is EmptyRows.AVERAGE):
         return Captured(allowed, bias)
-    empty = _computed(emitter, call, q, k, allowed, (B, H, Q), lambda seen: seen.any(-1).logical_not())
+    empty = _loaded(emitter, call, q, k, allowed, (B, H, Q), lambda seen: seen.any(-1).logical_not())
     return Captured(any_of((allowed, empty)), bias, empty)
 
 
@@ -74,11 +70,11 @@ def _hoisted(emitter: Emitter, call: AttentionCall, q: Node, k: Node, part: Expr
     """A part that depends on keys or queries alone as one load of a bool tensor; others with loads of fixed layout."""
     axes = axes_of(part)
     if loads_of(part) and not {Q, K} <= axes and axes:
-        return _computed(emitter, call, q, k, part, tuple(a for a in AXES if a in axes), lambda value: value)
+        return _loaded(emitter, call, q, k, part, AXES, lambda value: value)
     return with_nodes(part, lambda node: fixed(emitter, node))
 
 
-def _computed(
+def _loaded(
     emitter: Emitter,
     call: AttentionCall,
     q: Node,
@@ -87,68 +83,9 @@ def _computed(
     kept: tuple[str, ...],
     finish: Callable[[Tensor], Tensor],
 ) -> Expr:
-    """``finish(expr)`` computed in the graph, as the load of a bool tensor over the axes ``kept``."""
-    present = axes_of(expr)
-    kept = tuple(a for a in kept if a in present)
-
-    def compute(q: Tensor, k: Tensor, *tensors: Tensor) -> Tensor:
-        sizes = dict(zip(AXES, (*q.shape[:3], k.shape[2]), strict=True))
-        places = {
-            a: torch.arange(sizes[a], device=q.device).reshape([-1 if a == other else 1 for other in AXES])
-            for a in AXES
-            if a in present
-        }
-        value = evaluate(expr, _values(expr, places, q, k, nodes, tensors, outside))
-        whole = as_tensor(value, torch.bool, q.device).expand([sizes[a] if a in present else 1 for a in AXES])
-        return finish(whole).reshape([sizes[a] for a in kept])
-
-    nodes = [load.node for load in loads_of(expr)]
-    outside = outside_loads(expr, _bounds(call))  # asked here: arithmetic on sizes would be traced in there
-    node = emitter.inline(compute, q, k, *nodes)
-    return Load(fixed(emitter, node), tuple(map(axis, kept)), torch.bool)
-
-
-def _values(
-    expr: Expr, places: dict[str, Tensor], q: Tensor, k: Tensor, nodes: list[Node], tensors: Any, outside: Outside
-) -> Values:
-    symbols = _symbols(q, k, *tensors)
-    sizes = {
-        key: torch.full((), _number(key, symbols), dtype=torch.int64, device=q.device) for key in symbolic_sizes(expr)
-    }
-    return Values(places, dict(zip(nodes, tensors, strict=True)), sizes, outside)
-
-
-def _sizes(call: AttentionCall) -> tuple[Any, ...]:
-    return call.B, call.H, call.Sq, call.Sk
-
-
-def _bounds(call: AttentionCall) -> Bounds:
-    return Bounds.of(dict(zip(AXES, _sizes(call), strict=True)))
-
-
-def _symbols(*tensors: Tensor) -> dict[Any, Any]:
-    """The symbolic sizes of tensors by their symbol."""
-    sizes: list[Size] = [size for tensor in tensors for size in tensor.shape]
-    return {size_key(size): size for size in sizes if not isinstance(size, int)}
-
-
-def _number(expr: Any, symbols: dict[Any, Any]) -> Any:
-    """A symbolic expression computed from sizes at hand.
-
-    Raises:
-        EmitRefusedError: it needs a size that no operand has.
-    """
-    if expr in symbols:
-        return symbols[expr]
-    if isinstance(expr, sympy.Integer):
-        return int(expr)
-    if isinstance(expr, (sympy.Add, sympy.Mul)):
-        numbers = [_number(arg, symbols) for arg in expr.args]
-        total = numbers[0]
-        for number in numbers[1:]:
-            total = total + number if isinstance(expr, sympy.Add) else total * number
-        return total
-    raise EmitRefusedError(Rejection(Code.DYNAMIC, "a size in the mask", expr, "a sum of sizes of q, k and the mask"))
+    """``finish(expr)``, computed once, as the load of a bool tensor over the axes ``kept``."""
+    node = computed(emitter, call, q, k, expr, kept, finish)
+    return Load(fixed(emitter, node), tuple(axis(a) for a in kept if a in axes_of(expr)), torch.bool)
 
 
 def block_lists(emitter: Emitter, call: AttentionCall, q: Node, k: Node, mask: Captured) -> list[Node]:
@@ -158,16 +95,16 @@ def block_lists(emitter: Emitter, call: AttentionCall, q: Node, k: Node, mask: C
     lists as contiguous (an illegal memory access on an H100, PyTorch 2.11).
     """
     nodes = [load.node for load in loads_of(mask.allowed)]
-    outside, band = outside_loads(mask.allowed, _bounds(call)), _band(mask.allowed)
+    outside, band = outside_loads(mask.allowed, bounds_of(call)), _band(mask.allowed)
 
     def compute(q: Tensor, k: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         sizes = (*q.shape[:3], k.shape[2])
         if band is not None:
-            left, right = (None if side is None else _side(side, _symbols(q, k)) for side in band)
+            left, right = (None if side is None else _side(side, symbols_of(q, k)) for side in band)
             return band_blocks(sizes[2], sizes[3], left, right, q.device)
 
         def values(places: dict[str, Tensor]) -> Values:
-            return _values(mask.allowed, places, q, k, nodes, tensors, outside)
+            return values_of(mask.allowed, places, q, k, nodes, tensors, outside)
 
         return blocks(mask.allowed, sizes, values, q.device)
 
@@ -188,7 +125,7 @@ def _band(allowed: Expr) -> tuple[Size | None, Size | None] | None:
 
 
 def _side(size: Size, symbols: dict[Any, Any]) -> Any:
-    return size if isinstance(size, int) else _number(size_key(size), symbols)
+    return size if isinstance(size, int) else number_of(size_key(size), symbols)
 
 
 def element_function(
@@ -208,7 +145,7 @@ def element_function(
     nodes = list(dict.fromkeys(load.node for expr in exprs for load in loads_of(expr)))
     needed = {key: None for expr in exprs for key in symbolic_sizes(expr)}
     sizes = [_size_node(emitter, q, k, key) for key in needed]
-    outside: Outside = frozenset().union(*(outside_loads(expr, _bounds(call)) for expr in exprs))
+    outside: Outside = frozenset().union(*(outside_loads(expr, bounds_of(call)) for expr in exprs))
 
     def function(*given: Tensor) -> Any:
         first = int(score)
@@ -232,7 +169,7 @@ def _size_node(emitter: Emitter, q: Node, k: Node, key: Any) -> Node:
     """A symbolic size as a tensor without dimensions."""
 
     def compute(q: Tensor, k: Tensor) -> Tensor:
-        return torch.full((), _number(key, _symbols(q, k)), dtype=torch.int64, device=q.device)
+        return torch.full((), number_of(key, symbols_of(q, k)), dtype=torch.int64, device=q.device)
 
     node: Node = emitter.inline(compute, q, k)
     return fixed(emitter, node)

@@ -1,8 +1,5 @@
-"""The meaning of masks.
+"""The meaning of masks: read from the graph (`trace`), proved (`prove`), and computed again (`lower`, `blocks`)."""
 
-Today a mask is ``none``, ``causal`` (from ``is_causal``) or a tensor whose values only the running program knows.
-"""
+from attnpass.masks.spec import RULES, EmptyRows, MaskSpec, MaskTerm, Term
 
-from attnpass.masks.spec import EmptyRows, MaskSpec, MaskTerm, Term
-
-__all__ = ["EmptyRows", "MaskSpec", "MaskTerm", "Term"]
+__all__ = ["RULES", "EmptyRows", "MaskSpec", "MaskTerm", "Term"]

@@ -23,6 +23,9 @@ class Term(Enum):
     TENSOR = "tensor"
 
 
+RULES = frozenset({Term.CAUSAL, Term.WINDOW})  # they need no data
+
+
 class EmptyRows(Enum):
     """What the program gives for a query that sees no key at all."""
 
@@ -102,6 +105,10 @@ class MaskSpec:
 
     def has(self, term: Term) -> bool:
         return any(t.term is term for t in self.terms)
+
+    def is_only(self, *terms: Term) -> bool:
+        """Is there nothing else in the mask?"""
+        return self.bias is None and bool(self.terms) and all(t.term in terms for t in self.terms)
 
     def band(self) -> tuple[Size, Size]:
         """CAUSAL and WINDOW as one pair (left, right) of keys seen beside the diagonal, -1 for no bound.

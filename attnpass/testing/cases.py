@@ -38,6 +38,7 @@ MASKS = (
     "causal",
     "bool",
     "key_padding",
+    "padded_away",
     "empty_rows",
     "bias",
     "bias_per_head",
@@ -45,6 +46,7 @@ MASKS = (
     "bias_fp32",
     "bias_min",
 )
+PADDINGS = ("key_padding", "padded_away")
 LAYOUTS = ("BHSD", "BSHD", "packed", "expanded", "offset", "transposed", "3-D", "2-D", "broadcast")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_DIMS = (8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 128, 160, 192, 256)
@@ -98,6 +100,7 @@ def cases_for(limits: Limits, count: int, seed: int = 0) -> list[Case]:
     dims = [d for d in HEAD_DIMS if limits.head_dim_min <= d <= (limits.head_dim_max or d)]
     dims = [d for d in dims if d % limits.head_dim_multiple == 0] or [64]
     masks = ["none", *(["causal"] * (Term.CAUSAL in limits.terms)), *(MASKS[4:] if limits.mask_tensor else ())]
+    masks += PADDINGS if limits.padding_by_length else ()
     layouts = ("BHSD", "BSHD", "BSHD", "packed", "3-D")
     dtypes = sorted(limits.dtypes & set(DTYPES), key=str)
     made: dict[Case, None] = {}
@@ -110,6 +113,7 @@ def cases_for(limits: Limits, count: int, seed: int = 0) -> list[Case]:
         Dv = rng.choice(dims) if limits.value_dim_may_differ and rng.random() < 0.3 else D
         mask = rng.choice(MASKS if near_miss else masks)
         grad = rng.random() < (0.4 if limits.backward else 0.1)
+        grad &= near_miss or not (limits.padding_by_length and mask in PADDINGS)
         scale = rng.choice((None, None, 0.3) if limits.positive_scale or not near_miss else (None, -0.5))
         layout = rng.choice(LAYOUTS if near_miss else layouts)
         shape = (rng.choice((1, 2, 3)), H, Hkv, Sq, Sk, D, Dv)
@@ -197,8 +201,10 @@ def _mask(case: Case, generator: torch.Generator) -> Tensor | None:
     if case.mask.startswith("bias"):
         shape = (1, H, Sq, Sk) if case.mask == "bias_per_head" else (Sq, Sk)
         return torch.randn(shape, generator=generator).to(case.dtype)
-    seen = torch.rand((B, 1, 1, Sk) if case.mask == "key_padding" else (B, 1, Sq, Sk), generator=generator) > 0.3
-    if case.mask != "empty_rows" and Sk:
+    seen = torch.rand((B, 1, 1, Sk) if case.mask in PADDINGS else (B, 1, Sq, Sk), generator=generator) > 0.3
+    if case.mask == "padded_away":  # one example without a key
+        seen[:1] = False
+    elif case.mask != "empty_rows" and Sk:
         seen[..., 0] = True
     elif Sq:
         seen[:, :, 0] = False

@@ -7,11 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from attnpass.call import AttentionCall, Context, Kind, Pattern, Source
-from attnpass.masks import MaskSpec, Term
+from attnpass.masks import RULES, MaskSpec, Term
 from attnpass.symbolic import Size, hint
 from attnpass.tensor import TensorSpec, dtype_name
-
-RULES = frozenset({Term.CAUSAL, Term.WINDOW})
 
 
 def signature(call: AttentionCall) -> AttentionCall | None:
@@ -64,9 +62,8 @@ class _NoHintError(Exception):
 
 
 def _numbered_mask(mask: MaskSpec) -> MaskSpec | None:
-    """The mask with numbers; None if kernels would need its data to compute what it means."""
-    names = {term.term for term in mask.terms}
-    if mask.spelled is not None and not names <= RULES:
+    """The mask with numbers; None if its meaning is more than rules and padding, and how much it hides is not known."""
+    if mask.spelled is not None and not mask.is_only(*RULES, Term.KEY_PADDING):
         return None
     terms = []
     for term in mask.terms:
@@ -74,8 +71,6 @@ def _numbered_mask(mask: MaskSpec) -> MaskSpec | None:
         tensor = None if term.tensor is None else _numbered(term.tensor)
         terms.append(replace(term, **sizes, tensor=tensor))
     bias, spelled = (None if spec is None else _numbered(spec) for spec in (mask.bias, mask.spelled))
-    if mask.spelled is not None and bias is not None:
-        return None
     return replace(mask, terms=tuple(terms), bias=bias, spelled=spelled, meaning="", stop="")
 
 

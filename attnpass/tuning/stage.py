@@ -14,7 +14,7 @@ from attnpass.alone import UnfitError, emit_alone
 from attnpass.call import AttentionCall
 from attnpass.kernel import Kernel
 from attnpass.machine import Machine
-from attnpass.masks import MaskSpec
+from attnpass.masks import RULES, MaskSpec, Term
 from attnpass.tensor import TensorSpec
 
 SEEN = 0.9  # of a bool mask's keys
@@ -27,6 +27,8 @@ class Stage:
     Attributes:
         call: the call, with numbers for sizes.
         tensors: q, k, v, mask and sinks on the device; the mask only if a kernel reads it.
+        padding: what a kernel reads that computes the mask from the padding in it. It hides nothing: how much the
+            program's own hides is not known.
     """
 
     def __init__(self, call: AttentionCall) -> None:
@@ -40,6 +42,10 @@ class Stage:
                 "mask": None if kept is None else _like(kept),
                 "sinks": None if call.sinks is None else _like(call.sinks),
             }
+            self.padding = None
+            if call.mask.has(Term.KEY_PADDING):
+                shape = int(call.B), 1, 1, int(call.Sk)
+                self.padding = torch.ones(shape, dtype=torch.bool, device=call.device)
         except (RuntimeError, AssertionError) as error:
             raise UnfitError(str(error)) from error
 
@@ -54,9 +60,10 @@ class Stage:
         Raises:
             UnfitError: the kernel refuses.
         """
-        tensors = {**self.tensors, "mask": None} if self.call.mask.tensor is None and not spelled else self.tensors
+        proved = self.call.mask.spelled is not None and not spelled
+        tensors = {**self.tensors, "mask": self.padding} if proved else self.tensors
         mask = self.call.mask.as_spelled() if spelled else replace(self.call.mask, spelled=None)
-        run = self._runnable(kernel, machine, tensors, mask)
+        run = self._runnable(kernel, machine, tensors, mask, proved)
         given = [x for x in tensors.values() if x is not None]
         if not self.call.needs_grad:
             return lambda: run(*given)
@@ -65,18 +72,18 @@ class Stage:
         return lambda: torch.autograd.grad(run(*given), wanted, weight)
 
     def _runnable(
-        self, kernel: Kernel, machine: Machine, tensors: dict[str, Tensor | None], mask: MaskSpec
+        self, kernel: Kernel, machine: Machine, tensors: dict[str, Tensor | None], mask: MaskSpec, proved: bool
     ) -> Callable[..., Tensor]:
         """The graph as it is; compiled, where it holds an operator that is only fast compiled (FlexAttention)."""
         call = self.call
 
         def adapt(found: AttentionCall) -> AttentionCall:
-            rules = tuple(term for term in mask.terms if term.tensor is None)
+            rules = tuple(term for term in mask.terms if term.term in RULES)
             kept = replace(found.mask, terms=(*found.mask.terms, *rules), rows_may_be_empty=mask.rows_may_be_empty)
             return replace(found, mask=kept, softcap=call.softcap, needs_grad=call.needs_grad)
 
         options: dict[str, Any] = {"scale": call.scale, "enable_gqa": call.is_gqa, "dropout_p": call.dropout_p or 0.0}
-        gm = emit_alone(kernel, machine, tensors, options, adapt)
+        gm = emit_alone(kernel, machine, tensors, options, adapt, proved)
         if any(isinstance(node.target, HigherOrderOperator) for node in gm.graph.nodes):
             from torch._inductor.compile_fx import compile_fx
 

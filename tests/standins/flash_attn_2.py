@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.standins import module
-from tests.standins.formula import attention, band, gradients, is_aligned
+from tests.standins.formula import attention, band, gradients, is_aligned, used
 
 little_shared_memory = False
 
@@ -63,6 +63,27 @@ def _flash_attn_forward(
     seen = _seen(q, k, causal, window_size_left, window_size_right)
     out, lse = attention(q, k, v, softmax_scale, seen, softcap=softcap, keep=_keep(q, k, dropout_p, rng_state))
     return torch.empty_like(q).copy_(out), lse, q.new_empty(0), rng_state
+
+
+def flash_attn_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    cache_seqlens: int | Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    num_splits: int = 0,
+) -> Tensor:
+    """Without new keys: attention to the first ``cache_seqlens`` ones of each example."""
+    _check(q, k_cache, v_cache)
+    assert k is None and v is None and not causal and window_size == (-1, -1) and num_splits == 1
+    assert softmax_scale is not None and isinstance(cache_seqlens, Tensor)
+    seen = used(_seen(q, k_cache, False, -1, -1), cache_seqlens, q.shape[0])
+    return torch.empty_like(q).copy_(attention(q, k_cache, v_cache, softmax_scale, seen, softcap=softcap)[0])
 
 
 def _flash_attn_backward(
@@ -147,6 +168,7 @@ def install(monkeypatch: pytest.MonkeyPatch, version: str = "2.8.3", little_memo
     functions = {
         "_flash_attn_forward": _forward_26 if old else _flash_attn_forward,
         "_flash_attn_backward": _backward_26 if old else _flash_attn_backward,
+        "flash_attn_with_kvcache": flash_attn_with_kvcache,
     }
     monkeypatch.setattr(f"{__name__}.little_shared_memory", little_memory)
     module(monkeypatch, "flash_attn", __version__=version)

@@ -2,7 +2,7 @@
 
 Traps kept: the fourth positional argument is the scale, a head dim that is no multiple of 8 is an error, what a build
 left out raises at the call, bottom-right causal and windows, Dv != D computes something else, the output is contiguous
-whatever q is, sinks are bf16 and only in some builds.
+whatever q is, variable lengths are int32 and read K and V up to them only, sinks are bf16 and only in some builds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.standins import module
-from tests.standins.formula import attention, band, gradients, is_aligned
+from tests.standins.formula import attention, band, gradients, is_aligned, used
 
 # the flags of the wheel tokenspeed-fa3
 FORWARD_ONLY = ("BACKWARD", "SOFTCAP", "HDIM96", "SM8x")
@@ -98,13 +98,19 @@ def _forward(
     num_splits: int,
     with_lse: bool,
     sinks: Tensor | None,
+    seqused_k: Tensor | None = None,
 ) -> Any:
     _check(q, k, v, causal, *window, softcap)
     assert num_splits == 1, "tracing refuses the heuristic"
+    seen = _seen(q, k, causal, *window)
+    if seqused_k is not None:
+        assert not (causal or window != (-1, -1)), "bottom-right of the used length, which is not stood in for"
+        assert "VARLEN" not in disabled, "This flash attention build does not support varlen."
+        seen = used(seen, seqused_k, q.shape[0])
     if sinks is not None:
         assert sinks.dtype == torch.bfloat16 and sinks.is_contiguous() and sinks.shape == (q.shape[2],)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = attention(q, k, v, scale, _seen(q, k, causal, *window), softcap=softcap, sinks=sinks)
+    out, lse = attention(q, k, v, scale, seen, softcap=softcap, sinks=sinks)
     return (out, lse) if with_lse else out
 
 
@@ -112,7 +118,8 @@ class RawOp:
     """The C++ op ``fwd`` behind the Python functions, with the names of its arguments that matter here."""
 
     _schema = torch._C.parse_schema(
-        "fwd(Tensor q, Tensor k, Tensor v, Tensor? out=None, float? softmax_scale=None, bool is_causal=False, "
+        "fwd(Tensor q, Tensor k, Tensor v, Tensor? out=None, Tensor? seqused_k=None, "
+        "float? softmax_scale=None, bool is_causal=False, "
         "int window_size_left=-1, int window_size_right=-1, float softcap=0.0, int num_splits=0, int sm_margin=0, "
         "Tensor? sinks=None) -> (Tensor, Tensor, Tensor?, Tensor?)"
     )
@@ -132,12 +139,14 @@ class RawOp:
         num_splits: int,
         sinks: Tensor | None = None,
         out: Tensor | None = None,
+        seqused_k: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, None, None]:
         RawOp.calls += 1
         assert out is None or out.stride(-1) == 1, "Output tensor must have contiguous last dimension"
         assert {q.stride(-1), k.stride(-1), v.stride(-1)} == {1}, "Input tensor must have contiguous last dimension"
         window = (window_size_left, window_size_right)
-        result, lse = _forward(q, k, v, softmax_scale, is_causal, window, softcap, num_splits, True, sinks)
+        more = (softcap, num_splits, True, sinks, seqused_k)
+        result, lse = _forward(q, k, v, softmax_scale, is_causal, window, *more)
         return (result if out is None else out.copy_(result)), lse, None, None
 
 
@@ -194,6 +203,18 @@ def install(
         functions["flash_attn_3_gpu"] = SimpleNamespace(fwd=SimpleNamespace(default=RawOp()))
     module(monkeypatch, "flash_attn_interface", **functions)
     if config:
-        names = ("BACKWARD", "SOFTCAP", "LOCAL", "FP16", "HDIM64", "HDIM96", "HDIM128", "HDIM192", "HDIM256", "SM8x")
+        names = (
+            "VARLEN",
+            "BACKWARD",
+            "SOFTCAP",
+            "LOCAL",
+            "FP16",
+            "HDIM64",
+            "HDIM96",
+            "HDIM128",
+            "HDIM192",
+            "HDIM256",
+            "SM8x",
+        )
         flags = {f"FLASHATTENTION_DISABLE_{name}": name in disabled for name in names}
         module(monkeypatch, "flash_attn_config", CONFIG={"build_flags": flags})

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.standins import module
-from tests.standins.formula import attention, band, gradients
+from tests.standins.formula import attention, band, gradients, used
 
 TRAINED = (32, 64, 96, 128, 192, 256)
 
@@ -53,7 +53,7 @@ def flash_attn_func(
     """What kernels from the Hub have; our own op calls what stands behind it."""
     sides = {"window_size_left": window_size[0], "window_size_right": window_size[1]}
     more: dict[str, Any] = {"learnable_sink": learnable_sink, "softcap": softcap, **sides}
-    return _flash_attn_fwd(q, k, v, qv, softmax_scale, causal, **more)[:2]
+    return _flash_attn_fwd(q, k, v, qv, None, softmax_scale, causal, **more)[:2]
 
 
 def _flash_attn_fwd(
@@ -61,6 +61,7 @@ def _flash_attn_fwd(
     k: Tensor,
     v: Tensor,
     qv: Tensor | None = None,
+    seqused_k: Tensor | None = None,
     softmax_scale: float | None = None,
     causal: bool = False,
     softcap: float | None = None,
@@ -77,6 +78,9 @@ def _flash_attn_fwd(
         assert learnable_sink.dtype == torch.bfloat16 and learnable_sink.shape == (q.shape[2],)
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     seen = _seen(q, k, causal, window_size_left, window_size_right, mask_mod)
+    if seqused_k is not None:
+        assert not causal and window_size_left is None and window_size_right is None
+        seen = used(seen, seqused_k, q.shape[0])
     out, lse = attention(q, k, v, scale, seen, softcap=softcap or 0.0, sinks=learnable_sink)
     return out, lse if return_lse else None, None, None, None
 

@@ -24,6 +24,12 @@ def band(Sq: int, Sk: int, left: int | None, right: int | None, offset: int | No
     return seen
 
 
+def used(seen: Tensor, lengths: Tensor, B: int) -> Tensor:
+    """``seen`` (Sq, Sk) for the first ``lengths`` keys of each example: (B, 1, Sq, Sk)."""
+    assert lengths.dtype == torch.int32 and lengths.shape == (B,) and lengths.is_contiguous()
+    return seen & (torch.arange(seen.shape[1]) < lengths[:, None, None, None])
+
+
 @dataclass(frozen=True)
 class Scores:
     """What a kernel holds between its two products: (B, H, Sq, Sk), fp32.

@@ -1,0 +1,100 @@
+"""Padding as a number of keys: for kernels that take how many keys each example has, and skip the rest.
+
+Softmax does not know the order of its keys. So where a mask says no more than which keys of an example take part, those
+are moved to the front, K and V alike, and the kernel is told how many they are. That is exact for any padding, left,
+right or scattered; nothing is read from the device to decide it; and keys that are padding cost nothing, where a mask
+tensor makes every kernel slower. The order is worked out once for all layers that share the mask; a mask that is a
+prefix by its meaning (``k < lengths[b]``) needs none.
+
+With causal or a window the places of the keys matter, and in training the gradients of the keys behind the last one
+would be whatever lies in memory: such calls are refused (`Limits.padding_by_length`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from attnpass.call import AttentionCall
+from attnpass.emit import EmitRefusedError, Emitter, aten
+from attnpass.kernel import Operands
+from attnpass.layout import transposed
+from attnpass.limits import Code, Rejection
+from attnpass.mask_values import computed, sizes_of
+from attnpass.masks import EmptyRows, Term
+from attnpass.masks.expr import Apply, B, Expr, K, Lin, NonNeg
+from attnpass.masks.logic import axes_of
+from attnpass.masks.simplify import conjuncts
+
+
+def by_length(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Operands, Node | None]:
+    """The operands with the keys that take part in front, and how many they are: (B,) int32, None without padding.
+
+    Raises:
+        EmitRefusedError: the mask is another for each head, or reads a size that no operand has.
+    """
+    if not call.mask.has(Term.KEY_PADDING):
+        return args, None
+    assert args.meaning is not None, "a mask that was proved has a meaning"
+    order, lengths, empty = _shared(emitter, call, args, args.meaning.allowed)
+    if order is not None:
+        args = replace(args, k=_moved(emitter, args.k, order), v=_moved(emitter, args.v, order))
+    if empty is not None:  # equal scores for all keys: their average
+        zero = emitter(aten.full.default, [], 0.0, dtype=call.dtype, device=call.device)
+        args = replace(args, q=emitter(aten.where.self, empty, zero, args.q))
+    return args, lengths
+
+
+def _shared(
+    emitter: Emitter, call: AttentionCall, args: Operands, allowed: Expr
+) -> tuple[tuple[Node, Node] | None, Node, Node | None]:
+    """The order of the keys, their number, and which examples give an average: once for all calls with this mask."""
+    averages = call.mask.rows_may_be_empty and call.mask.empty is EmptyRows.AVERAGE
+    key = ("padding", allowed, averages, *map(str, sizes_of(call)), emitter.writes_before(), id(emitter.owner))
+    if key not in emitter.shared:
+        first = len(emitter.made)
+        emitter.shared[key] = _make(emitter, call, args, allowed, averages)
+        del emitter.made[first:]  # shared with later calls, so not this call's to undo
+    made: tuple[tuple[Node, Node] | None, Node, Node | None] = emitter.shared[key]
+    return made
+
+
+def _make(
+    emitter: Emitter, call: AttentionCall, args: Operands, allowed: Expr, averages: bool
+) -> tuple[tuple[Node, Node] | None, Node, Node | None]:
+    if not axes_of(allowed) <= {B, K}:
+        raise EmitRefusedError(Rejection(Code.MASK, "padding", "another one for each head", "one for all heads"))
+    seen = computed(emitter, call, args.q, args.k, allowed, (B, K), lambda value: value)
+    is_prefix = all(map(_hides_a_tail, conjuncts(allowed)))
+
+    def compute(q: Tensor, k: Tensor, seen: Tensor) -> tuple[Tensor | None, ...]:
+        seen = seen.expand(q.shape[0], k.shape[2])
+        found = seen.sum(1, dtype=torch.int32)
+        empty = (found == 0)[:, None, None, None] if averages else None
+        lengths = torch.where(found == 0, k.shape[2], found).to(torch.int32) if averages else found
+        if is_prefix:
+            return None, None, lengths, empty
+        example = torch.arange(q.shape[0], device=q.device).unsqueeze(1)
+        order = seen.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices
+        return example, order, lengths, empty
+
+    example, order, lengths, empty = emitter.inline(compute, args.q, args.k, seen)
+    return None if is_prefix else (example, order), lengths, empty
+
+
+def _moved(emitter: Emitter, x: Node, order: tuple[Node, Node]) -> Node:
+    """K or V (B, Hkv, Sk, D) with its keys in another order, stored as (B, Sk, Hkv, D)."""
+    return transposed(emitter, emitter(aten.index.Tensor, transposed(emitter, x), list(order)))
+
+
+def _hides_a_tail(part: Expr) -> bool:
+    """Does a key that takes part mean that all keys before it do: ``k < n``, where ``n`` does not depend on k?"""
+    if isinstance(part, NonNeg):
+        return part.form.factor(K) < 0
+    if isinstance(part, Apply) and part.op in ("lt", "le"):
+        left, right = part.args
+        return isinstance(left, Lin) and left.factor(K) > 0 and K not in axes_of(right)
+    return False
