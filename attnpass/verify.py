@@ -69,6 +69,11 @@ def forget() -> None:
     _verdicts.clear()
 
 
+def compared() -> list[Verdict]:
+    """The verdict of every call that was compared since `forget`."""
+    return [verdict for verdict in _verdicts.values() if verdict.found is not None]
+
+
 class Verifier:
     """Watches the rewritten calls of one graph.
 

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import attnpass
 from attnpass.select import Decision
+from benchmarks.approximate import declared, with_each_call
 from benchmarks.steps import (
     FORWARD,
     TIMED_RUNS,
@@ -24,6 +25,7 @@ from benchmarks.steps import (
     BaselineError,
     GraphWatch,
     Result,
+    backend,
     counted_sdpa,
     live_step,
     median_ms,
@@ -105,7 +107,8 @@ def run_group(group: Group) -> Iterator[dict[str, Any]]:
         attnpass.clear_reports()
         try:
             ours = compiled_run(group, subject, judge, backend())
-            yield {**identity, **base, **_record(group, judge, ours, plain, eager_calls)}
+            record = _record(group, judge, ours, plain, eager_calls)
+            yield {**identity, **base, **with_each_call(subject, group.step, record)}
         except Exception as error:
             yield {**identity, **base, "ok": False, "problems": [_one_line(error)]}
             check_device(device)
@@ -156,12 +159,6 @@ def _reference(subject: Subject, dtype: torch.dtype, step: str) -> Judge:
         return Judge(run_step(exact, exact.model, step))
 
 
-def backend() -> str | Callable[..., Any]:
-    """By name where the package is installed, the function itself where its sources are only on the path."""
-    names = torch._dynamo.list_backends(exclude_tags=())
-    return "attnpass" if "attnpass" in names else attnpass.backend.attnpass
-
-
 def compiled_run(group: Group, subject: Subject, judge: Judge, with_backend: str | Callable[..., Any]) -> Compiled:
     """Compile, run `RUNS` times, keep the worst error, then measure."""
     torch._dynamo.reset()
@@ -198,7 +195,7 @@ def _record(group: Group, judge: Judge, ours: Compiled, plain: Compiled | None, 
         record[what] = {"error": error, "eager": eager, "inductor": inductor, "ratio": error / eager}
         record["beyond_eager"] |= not error <= LARGEST_RATIO * eager
         finite = [value for value in (eager, inductor) if value is not None and math.isfinite(value)]
-        allowed = max(LARGEST_RATIO * max(finite, default=0.0), _declared(decisions))
+        allowed = max(LARGEST_RATIO * max(finite, default=0.0), declared(decisions))
         if not (math.isfinite(error) and error <= allowed):
             problems.append(f"{what}: error {error:.2e}, eager's is {eager:.2e}, plain Inductor's {inductor or 0:.2e}")
     if len(decisions) != eager_calls:
@@ -210,12 +207,6 @@ def _record(group: Group, judge: Judge, ours: Compiled, plain: Compiled | None, 
     if plain:
         record["inductor"] = {key: value for key, value in asdict(plain).items() if key != "errors"}
     return {"ok": not problems, "problems": problems, **record}
-
-
-def _declared(decisions: list[Decision]) -> float:
-    """The error that the approximate kernels in use declare for one call, relative; 0 if all are exact."""
-    used = {decision.kernel for decision in decisions}
-    return max((k.limits.relative_error or 0.0 for k in attnpass.kernels() if k.name in used), default=0.0)
 
 
 def _graph_problems(step: str, ours: Compiled, plain: Compiled | None) -> Iterator[str]:

@@ -6,8 +6,9 @@
 The reference is the same model in fp32 (fp64 for fp32 models), eager, composite attention, no TF32. The yardstick is
 the error of PyTorch itself against that reference: the larger of the plain eager model's in its own dtype and of plain
 Inductor's (the lines hold both ratios). A case fails if its error is more than twice the yardstick, if an attention
-call that eager makes is missing from the reports, or if ``reduce-overhead`` does not replay CUDA graphs. Times are only
-comparable with ``--jobs 1``.
+call that eager makes is missing from the reports, or if ``reduce-overhead`` does not replay CUDA graphs. Approximate
+kernels are held to what they declare instead, call by call on the model's own data. Times are only comparable with
+``--jobs 1``.
 """
 
 from __future__ import annotations
