@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch.fx import GraphModule
 from attnpass import assumptions, log, memory, staleness, verify
 from attnpass import report as rendering
 from attnpass.call import AttentionCall
-from attnpass.compiler import compile_graph
+from attnpass.compiler import compile_graph, uses_cuda_graphs
 from attnpass.config import Config, split_options, unknown_variables
 from attnpass.errors import ISSUES_HINT, AttnpassError, PassError
 from attnpass.kernel import Kernel
@@ -76,7 +76,7 @@ def attnpass(
     log.configure("info" if config.verify and config.log == "warning" else config.log)
     _say_unknown_variables()
     staleness.guard()
-    rewritten = _guarded_pass(gm, config)
+    rewritten = _guarded_pass(gm, config, uses_cuda_graphs(config.compiler, mode, theirs))
     rewritten.assumptions.guard()
     _publish(rewritten.report, config)
     machine = next(iter(rewritten.report.machines.values()), None)
@@ -94,10 +94,18 @@ def reset() -> None:
 attnpass.reset = reset  # type: ignore[attr-defined]
 
 
-def look_at(gm: GraphModule, config: Config, calls: Sequence[AttentionCall] = ()) -> Machines:
+def look_at(
+    gm: GraphModule, config: Config, calls: Sequence[AttentionCall] = (), cuda_graphs: bool = False
+) -> Machines:
     """The facts about every device that ``gm`` touches.
 
     Imported are only the libraries that are named, those that ``auto`` means for one of the calls, and to tune, all.
+
+    Args:
+        gm: the graph.
+        config: the settings in force.
+        calls: the attention calls in it.
+        cuda_graphs: will the compiler replay launches?
 
     Raises:
         UnknownKernelError: no kernel has a name that is wished for.
@@ -107,9 +115,15 @@ def look_at(gm: GraphModule, config: Config, calls: Sequence[AttentionCall] = ()
     wishes = resolve_policy(config.policy, kernels)
     named = {kernels[name].limits.library for name in wishes if name != AUTO}
     machines = {}
+
+    def seen(device: torch.device, imported: Iterable[Library]) -> Machine:
+        return replace(Machine.look(device, libraries(), imported), cuda_graphs=cuda_graphs)
+
     for device in node_devices(gm):
-        machine = Machine.look(device, libraries(), named | (_installed(kernels, device) if config.tune else set()))
+        machine = seen(device, named)
         imported = {PYTORCH, *named}
+        if config.tune:
+            machine = seen(device, named | _installed(kernels, machine))
         possible = {kernels[name].limits.library for name in auto_order(machine)} if AUTO in wishes else set()
         here = [call for call in calls if call.device == device]
         while not config.tune and not possible <= imported:
@@ -117,7 +131,7 @@ def look_at(gm: GraphModule, config: Config, calls: Sequence[AttentionCall] = ()
             if chosen <= imported:
                 break
             imported |= chosen
-            machine = Machine.look(device, libraries(), imported)
+            machine = seen(device, imported)
         check_policy(config.policy, kernels, machine)
         machines[device] = machine
     return machines
@@ -131,10 +145,10 @@ def _libraries_chosen(
     return {kernels[select(call, kernels, machine, config).kernel].limits.library for call in alike.values()}
 
 
-def _installed(kernels: Mapping[str, Kernel], device: torch.device) -> set[Library]:
+def _installed(kernels: Mapping[str, Kernel], machine: Machine) -> set[Library]:
     """The libraries that are here and hold an exact kernel."""
-    versions = Machine.look(device, libraries()).versions
-    return {k.limits.library for k in kernels.values() if k.limits.exact and k.limits.library.key in versions}
+    exact = {kernel.limits.library for kernel in kernels.values() if kernel.limits.exact}
+    return {library for library in exact if library.key in machine.versions}
 
 
 def new_report(config: Config) -> Report:
@@ -153,10 +167,10 @@ def clear_reports() -> None:
     _reports.clear()
 
 
-def _guarded_pass(gm: GraphModule, config: Config) -> Rewritten:
+def _guarded_pass(gm: GraphModule, config: Config, cuda_graphs: bool) -> Rewritten:
     """Run the pass; on an error of our own, say it and give the untouched graph back."""
     report = new_report(config)
-    look = partial(look_at, gm, config)
+    look = partial(look_at, gm, config, cuda_graphs=cuda_graphs)
     try:
         return run_pass(gm, registry(), look, config, report, _verifier(config), prover(config), tuner(config))
     except AttnpassError:

@@ -55,6 +55,15 @@ def compile_graph(
     return _callable(backend(gm, example_inputs, **kwargs))
 
 
+def uses_cuda_graphs(compiler: str, mode: str | None, options: Mapping[str, Any]) -> bool:
+    """Will Inductor record CUDA graphs, by its mode (``reduce-overhead``, ...), options or configuration?"""
+    if compiler != "inductor":
+        return False
+    name = "triton.cudagraphs"
+    chosen = torch._inductor.list_mode_options().get(mode or "", {})
+    return bool({name: torch._inductor.config.triton.cudagraphs, **chosen, **options}[name])
+
+
 def _callable(compiled: Any) -> Callable[..., Any]:
     """What PyTorch's untyped compilers return, typed."""
     result: Callable[..., Any] = compiled

@@ -173,8 +173,10 @@ def cheapest(names: Iterable[str], costs: Mapping[str, float]) -> str:
 def host_ms(kernel: str, call: Features, machine: Machine) -> float:
     """What launching a run takes on the host, in compiled code: a backward launches about twice what a forward does.
 
-    Grouped heads are another number: some kernels repeat K and V.
+    Grouped heads are another number: some kernels repeat K and V. Replayed from a CUDA graph, launches take nothing.
     """
+    if machine.cuda_graphs:
+        return 0.0
     known = table().get(machine.capability, {})
     _B, H, Hkv, *_ = call.sizes
     plain = known.get("host_ms", {}).get(kernel, 0.0)

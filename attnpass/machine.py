@@ -36,6 +36,8 @@ class Machine:
         cudnn: cuDNN's version as PyTorch counts it (91900 is 9.19.0), None without cuDNN.
         sdp_enabled: PyTorch's SDPA backends that are switched on in this process (`SDP_BACKENDS` by default).
         deterministic: is ``torch.use_deterministic_algorithms(True)`` in force?
+        cuda_graphs: will the compiled program replay its launches from CUDA graphs? Their time on the host does not
+            count then.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Machine:
     cudnn: int | None = None
     sdp_enabled: frozenset[str] = frozenset(SDP_BACKENDS)
     deterministic: bool = False
+    cuda_graphs: bool = False
 
     @classmethod
     def look(cls, device: torch.device, libraries: Iterable[Library] = (), imported: Iterable[Library] = ()) -> Machine:
@@ -109,6 +112,7 @@ class Machine:
             "cudnn": self.cudnn,
             "sdp_enabled": sorted(self.sdp_enabled),
             "deterministic": self.deterministic,
+            "cuda_graphs": self.cuda_graphs,
         }
 
 

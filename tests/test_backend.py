@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 
 import attnpass
 from attnpass import backend
+from attnpass.compiler import uses_cuda_graphs
 from attnpass.kernels import registry
 from tests.compiled import codes, decisions, kernels_used, run
 
@@ -47,12 +48,31 @@ def test_training_through_inductor(kernel: str) -> None:
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("mode", "options", "wanted"),
+    [
+        (None, {}, False),
+        ("default", {}, False),
+        ("max-autotune-no-cudagraphs", {}, False),
+        ("reduce-overhead", {}, True),
+        ("max-autotune", {}, True),
+        (None, {"triton.cudagraphs": True}, True),
+        ("a mode of tomorrow", {}, False),
+    ],
+)
+def test_what_makes_inductor_record_cuda_graphs(mode: str | None, options: dict[str, bool], wanted: bool) -> None:
+    assert uses_cuda_graphs("inductor", mode, options) is wanted
+    assert not uses_cuda_graphs("aot_eager", mode, options)
+
+
 @pytest.mark.parametrize("mode", ("default", "reduce-overhead", "max-autotune-no-cudagraphs"))
 def test_modes(mode: str) -> None:
     q = torch.randn(1, 2, 16, 16)
     out = torch.compile(attend, backend="attnpass", mode=mode)(q, q)
     torch.testing.assert_close(out, attend(q, q))
     assert kernels_used() == ["native_flash"]
+    (machine,) = attnpass.last_report().machines.values()
+    assert machine.cuda_graphs is (mode == "reduce-overhead")
 
 
 def test_inductor_options_beside_ours() -> None:

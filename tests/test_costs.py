@@ -88,6 +88,15 @@ def test_nothing_is_known_of_other_machines_and_kernels() -> None:
     assert host_ms("xformers", numbers, H100) == host_ms("native_cudnn", numbers, KNOWN_MACHINES["cpu"]) == 0.0
 
 
+def test_launches_that_a_cuda_graph_replays_cost_nothing() -> None:
+    small = features(call(77))
+    assert small is not None
+    replayed = replace(H100, cuda_graphs=True)
+    alone, graphed = (predicted_ms("native_cudnn", small, machine) for machine in (H100, replayed))
+    assert alone == host_ms("native_cudnn", small, H100) and graphed is not None and 0 < graphed < alone
+    assert auto_order(H100, call(77))[0] != "native_cudnn" == auto_order(replayed, call(77))[0]
+
+
 def test_longer_calls_cost_more_on_every_curve() -> None:
     for kernel in costs.table()["sm_90"]["curves"]:
         for train in (False, True):

@@ -161,6 +161,14 @@ class TestTuner:
             out = stage.step(candidate.kernel, Machine.look(CPU), candidate.spelled)()
             assert isinstance(out, Tensor) and out.shape == (2, 4, 64, 16) and out.isfinite().all()
 
+    def test_replayed_launches_do_not_count_and_are_another_outcome(self) -> None:
+        call, h100 = make_call(), KNOWN_MACHINES["h100"]
+        replayed = replace(h100, cuda_graphs=True)
+        slow_host = Timing(0.01, 0.5)
+        assert cost_measured("another", slow_host, call, h100) == 0.5
+        assert cost_measured("another", slow_host, call, replayed) == 0.01
+        assert key_of(call, [], h100) != key_of(call, [], replayed)
+
     def test_one_candidate_needs_no_clock(self, tmp_path: Path) -> None:
         training = make_call(needs_grad=True)
         assert [c.kernel.name for c in found(training)] == ["native_flash"]

@@ -149,8 +149,11 @@ def cost_measured(kernel: str, timing: Timing, call: AttentionCall, machine: Mac
     """Milliseconds a run: the slower of device and host holds up the other.
 
     The host's time is the cost table's where it knows the kernel: here it is that of a process that compiles, and in
-    training that of eager autograd, up to 0.6 ms where compiled code launches a backward in 0.1.
+    training that of eager autograd, up to 0.6 ms where compiled code launches a backward in 0.1. Launches that a CUDA
+    graph replays take none.
     """
+    if machine.cuda_graphs:
+        return timing.device_ms
     numbers = features(call)
     known = host_ms(kernel, numbers, machine) if numbers is not None else 0.0
     return max(timing.device_ms, known or (0.0 if call.needs_grad else timing.host_ms))
@@ -185,6 +188,7 @@ def key_of(call: AttentionCall, candidates: Sequence[Candidate], machine: Machin
         "cuda": str(torch.version.cuda or torch.version.hip or ""),
         "cudnn": str(machine.cudnn or ""),
         "driver": machine.driver,
+        **({"launches": "replayed"} if machine.cuda_graphs else {}),
     }
 
 
