@@ -24,7 +24,7 @@ from attnpass.patterns.sdpa import unwrapped, value_of
 from attnpass.patterns.wiring import Operand
 from attnpass.symbolic import is_hashable
 from attnpass.tensor import TensorSpec
-from attnpass.writes import may_write
+from attnpass.writes import Writes
 
 aten = torch.ops.aten
 COPIED_META = ("stack_trace", "nn_module_stack", "source_fn_stack")
@@ -144,16 +144,12 @@ class Emitter:
         """
         key = ("writes", id(self.owner))
         if key not in self.shared:
-            counts, writes = {}, 0
-            for node in self.owner.graph.nodes:
-                counts[node] = writes
-                writes += may_write(node)
-            self.shared[key] = counts
+            self.shared[key] = Writes.of(self.owner.graph)
+        writes: Writes = self.shared[key]
         place = self._anchor
-        while place not in self.shared[key]:  # a node of an opened layer, inlined later
+        while place not in writes.position:  # a node of an opened layer, inlined later
             place = place.prev
-        seen: int = self.shared[key][place]
-        return seen
+        return writes.before(writes.position[place])
 
     def inline(self, function: Callable[..., Any], *inputs: Node) -> Any:
         """Trace ``function`` on the values of ``inputs`` and insert its ATen ops. Returns its outputs as nodes."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,12 +20,10 @@ from attnpass.masks.prove import Split, hides, only_a_tensor, prove, taken_apart
 from attnpass.masks.spec import EmptyRows
 from attnpass.masks.trace import Constants, Tracer
 from attnpass.patterns import FoundCall
+from attnpass.patterns.regions import bodies_of, given_to
 from attnpass.patterns.sdpa import source_of, value_of
 from attnpass.patterns.wiring import Addition
 from attnpass.symbolic import Size, known_equal
-
-# Higher-order ops whose body takes the op's own last operands, one for one.
-PASSES_OPERANDS_THROUGH = frozenset({"tag_activation_checkpoint", "wrap", "wrap_activation_checkpoint"})
 
 
 @dataclass(slots=True)
@@ -42,7 +41,7 @@ class Reader:
     constants: Constants = lambda _: None
     tracers: dict[Graph, Tracer] = field(default_factory=dict)
     read: dict[Any, Meaning] = field(default_factory=dict)
-    _sites: dict[Graph, Node | None] | None = None
+    _sites: dict[Graph, list[Node]] | None = None
 
     def understood(self, found: FoundCall) -> FoundCall:
         """The call with the meaning of its mask, if there is a mask tensor and its meaning could be proved."""
@@ -95,41 +94,41 @@ class Reader:
         if graph not in self.tracers:
             tracer = Tracer(graph, self.constants)
             self.tracers[graph] = tracer
-            site = self._site(graph)
-            if site is not None:
-                around = self._tracer_of(site.graph)
-                tracer.outside = {p: (o, around, site) for p, o in zip(*_operands(graph, site), strict=True)}
+            tracer.outside = self._outside(tracer)
         return self.tracers[graph]
 
-    def _site(self, graph: Graph) -> Node | None:
-        """The node that runs a body, if there is exactly one."""
+    def _outside(self, tracer: Tracer) -> dict[Node, tuple[Node, Tracer, Node]]:
+        """What is passed for the inputs of a body; of one that runs at several places, what is the same at all."""
+        first, *others = self._places(tracer.graph) or (None,)
+        if first is None or (others and tracer.writes.places) or any(one.graph is not first.graph for one in others):
+            return {}
+        around = self._tracer_of(first.graph)
+        passed, *elsewhere = (_operands(tracer.graph, one) for one in (first, *others))
+        start, end = (around.writes.position[one] for one in (first, [first, *others][-1]))
+        return {
+            inner: (outer, around, first)
+            for inner, outer in passed.items()
+            if all(other.get(inner) is outer for other in elsewhere) and not around.writes.between(outer, start, end)
+        }
+
+    def _places(self, body: Graph) -> list[Node]:
+        """The nodes that run a body, in program order; none for the graph itself."""
         if self._sites is None:
-            self._sites = {}
+            self._sites = defaultdict(list)
             for module in (m for m in self.root.modules() if isinstance(m, GraphModule)):
                 for node in module.graph.nodes:
-                    for body in _bodies(module, node):
-                        self._sites[body] = None if body in self._sites else node
-        return self._sites.get(graph)
+                    for inner in bodies_of(module, node) if node.op == "call_function" else ():
+                        self._sites[inner.graph].append(node)
+        return self._sites.get(body, [])
 
 
-def _bodies(owner: GraphModule, node: Node) -> Iterator[Graph]:
-    if node.op != "call_function" or getattr(node.target, "__name__", "") not in PASSES_OPERANDS_THROUGH:
-        return
-    for argument in node.all_input_nodes:
-        body = getattr(owner, str(argument.target), None) if argument.op == "get_attr" else None
-        if isinstance(body, GraphModule):
-            yield body.graph
-
-
-def _operands(body: Graph, site: Node) -> tuple[list[Node], list[Node]]:
+def _operands(body: Graph, site: Node) -> dict[Node, Node]:
     """The placeholders of a body and the nodes that are passed for them; nothing where that is not plain."""
-    inner = list(body.find_nodes(op="placeholder"))
-    passed = list(site.args[-len(inner) :]) if inner else []
-    pairs = [(p, o) for p, o in zip(inner, passed, strict=False) if isinstance(o, Node)]
-    same = all(_spec(p) == _spec(o) for p, o in pairs)
-    if len(passed) != len(inner) or not same:
-        return [], []
-    return [p for p, _ in pairs], [o for _, o in pairs]
+    passed = given_to(site, body)
+    if passed is None:
+        return {}
+    pairs = [(p, o) for p, o in zip(body.find_nodes(op="placeholder"), passed, strict=True) if isinstance(o, Node)]
+    return {} if any(_spec(p) != _spec(o) for p, o in pairs) else dict(pairs)
 
 
 def _spec(node: Node) -> Any:

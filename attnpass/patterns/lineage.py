@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from attnpass.patterns.canonical import name_of
 from attnpass.patterns.multihead import Opened, is_multihead
 from attnpass.patterns.origin import VIEWS, is_parameter, tensors_in
-from attnpass.patterns.regions import bodies_of
+from attnpass.patterns.regions import bodies_of, given_to
 from attnpass.patterns.sdpa import value_of
 from attnpass.writes import may_write, storage_of, written
 
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 
 
 GUARDS = "_guards_fn"  # torch.export's checks of the inputs, a module that writes to none of them
-# Higher-order ops that give their last operands to their bodies as they are, once, and give back what these give.
-PASSES_ON = frozenset(
-    {"wrap", "wrap_activation_checkpoint", "tag_activation_checkpoint", "cond", "invoke_subgraph"}
-    | {"wrap_with_autocast", "wrap_with_set_grad_enabled"}
-)
 LOST = 1  # a bit for what comes from somewhere that this pass does not follow: never apart from anything
 
 
@@ -151,14 +146,12 @@ def _part(parts: list[int], index: int) -> int:
 
 
 def _operands(node: Node, body: GraphModule) -> list[Any]:
-    """What a higher-order op gives to the inputs of ``body``: its last arguments, if these look alike; else nothing."""
+    """What a higher-order op gives to the inputs of ``body``, if these look alike; else nothing."""
     placeholders = body.graph.find_nodes(op="placeholder")
-    if getattr(node.target, "__name__", "") not in PASSES_ON:
+    given = given_to(node, body.graph)
+    if given is None or not all(map(_alike, given, placeholders)):
         return [None] * len(placeholders)
-    leaves = pytree.tree_leaves((node.args, {key: node.kwargs[key] for key in ("operands",) if key in node.kwargs}))
-    given: list[Any] = leaves[len(leaves) - len(placeholders) :] if placeholders else []
-    alike = len(given) == len(placeholders) and all(map(_alike, given, placeholders))
-    return given if alike else [None] * len(placeholders)
+    return given
 
 
 def _alike(given: Any, placeholder: Node) -> bool:

@@ -12,8 +12,9 @@ from types import BuiltinFunctionType
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
+from torch.utils import _pytree as pytree
 
 FUNCTORCH = {
     "_vmap_increment_nesting": "vmap",
@@ -21,6 +22,11 @@ FUNCTORCH = {
     "_jvp_increment_nesting": "jvp",
     "_func_increment_nesting": "functionalize",
 }
+# Higher-order ops that give their last operands to their bodies as they are, once, and give back what these give.
+PASSES_ON = frozenset(
+    {"wrap", "wrap_activation_checkpoint", "tag_activation_checkpoint", "cond", "invoke_subgraph"}
+    | {"wrap_with_autocast", "wrap_with_set_grad_enabled"}
+)
 FUNCTORCH_EXIT = {name.replace("increment", "decrement") for name in FUNCTORCH}
 
 
@@ -131,6 +137,15 @@ def bodies_of(gm: GraphModule, node: Node) -> list[GraphModule]:
     """The graph modules that a node of ``gm`` is given as arguments."""
     given = (_attribute(gm, str(argument.target)) for argument in node.all_input_nodes if argument.op == "get_attr")
     return [body for body in given if isinstance(body, GraphModule)]
+
+
+def given_to(node: Node, body: Graph) -> list[Any] | None:
+    """What a node gives to the inputs of a body that it runs, one for one; None where that is not plain."""
+    inputs = body.find_nodes(op="placeholder")
+    if getattr(node.target, "__name__", "") not in PASSES_ON:
+        return None
+    leaves = pytree.tree_leaves((node.args, {key: node.kwargs[key] for key in ("operands",) if key in node.kwargs}))
+    return leaves[len(leaves) - len(inputs) :] if len(leaves) >= len(inputs) else None
 
 
 def _attribute(gm: GraphModule, path: str) -> Any:
