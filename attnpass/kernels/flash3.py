@@ -202,19 +202,11 @@ def _train_fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 
 
 def _backward_impl(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    left: int,
-    right: int,
-    softcap: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *numbers: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     import flash_attn_interface
 
+    scale, left, right, softcap = numbers
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     ops.undecorated(flash_attn_interface._flash_attn_backward)(
         dout=ops.aligned(grad),

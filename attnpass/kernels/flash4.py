@@ -196,19 +196,11 @@ def _train_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Te
 
 
 def _backward_impl(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    left: int,
-    right: int,
-    softcap: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *numbers: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     from flash_attn.cute.interface import _flash_attn_bwd
 
+    scale, left, right, softcap = numbers
     low, high = _sides(left, right)
     grads = _flash_attn_bwd(
         q=q,
