@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 import attnpass
-from benchmarks.case import backend
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
+from benchmarks.steps import backend
 from benchmarks.subjects import CASES, Case
 from benchmarks.timing import alone, median_ms
 

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import attnpass
 from attnpass.measure import difference
-from benchmarks.case import backend
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
+from benchmarks.steps import backend
 from benchmarks.timing import alone, median_ms, peak_mib
 
 SHAPES = {  # B, H, Hkv, S, D

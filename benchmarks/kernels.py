@@ -28,9 +28,9 @@ from torch import Tensor
 
 import attnpass
 from attnpass.measure import difference, reference_attention
-from benchmarks.case import backend
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
+from benchmarks.steps import backend
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 import attnpass
 import attnpass.backend
-from benchmarks.case import backend
 from benchmarks.small_gpt import BLOCKS, small_gpt
+from benchmarks.steps import backend
 
 INDUCTOR = "inductor"
 BURST_S = 0.002  # how long one side runs before the next one does
