@@ -3,7 +3,8 @@
 Why: on an H100, SageAttention 1.0.6 is off by 28 % (Sk = 77) and 15 % (Sk = 197) in calls without causal, and nothing
 tells its user. A library's kernel is tried the first time that it is chosen for a *class* of calls on this machine, and
 the verdict is kept on disk until its key changes (kernel, versions, GPU, class). PyTorch's own kernels are held to the
-same reference by the conformance tests instead.
+same reference by the conformance tests instead; but `native_flash` with padding, through an op of PyTorch that hardly
+anybody calls so, is tried too.
 
 A class is what kernels branch on: dtype, head dims, how many heads share a key, mask, gradients, layout, and of each
 length what it is a multiple of. The trial uses a short length of the class, where the error of a badly
@@ -55,7 +56,8 @@ class Prover:
 
     def refusals(self, kernel: Kernel, call: AttentionCall, machine: Machine) -> tuple[Rejection, ...]:
         """Why ``kernel`` must not compute ``call`` on this machine; empty if it proved itself, or need not."""
-        if kernel.limits_for(machine).library == PYTORCH:
+        limits = kernel.limits_for(machine)
+        if limits.library == PYTORCH and not (limits.padding_by_length and call.mask.has(Term.KEY_PADDING)):
             return ()
         sample = sample_of(call)
         key = key_of(kernel, sample, machine)

@@ -138,7 +138,11 @@ def test_kernels_as_json_has_every_registered_kernel(capsys: pytest.CaptureFixtu
 
 def test_a_kernel_has_a_row_for_each_kind_of_machine_that_it_treats_differently():
     rows = support_rows(registry()["native_flash"])
-    assert {row["devices"]: row["masks"] for row in rows} == {"cpu": "causal, tensor", "cuda, rocm": "causal"}
+    assert {row["devices"]: row["masks"] for row in rows} == {
+        "cpu": "causal, tensor",
+        "cuda": "causal, key_padding (alone, inference)",
+        "rocm": "causal",
+    }
 
 
 @pytest.mark.usefixtures("toy_registry")

@@ -46,6 +46,12 @@ def native_cudnn() -> Iterator[Checked]:
         yield ops.cudnn_attention.default, (*leaves(q, k, v), given, False, SCALE)
 
 
+def native_flash() -> Iterator[Checked]:
+    q, k, v = bshd(Hkv=2)
+    starts = torch.tensor([0, 64, 128], dtype=torch.int32, device="cuda")
+    yield torch.ops.attnpass.native_flash_padded.default, (q, k, v, LENGTHS.cuda(), starts, starts, SCALE)
+
+
 def flash2() -> Iterator[Checked]:
     ops, numbers = torch.ops.attnpass, (*CAUSAL, 0.0)
     q, k, v = bshd(Hkv=2)
@@ -102,7 +108,7 @@ def sage1() -> Iterator[Checked]:
         yield torch.ops.attnpass.sage1.default, (q, k, v, "NHD", False, SCALE)
 
 
-OPS = (native_cudnn, flash2, flash3, flash4, xformers, sage, sage1)
+OPS = (native_cudnn, native_flash, flash2, flash3, flash4, xformers, sage, sage1)
 
 
 @pytest.mark.parametrize("checked", OPS, ids=lambda function: function.__name__)

@@ -15,12 +15,14 @@ from torch import Tensor
 
 import attnpass
 from attnpass.backend import _provers
+from attnpass.kernels import native_flash
 from attnpass.kernels.flash2 import FLASH_ATTN
 from attnpass.kernels.flash3 import FLASH_ATTN_3
 from attnpass.kernels.flash4 import FLASH_ATTN_4
 from attnpass.library import Library
 from tests.compiled import assert_near, assert_right, codes, decisions, kernels_used, qkv, refused, run
 from tests.standins import flash_attn_2, flash_attn_3, flash_attn_4, pretend_all
+from tests.standins.formula import attention
 
 S = F.scaled_dot_product_attention
 LIBRARIES: dict[str, tuple[ModuleType, Library, str, dict[str, Any]]] = {
@@ -28,6 +30,7 @@ LIBRARIES: dict[str, tuple[ModuleType, Library, str, dict[str, Any]]] = {
     "flash3": (flash_attn_3, FLASH_ATTN_3, "3.0.0", {"raw": True}),
     "flash4": (flash_attn_4, FLASH_ATTN_4, "4.0.0b36", {}),
 }
+KERNELS = (*LIBRARIES, "native_flash")
 LENGTHS = torch.tensor([33, 12])
 PADDINGS = {
     "right": torch.arange(33) < LENGTHS[:, None],
@@ -38,18 +41,43 @@ PADDINGS = {
 }
 
 
+def variable_length(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts_q: Tensor,
+    starts_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    *flags: Any,
+    scale: float,
+    seqused_k: Tensor,
+) -> tuple[Tensor, ...]:
+    """What ``aten::_flash_attention_forward`` computes of tokens (B * S, H, D); no CPU has it."""
+    assert flags == (0.0, False, False) and {starts_q.dtype, starts_k.dtype} == {torch.int32}
+    bounds = [zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True) for starts in (starts_q, starts_k)]
+    out = torch.empty_like(q)
+    for (q0, q1), (k0, k1), length in zip(*bounds, seqused_k.tolist(), strict=True):
+        assert q1 - q0 <= longest_q and k0 + length <= k1 <= k0 + longest_k
+        seen = torch.ones(q1 - q0, length, dtype=torch.bool)
+        one = attention(q[None, q0:q1], k[None, k0 : k0 + length], v[None, k0 : k0 + length], scale, seen)[0][0]
+        out[q0:q1] = one
+    return (out,)
+
+
 @pytest.fixture(autouse=True)
 def libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("ATTNPASS_PROBE", "0")
     for standin, _, _, how in LIBRARIES.values():
         standin.install(monkeypatch, **how)
     pretend_all(monkeypatch, "h100", {library: version for _, library, version, _ in LIBRARIES.values()})
+    monkeypatch.setattr(native_flash, "variable_length", variable_length)
     yield
     _provers.clear()
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("kernel", LIBRARIES)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_every_padding_is_exact(kernel: str, padding: str) -> None:
     assert_right(kernel, *qkv(Hkv=2, Sq=20, Sk=33), PADDINGS[padding][:, None, None, :], enable_gqa=True)
 
@@ -105,6 +133,8 @@ def test_ops(bshd: bool) -> None:
     q, k, v = (x.transpose(1, 2) for x in qkv(bshd=not bshd, Hkv=2))
     lengths = torch.tensor([12, 0], dtype=torch.int32)
     torch.library.opcheck(ops.flash2_padded.default, (q, k, v, lengths, 0.2, 0.0))
+    starts = (torch.tensor([0, 33, 66], dtype=torch.int32),) * 2
+    torch.library.opcheck(ops.native_flash_padded.default, (q, k, v, lengths, *starts, 0.2))
     for op in (ops.flash3.default, ops.flash4.default):
         torch.library.opcheck(op, (q, k, v, None, lengths, 0.2, -1, -1, 0.0))
 
@@ -165,13 +195,24 @@ class TestGraph:
         assert kernels_used() == ["flash3"] * 2
         assert_near(out, model(*operands))
 
+    def test_where_examples_begin_is_worked_out_once(self) -> None:
+        def layers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+            return S(S(q, k, v, mask), k, v, mask)
+
+        operands = (*qkv(), PADDINGS["right"][:, None, None])
+        out = run(layers, *operands, kernel="native_flash", options={"attnpass.log": "debug"})
+        assert kernels_used() == ["native_flash"] * 2
+        assert_near(out, layers(*operands))
+        after = attnpass.last_report().code_after
+        assert after.count("ops.attnpass.native_flash_padded") == 2 and after.count("arange.default(3, dtype") == 1
+
 
 class TestRefused:
-    @pytest.mark.parametrize("kernel", LIBRARIES)
+    @pytest.mark.parametrize("kernel", KERNELS)
     def test_in_training(self, kernel: str) -> None:
         assert refused(kernel, *qkv(grad=True), PADDINGS["left"][:, None, None]) == {"mask"}
 
-    @pytest.mark.parametrize("kernel", LIBRARIES)
+    @pytest.mark.parametrize("kernel", KERNELS)
     def test_beside_causal(self, kernel: str) -> None:
         def model(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
             causal = torch.ones(33, 33, dtype=torch.bool).tril()
@@ -187,7 +228,12 @@ class TestRefused:
         assert refused("flash3", *qkv(), seen) == {"mask"}
 
     def test_with_dropout(self) -> None:
-        assert refused("flash2", *qkv(), PADDINGS["left"][:, None, None], dropout_p=0.1) == {"dropout"}
+        for kernel in ("flash2", "native_flash"):
+            assert refused(kernel, *qkv(), PADDINGS["left"][:, None, None], dropout_p=0.1) == {"dropout"}
+
+    def test_on_amd(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pretend_all(monkeypatch, "mi300", {})
+        assert refused("native_flash", *qkv(), PADDINGS["left"][:, None, None]) == {"mask"}
 
     @pytest.mark.parametrize("how", ({"without": ("VARLEN",), "raw": True}, {"raw": False}))
     def test_a_build_without_lengths(self, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,12 +242,31 @@ class TestRefused:
         assert refused("flash3", *qkv(), PADDINGS["left"][:, None, None]) == {"mask"}
 
 
+def test_the_call_of_pytorchs_op_binds() -> None:
+    names = [argument.name for argument in torch.ops.aten._flash_attention_forward.default._schema.arguments]
+    tensors, sizes = ["query", "key", "value", "cum_seq_q", "cum_seq_k"], ["max_q", "max_k"]
+    assert names[:10] == [*tensors, *sizes, "dropout_p", "is_causal", "return_debug_mask"]
+    assert {"scale", "seqused_k"} <= {*names[10:]}
+
+
 class TestTrial:
     def test_it_is_tried_with_padding_and_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ATTNPASS_PROBE", "1")
         assert_right("flash3", *qkv(), PADDINGS["left"][:, None, None])
         (prover,) = _provers.values()
         assert any("key_padding" in name for name in prover.told)
+
+    def test_pytorchs_own_kernel_is_tried_for_padding_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ATTNPASS_PROBE", "1")
+        assert_right("native_flash", *qkv(), PADDINGS["left"][:, None, None])
+        run(lambda q, k, v: S(q, k, v), *qkv(), kernel="native_flash")
+        (prover,) = _provers.values()
+        assert [("key_padding" in name) for name in prover.told] == [True]
+
+    def test_pytorchs_own_kernel_may_fail_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ATTNPASS_PROBE", "1")
+        monkeypatch.setattr(native_flash, "variable_length", lambda q, *_, **__: (q,))
+        assert refused("native_flash", *qkv(), PADDINGS["left"][:, None, None]) == {"unproved"}
 
     def test_a_library_that_ignores_lengths_is_caught(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ATTNPASS_PROBE", "1")

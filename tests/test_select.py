@@ -116,8 +116,8 @@ def test_the_first_wish_that_fits_wins() -> None:
     ("kernel", "attention", "reason"),
     [
         ("native_flash", causal(Sk=256), "length of q and k in a causal call is 128, 256, needs the same"),
-        ("native_flash", masked(), "mask is a bool tensor, needs none or causal"),
-        ("native_flash", masked(torch.bfloat16), "mask is an additive bf16 tensor, needs none or causal"),
+        ("native_flash", masked(), "mask is a bool tensor, needs none, causal or key_padding"),
+        ("native_flash", masked(torch.bfloat16), "mask is an additive bf16 tensor, needs none, causal or key_padding"),
         ("native_flash", call(D=320), "head_dim is 320, needs at most 256"),
         ("native_flash", call(Dv=32), "value head_dim is 32, needs head_dim, which is 64"),
         ("native_flash", call(dtype=torch.float32), "dtype is fp32, needs bf16 or fp16"),

@@ -4,24 +4,30 @@ The raw ops check little, so every rule of PyTorch's own dispatch (``aten/.../sd
 Measured without these rules (H200, torch 2.11): causal with Sq != Sk is bottom-right, off by 3.2; a negative scale
 gives NaN. On the CPU: a negative scale with causal gives NaN, a last stride other than 1 is off by 4.0, Sk = 0 ends the
 process.
+
+Padding alone goes, as a number of keys, to the form for variable lengths (``aten::_flash_attention_forward``). That was
+not run on a GPU yet, so it proves itself first, like a library's kernel (`attnpass.probe`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
+from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter, additive_mask, aten
 from attnpass.kernel import Kernel, Operands
-from attnpass.layout import multiple_of, padded, trimmed
+from attnpass.layout import bhsd, bshd, multiple_of, padded, trimmed
 from attnpass.limits import ALL_FLOATS, BOTTOM_RIGHT, TOP_LEFT, Code, Limits, Rejection
 from attnpass.machine import Machine, sm_number
 from attnpass.masks import Term
+from attnpass.padding import by_length
 from attnpass.symbolic import known, shown
 
 SMALL_SHARED_MEMORY = (86, 89, 120, 121)  # generations whose backward cannot hold every head dim
@@ -40,7 +46,8 @@ class NativeFlash(Kernel):
         head_dim_max=256,
         head_dim_padding=8,
         gqa=True,
-        terms=frozenset({Term.CAUSAL}),
+        terms=frozenset({Term.CAUSAL, Term.KEY_PADDING}),
+        padding_by_length=True,
         alignments=BOTTOM_RIGHT,
         positive_scale=True,
         dropout=True,
@@ -53,6 +60,8 @@ class NativeFlash(Kernel):
         head_dim_max=None,
         head_dim_padding=1,
         head_dim_may_be_symbolic=True,
+        terms=frozenset({Term.CAUSAL}),
+        padding_by_length=False,
         alignments=TOP_LEFT,
         mask_tensor=True,
         mask_dtype_may_differ=True,
@@ -62,6 +71,8 @@ class NativeFlash(Kernel):
     )
 
     def limits_for(self, machine: Machine) -> Limits:
+        if machine.kind == "rocm":  # AOTriton's variable lengths are others
+            return replace(self.limits, terms=self.cpu_limits.terms, padding_by_length=False)
         return self.cpu_limits if machine.kind == "cpu" else self.limits
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
@@ -69,6 +80,8 @@ class NativeFlash(Kernel):
             yield Rejection(Code.DISABLED, "torch.backends.cuda.flash_sdp_enabled()", False, "True")
         if machine.kind == "cpu":
             return
+        if call.dropout_p and call.mask.has(Term.KEY_PADDING):
+            yield Rejection(Code.DROPOUT, "dropout_p beside padding", call.dropout_p, "0")
         if call.needs_grad and sm_number(machine.capability) in SMALL_SHARED_MEMORY:
             large_without_dropout = call.dropout_p == 0 and known(call.D > 224)
             if not (known(call.D <= 192) or large_without_dropout):
@@ -76,6 +89,8 @@ class NativeFlash(Kernel):
                 yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), wanted)
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        if call.mask.has(Term.KEY_PADDING):
+            return _emit_padded(emitter, call, args)
         if call.device.type == "cpu":
             return _emit_cpu(emitter, call, args)
         D = int(call.D)
@@ -91,6 +106,44 @@ class NativeFlash(Kernel):
             scale=args.scale,
         )
         return trimmed(emitter, emitter.item(results, 0), D)
+
+
+def _emit_padded(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    args, lengths = by_length(emitter, call, args)
+    q, k, v = bshd(emitter, args, multiple_of(8, call.D))
+    key = ("native_flash starts", str(call.B), str(call.Sq), str(call.Sk), call.device, id(emitter.owner))
+    if key not in emitter.shared:
+        first = len(emitter.made)
+        emitter.shared[key] = emitter.inline(_starts, q, k)
+        del emitter.made[first:]  # shared with later calls, so not this call's to undo
+    return bhsd(emitter, emitter(_padded, q, k, v, lengths, *emitter.shared[key], args.scale), call.Dv)
+
+
+def _starts(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each example begins among all tokens of q and of k: (B + 1,) int32."""
+    example = torch.arange(q.shape[0] + 1, device=q.device, dtype=torch.int32)
+    return example * q.shape[1], example * k.shape[1]
+
+
+def _padded_impl(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, starts_q: Tensor, starts_k: Tensor, scale: float
+) -> Tensor:
+    """(B, Sq, H, D), twice (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous: of the first ``lengths`` (B,) int32 keys."""
+    tokens = (x.flatten(0, 1) for x in (q, k, v))
+    sizes = (q.shape[1], k.shape[1])
+    out: Tensor = variable_length(
+        *tokens, starts_q, starts_k, *sizes, 0.0, False, False, scale=scale, seqused_k=lengths
+    )[0]
+    return out.view(q.shape)
+
+
+variable_length: Callable[..., Any] = aten._flash_attention_forward.default
+_padded = ops.define(
+    "native_flash_padded(Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor starts_q, Tensor starts_k, float scale)"
+    " -> Tensor",
+    _padded_impl,
+    lambda q, *_: q.new_empty(q.shape),
+)
 
 
 def _emit_cpu(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
