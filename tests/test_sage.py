@@ -141,6 +141,20 @@ class TestSage1:
         assert_right("sage1", *qkv(Hkv=2, Sk=128), enable_gqa=True)
         assert refused("sage1", *qkv(Hkv=2, Sk=128, D=96), enable_gqa=True) == {"gqa"}
 
+    @pytest.mark.parametrize("bshd", (True, False), ids=("BSHD", "BHSD"))
+    def test_keys_far_from_zero_are_quantised_without_their_mean(self, bshd: bool) -> None:
+        q, k, v = qkv(Sk=128, bshd=bshd, dtype=torch.float16)
+        k = k + 50 * torch.randn(1, 1, 1, 64, dtype=k.dtype)
+        assert_right("sage1", q, k, v)
+
+    @pytest.mark.filterwarnings("ignore:There is a performance drop")
+    def test_vmap(self) -> None:
+        q, k, v = (torch.stack(x) for x in zip(qkv(Sk=64), qkv(Sk=64), strict=True))
+        out = run(lambda q, k, v: torch.vmap(S)(q, k, v), q, k, v, kernel="sage1")
+        assert kernels_used() == ["sage1"]
+        exact = S(q.float(), k.float(), v.float())
+        assert (out - exact).norm() <= 0.025 * exact.norm()
+
     def test_the_last_block_of_keys(self) -> None:
         """Its keys beyond the end take part: 0.28 off at 77 keys."""
         assert refused("sage1", *qkv(Sk=77)) == {"known_bug"}

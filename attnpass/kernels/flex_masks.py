@@ -62,7 +62,9 @@ def _capture(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: M
     bias = None if meaning.bias is None else with_nodes(meaning.bias, lambda node: fixed(emitter, node))
     if not (meaning.spec.rows_may_be_empty and meaning.spec.empty is EmptyRows.AVERAGE):
         return Captured(allowed, bias)
-    empty = _loaded(emitter, call, q, k, allowed, (B, H, Q), lambda seen: seen.any(-1).logical_not())
+    rows = (B, H, Q)
+    none = computed(emitter, call, q, k, allowed, rows, lambda seen: seen.any(-1).logical_not())
+    empty = _loaded(emitter, none, allowed, rows)
     return Captured(any_of((allowed, empty)), bias, empty)
 
 
@@ -70,21 +72,12 @@ def _hoisted(emitter: Emitter, call: AttentionCall, q: Node, k: Node, part: Expr
     """A part that depends on keys or queries alone as one load of a bool tensor; others with loads of fixed layout."""
     axes = axes_of(part)
     if loads_of(part) and not {Q, K} <= axes and axes:
-        return _loaded(emitter, call, q, k, part, AXES, lambda value: value)
+        return _loaded(emitter, computed(emitter, call, q, k, part, AXES, lambda value: value), part, AXES)
     return with_nodes(part, lambda node: fixed(emitter, node))
 
 
-def _loaded(
-    emitter: Emitter,
-    call: AttentionCall,
-    q: Node,
-    k: Node,
-    expr: Expr,
-    kept: tuple[str, ...],
-    finish: Callable[[Tensor], Tensor],
-) -> Expr:
-    """``finish(expr)``, computed once, as the load of a bool tensor over the axes ``kept``."""
-    node = computed(emitter, call, q, k, expr, kept, finish)
+def _loaded(emitter: Emitter, node: Node, expr: Expr, kept: tuple[str, ...]) -> Expr:
+    """The load of a bool tensor that was computed over those of the axes ``kept`` that ``expr`` has."""
     return Load(fixed(emitter, node), tuple(axis(a) for a in kept if a in axes_of(expr)), torch.bool)
 
 

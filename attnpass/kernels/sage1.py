@@ -2,8 +2,8 @@
 
 What its source says (``sageattention/core.py``, 1.0.6):
 
-- ``smooth_k=True``, the default, subtracts K's mean *in place* from the caller's K; so it is off here and the mean is
-  subtracted from a copy (softmax does not see the difference);
+- ``smooth_k=True``, the default, subtracts K's mean *in place* from the caller's K; so it is off here and the graph
+  subtracts the mean, where Inductor fuses it (softmax does not see the difference);
 - unknown keywords are swallowed: a mask handed over would be dropped in silence;
 - head dims 64, 96 and 128, nothing is padded; the value head dim is not checked and has to be the same;
 - causal wants Sq == Sk; the number of heads is divided without a check;
@@ -22,7 +22,7 @@ from torch.fx import Node
 
 from attnpass import ops
 from attnpass.call import AttentionCall
-from attnpass.emit import Emitter
+from attnpass.emit import Emitter, aten
 from attnpass.kernel import Kernel, Operands
 from attnpass.layout import either_layout, from_layout
 from attnpass.library import Library
@@ -77,14 +77,18 @@ class Sage1(Kernel):
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         layout, q, k, v = either_layout(emitter, args)
+        mean = emitter(aten.mean.dim, k, [1 if layout == "NHD" else 2], True)
+        k = emitter(aten.sub.Tensor, k, mean)
         return from_layout(emitter, emitter(_infer, q, k, v, layout, call.is_causal, args.scale), layout, call.Dv)
 
 
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, layout: str, is_causal: bool, scale: float) -> Tensor:
-    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous; "HND" is BHSD. K is not changed."""
+    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous; "HND" is BHSD.
+
+    K is best given without its mean over the keys: what is left is quantised more finely.
+    """
     from sageattention import sageattn
 
-    k = k - k.mean(dim=1 if layout == "NHD" else 2, keepdim=True)
     out: Tensor = sageattn(q=q, k=k, v=v, tensor_layout=layout, is_causal=is_causal, sm_scale=scale, smooth_k=False)
     return out
 
