@@ -64,7 +64,20 @@ def padded(emitter: Emitter, node: Node, head_dim: int | None) -> Node:
     here = emitter.spec(node).shape[-1]
     if head_dim is None or here == head_dim:
         return node
-    return emitter(aten.constant_pad_nd.default, node, [0, head_dim - int(here)])
+    return with_zeros(emitter, node, head_dim - int(here))
+
+
+def with_zeros(emitter: Emitter, node: Node, count: int | Node) -> Node:
+    """``node`` with ``count`` zeros behind its last dimension.
+
+    ``constant_pad_nd`` on fake tensors turns symbolic sizes into the numbers at hand (PyTorch 2.13), and each length
+    would be compiled anew; a concatenation keeps them.
+    """
+    value = emitter.value(node)
+    if all(isinstance(size, int) for size in value.shape):
+        return emitter(aten.constant_pad_nd.default, node, [0, count])
+    sizes = [emitter.size(node, dim) for dim in range(value.ndim - 1)]
+    return emitter(aten.cat.default, [node, emitter(aten.new_zeros.default, node, [*sizes, count])], -1)
 
 
 def trimmed(emitter: Emitter, node: Node, head_dim: Size) -> Node:
@@ -95,7 +108,7 @@ def aligned_bias(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         bias = emitter(aten.expand.default, bias, [-1, -1, -1, full[3]])
     if not known_multiple(call.Sk, BIAS_ALIGNMENT) or not known_equal(emitter.spec(bias).stride[-1], 1):
         padding = _padding(emitter, full[3])
-        padded = emitter(aten.constant_pad_nd.default, bias, [0, padding])
+        padded = with_zeros(emitter, bias, padding)
         bias = emitter(aten.slice.Tensor, padded, -1, 0, full[3])
     return emitter(aten.expand.default, bias, full)
 
