@@ -114,19 +114,18 @@ def look_at(
     kernels = registry_for(config.policy.wishes, config.trust_remote_code)
     wishes = resolve_policy(config.policy, kernels)
     named = {kernels[name].limits.library for name in wishes if name != AUTO}
+    exact = {kernel.limits.library for kernel in kernels.values() if kernel.limits.exact}
     machines = {}
 
     def seen(device: torch.device, imported: Iterable[Library]) -> Machine:
         return replace(Machine.look(device, libraries(), imported), cuda_graphs=cuda_graphs)
 
     for device in node_devices(gm):
-        machine = seen(device, named)
-        imported = {PYTORCH, *named}
-        if config.tune:
-            machine = seen(device, named | _installed(kernels, machine))
+        imported = {PYTORCH, *named, *(exact if config.tune else ())}  # those of them that are not here stay so
+        machine = seen(device, imported)
         possible = {kernels[name].limits.library for name in auto_order(machine)} if AUTO in wishes else set()
         here = [call for call in calls if call.device == device]
-        while not config.tune and not possible <= imported:
+        while not possible <= imported:
             chosen = _libraries_chosen(here, kernels, machine, config)
             if chosen <= imported:
                 break
@@ -143,12 +142,6 @@ def _libraries_chosen(
     """The libraries of the kernels that would be selected; equal calls are asked about once."""
     alike = {decision_key(call, config) or index: call for index, call in enumerate(calls)}
     return {kernels[select(call, kernels, machine, config).kernel].limits.library for call in alike.values()}
-
-
-def _installed(kernels: Mapping[str, Kernel], machine: Machine) -> set[Library]:
-    """The libraries that are here and hold an exact kernel."""
-    exact = {kernel.limits.library for kernel in kernels.values() if kernel.limits.exact}
-    return {library for library in exact if library.key in machine.versions}
 
 
 def new_report(config: Config) -> Report:

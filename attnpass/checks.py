@@ -107,18 +107,20 @@ def _terms(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
         actual = " & ".join(sorted(t.value for t in unknown_terms))
         yield Rejection(Code.MASK, "mask", actual, _one_of((t.value for t in limits.terms), empty="none"))
     if limits.padding_by_length and call.mask.has(Term.KEY_PADDING):
-        yield from _padding_by_length(call)
+        yield from _padding_by_length(limits, call)
     if Term.FUNCTION not in limits.terms:
         yield from _alignment(limits, call)
 
 
-def _padding_by_length(call: AttentionCall) -> Iterator[Rejection]:
+def _padding_by_length(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
     if not call.mask.is_only(Term.KEY_PADDING):
         yield Rejection(Code.MASK, "mask", str(call.mask), "key_padding alone, which is read as a number of keys")
     if call.needs_grad:
         yield Rejection(Code.MASK, "mask in training", Term.KEY_PADDING.value, "no padding, or inference")
     if call.sinks is not None:
         yield Rejection(Code.SINKS, "sinks beside padding", "a logit for each head", "none")
+    if call.dropout_p and limits.dropout:
+        yield Rejection(Code.DROPOUT, "dropout_p beside padding", call.dropout_p, "0")
 
 
 def _rules(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
@@ -144,17 +146,12 @@ def _alignment(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
         if top_left and bottom_right:
             continue
         if top_left and Alignment.TOP_LEFT not in limits.alignments:
-            actual = f"{shown(call.Sq)}, {shown(call.Sk)}"
-            yield Rejection(
-                Code.CAUSAL_ALIGNMENT, f"length of q and k in a {_kind(term.term)} call", actual, "the same"
-            )
+            kind = "causal" if term.term is Term.CAUSAL else "windowed"
+            lengths = f"{shown(call.Sq)}, {shown(call.Sk)}"
+            yield Rejection(Code.CAUSAL_ALIGNMENT, f"length of q and k in a {kind} call", lengths, "the same")
         elif not top_left and not (bottom_right and Alignment.BOTTOM_RIGHT in limits.alignments):
             wanted = _one_of((alignment.value for alignment in limits.alignments), empty="0 and Sq == Sk")
             yield Rejection(Code.CAUSAL_ALIGNMENT, "offset of the diagonal", shown(term.offset), wanted)
-
-
-def _kind(term: Term) -> str:
-    return "causal" if term is Term.CAUSAL else "windowed"
 
 
 def _mask_tensor(limits: Limits, call: AttentionCall, tensor: TensorSpec) -> Iterator[Rejection]:

@@ -10,7 +10,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._subclasses import FakeTensorMode
@@ -27,6 +27,7 @@ from attnpass.tensor import TensorSpec
 from attnpass.writes import Writes
 
 aten = torch.ops.aten
+T = TypeVar("T")
 COPIED_META = ("stack_trace", "nn_module_stack", "source_fn_stack")
 
 
@@ -90,14 +91,28 @@ class Emitter:
         """``node[index]`` of a node with several outputs."""
         return self._insert("call_function", operator.getitem, (node, index), {}, self.value(node)[index])
 
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What ``make()`` inserts and gives; later calls of this graph with an equal ``key`` get the same.
+
+        What is shared is not one call's to undo.
+        """
+        place = (id(self.owner), key)
+        if place not in self.shared:
+            first = len(self.made)
+            self.shared[place] = make()
+            del self.made[first:]
+        made: T = self.shared[place]
+        return made
+
     def submodule(self, name: str, make: Callable[[], GraphModule], *key: Any) -> Node:
         """Insert a node that reads the graph module ``make()``; calls of one graph with an equal ``key`` share it."""
-        shared_key = (id(self.owner), name, *key)
-        if shared_key not in self.shared:
+
+        def added() -> str:
             free = next(n for n in (f"{name}_{i}" for i in itertools.count()) if not hasattr(self.owner, n))
             self.owner.add_submodule(free, make())
-            self.shared[shared_key] = free
-        free = self.shared[shared_key]
+            return free
+
+        free = self.once((name, *key), added)
         return self._insert("get_attr", free, (), {}, getattr(self.owner, free))
 
     def examples(self, nodes: Iterable[Node]) -> list[Any]:
@@ -142,10 +157,7 @@ class Emitter:
 
         Dynamo's graphs are not functionalised, so a mask may be changed in place between two calls that read it.
         """
-        key = ("writes", id(self.owner))
-        if key not in self.shared:
-            self.shared[key] = Writes.of(self.owner.graph)
-        writes: Writes = self.shared[key]
+        writes = self.once("writes", lambda: Writes.of(self.owner.graph))
         place = self._anchor
         while place not in writes.position:  # a node of an opened layer, inlined later
             place = place.prev

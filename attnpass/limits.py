@@ -120,7 +120,7 @@ class Limits:
         broadcasts: does the kernel broadcast batch and head sizes as PyTorch does?
         terms: mask terms that it computes by itself.
         padding_by_length: does it take KEY_PADDING as a number of keys (`attnpass.padding`)? Then only where that is
-            the whole mask, without sinks, and in inference.
+            the whole mask, without sinks or dropout, and in inference. Off wherever `terms` lacks KEY_PADDING.
         mask_tensor: does it take a bool or additive mask tensor?
         mask_dtype_may_differ: is an additive mask of another dtype than q's read as it is? (A cast could turn a large
             finite value, which leaves a fully masked row an average, into -inf, which makes it 0.)

@@ -33,7 +33,7 @@ def computed(
     k: Node,
     expr: Expr,
     kept: tuple[str, ...],
-    finish: Callable[[Tensor], Tensor],
+    finish: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> Node:
     """``finish(expr)`` computed in the graph: a bool tensor over those axes of ``kept`` that the expression has.
 

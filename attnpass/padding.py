@@ -53,13 +53,8 @@ def _shared(
 ) -> tuple[tuple[Node, Node] | None, Node, Node | None]:
     """The order of the keys, their number, and which examples give an average: once for all calls with this mask."""
     averages = call.mask.rows_may_be_empty and call.mask.empty is EmptyRows.AVERAGE
-    key = ("padding", allowed, averages, *map(str, sizes_of(call)), emitter.writes_before(), id(emitter.owner))
-    if key not in emitter.shared:
-        first = len(emitter.made)
-        emitter.shared[key] = _make(emitter, call, args, allowed, averages)
-        del emitter.made[first:]  # shared with later calls, so not this call's to undo
-    made: tuple[tuple[Node, Node] | None, Node, Node | None] = emitter.shared[key]
-    return made
+    key = ("padding", allowed, averages, *map(str, sizes_of(call)), emitter.writes_before())
+    return emitter.once(key, lambda: _make(emitter, call, args, allowed, averages))
 
 
 def _make(
@@ -67,7 +62,7 @@ def _make(
 ) -> tuple[tuple[Node, Node] | None, Node, Node | None]:
     if not axes_of(allowed) <= {B, K}:
         raise EmitRefusedError(Rejection(Code.MASK, "padding", "another one for each head", "one for all heads"))
-    seen = computed(emitter, call, args.q, args.k, allowed, (B, K), lambda value: value)
+    seen = computed(emitter, call, args.q, args.k, allowed, (B, K))
     is_prefix = all(map(_hides_a_tail, conjuncts(allowed)))
 
     def compute(q: Tensor, k: Tensor, seen: Tensor) -> tuple[Tensor | None, ...]:

@@ -65,8 +65,6 @@ class Flash2(Kernel):
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
         if call.softcap and call.dropout_p:
             yield Rejection(Code.DROPOUT, "dropout_p with softcap", call.dropout_p, "0")
-        if call.dropout_p and call.mask.has(Term.KEY_PADDING):
-            yield Rejection(Code.DROPOUT, "dropout_p beside padding", call.dropout_p, "0")
         little = sm_number(machine.capability) in LITTLE_SHARED_MEMORY
         if call.needs_grad and call.dropout_p and little and not known(call.D <= 192):
             wanted = f"at most 192 in training with dropout on {machine.capability}"

@@ -11,8 +11,7 @@ What the source says (``hopper/flash_attn_interface.py``, ``flash_api.cpp``):
 - a head dim that is no multiple of 8 is an error (FlashAttention-2 pads; here the graph does);
 - Dv != D passes the host's checks even if its kernels are not compiled in: refused;
 - its own op's autograd is wrong for causal calls (25 gradients for 26 arguments), so it is not used;
-- ``seqused_k`` of its C++ op is how many keys of each example are read; none gives 0; without variable lengths in the
-  build it raises;
+- ``seqused_k`` of its C++ op is how many keys of each example are read, and none gives 0;
 - its Python functions make two empty tensors a call on the GPU, and go through an autograd function and a
   ``custom_op``: its C++ op is called where it takes our arguments by name.
 """
@@ -105,6 +104,7 @@ class Flash3(Kernel):
             backward=built("backward"),
             softcap=built("softcap"),
             sinks=built("sinks"),
+            padding_by_length=terms[Term.KEY_PADDING],
             terms=frozenset(term for term, there in terms.items() if there),
             dtypes=self.limits.dtypes if built("fp16") else frozenset({torch.bfloat16}),
         )

@@ -98,6 +98,7 @@ class Flash4(Kernel):
         return replace(  # nothing is checked by the library itself there
             self.limits,
             terms=self.limits.terms - {Term.KEY_PADDING},
+            padding_by_length=False,
             head_dim_max=128,
             backward=generation != 8,
             deterministic=generation == 8,
@@ -225,7 +226,7 @@ def _backward_impl(
 _OPERANDS = "Tensor q, Tensor k, Tensor v"
 _NUMBERS = "float scale, SymInt left, SymInt right, float softcap"
 _infer = ops.define(
-    f"flash4(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? lengths, {_NUMBERS}) -> Tensor",
+    f"flash4({_OPERANDS}, Tensor? sinks, Tensor? lengths, {_NUMBERS}) -> Tensor",
     _infer_impl,
     _infer_fake,
     vmap=True,

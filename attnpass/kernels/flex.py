@@ -162,13 +162,8 @@ def _block_mask(
 
     Shared by all calls of equal lengths and masks.
     """
-    key = ("flex", mask.allowed, str(call.Sq), str(call.Sk), call.device, id(emitter.owner))
-    if key not in emitter.shared:
-        first = len(emitter.made)
-        emitter.shared[key] = _make_block_mask(emitter, call, args, mask)
-        del emitter.made[first:]  # shared with later calls, so not this call's to undo
-    made: tuple[tuple[Any, ...], tuple[Node, ...]] = emitter.shared[key]
-    return made
+    key = ("flex", mask.allowed, str(call.Sq), str(call.Sk), call.device)
+    return emitter.once(key, lambda: _make_block_mask(emitter, call, args, mask))
 
 
 def _make_block_mask(

@@ -38,12 +38,7 @@ def fixed(emitter: Emitter, operand: Node) -> Node:
     while source.target is aten.unsqueeze.default and isinstance(source.args[0], Node):
         source = source.args[0]  # each call lifts the same mask to 4-D anew
     key = ("flex operand", source, emitter.spec(operand).ndim, emitter.writes_before())
-    if key not in emitter.shared:
-        first = len(emitter.made)
-        emitter.shared[key] = emitter(_copy, operand)
-        del emitter.made[first:]
-    made: Node = emitter.shared[key]
-    return made
+    return emitter.once(key, lambda: emitter(_copy, operand))
 
 
 def all_fixed(emitter: Emitter, operands: list[Node]) -> list[Node]:

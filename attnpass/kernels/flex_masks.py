@@ -48,12 +48,7 @@ class Captured:
 def captured(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: Meaning) -> Captured:
     """Prepare what a mask reads. Shared by all calls with the same mask."""
     key = ("flex captured", meaning.allowed, meaning.bias, *map(str, sizes_of(call)), emitter.writes_before())
-    if key not in emitter.shared:
-        first = len(emitter.made)
-        emitter.shared[key] = _capture(emitter, call, q, k, meaning)
-        del emitter.made[first:]  # shared with later calls, so not this call's to undo
-    made: Captured = emitter.shared[key]
-    return made
+    return emitter.once(key, lambda: _capture(emitter, call, q, k, meaning))
 
 
 def _capture(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: Meaning) -> Captured:
@@ -72,7 +67,7 @@ def _hoisted(emitter: Emitter, call: AttentionCall, q: Node, k: Node, part: Expr
     """A part that depends on keys or queries alone as one load of a bool tensor; others with loads of fixed layout."""
     axes = axes_of(part)
     if loads_of(part) and not {Q, K} <= axes and axes:
-        return _loaded(emitter, computed(emitter, call, q, k, part, AXES, lambda value: value), part, AXES)
+        return _loaded(emitter, computed(emitter, call, q, k, part, AXES), part, AXES)
     return with_nodes(part, lambda node: fixed(emitter, node))
 
 

@@ -80,8 +80,6 @@ class NativeFlash(Kernel):
             yield Rejection(Code.DISABLED, "torch.backends.cuda.flash_sdp_enabled()", False, "True")
         if machine.kind == "cpu":
             return
-        if call.dropout_p and call.mask.has(Term.KEY_PADDING):
-            yield Rejection(Code.DROPOUT, "dropout_p beside padding", call.dropout_p, "0")
         if call.needs_grad and sm_number(machine.capability) in SMALL_SHARED_MEMORY:
             large_without_dropout = call.dropout_p == 0 and known(call.D > 224)
             if not (known(call.D <= 192) or large_without_dropout):
@@ -111,12 +109,9 @@ class NativeFlash(Kernel):
 def _emit_padded(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
     args, lengths = by_length(emitter, call, args)
     q, k, v = bshd(emitter, args, multiple_of(8, call.D))
-    key = ("native_flash starts", str(call.B), str(call.Sq), str(call.Sk), call.device, id(emitter.owner))
-    if key not in emitter.shared:
-        first = len(emitter.made)
-        emitter.shared[key] = emitter.inline(_starts, q, k)
-        del emitter.made[first:]  # shared with later calls, so not this call's to undo
-    return bhsd(emitter, emitter(_padded, q, k, v, lengths, *emitter.shared[key], args.scale), call.Dv)
+    key = ("native_flash starts", str(call.B), str(call.Sq), str(call.Sk), call.device)
+    starts = emitter.once(key, lambda: emitter.inline(_starts, q, k))
+    return bhsd(emitter, emitter(_padded, q, k, v, lengths, *starts, args.scale), call.Dv)
 
 
 def _starts(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

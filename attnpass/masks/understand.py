@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule, Node
 
 from attnpass.call import Pattern
@@ -99,14 +100,15 @@ class Reader:
 
     def _outside(self, tracer: Tracer) -> dict[Node, tuple[Node, Tracer, Node]]:
         """What is passed for the inputs of a body; of one that runs at several places, what is the same at all."""
-        first, *others = self._places(tracer.graph) or (None,)
-        if first is None or (others and tracer.writes.places) or any(one.graph is not first.graph for one in others):
+        places = self._places(tracer.graph)
+        several = len(places) > 1
+        if not places or len({place.graph for place in places}) > 1 or (several and tracer.writes.places):
             return {}
-        around = self._tracer_of(first.graph)
-        passed, *elsewhere = (_operands(tracer.graph, one) for one in (first, *others))
-        start, end = (around.writes.position[one] for one in (first, [first, *others][-1]))
+        around = self._tracer_of(places[0].graph)
+        start, end = (around.writes.position[place] for place in (places[0], places[-1]))
+        passed, *elsewhere = (_operands(tracer.graph, place) for place in places)
         return {
-            inner: (outer, around, first)
+            inner: (outer, around, places[0])
             for inner, outer in passed.items()
             if all(other.get(inner) is outer for other in elsewhere) and not around.writes.between(outer, start, end)
         }
@@ -117,7 +119,7 @@ class Reader:
             self._sites = defaultdict(list)
             for module in (m for m in self.root.modules() if isinstance(m, GraphModule)):
                 for node in module.graph.nodes:
-                    for inner in bodies_of(module, node) if node.op == "call_function" else ():
+                    for inner in bodies_of(module, node) if isinstance(node.target, HigherOrderOperator) else ():
                         self._sites[inner.graph].append(node)
         return self._sites.get(body, [])
 

@@ -22,12 +22,12 @@ FUNCTORCH = {
     "_jvp_increment_nesting": "jvp",
     "_func_increment_nesting": "functionalize",
 }
+FUNCTORCH_EXIT = {name.replace("increment", "decrement") for name in FUNCTORCH}
 # Higher-order ops that give their last operands to their bodies as they are, once, and give back what these give.
 PASSES_ON = frozenset(
     {"wrap", "wrap_activation_checkpoint", "tag_activation_checkpoint", "cond", "invoke_subgraph"}
     | {"wrap_with_autocast", "wrap_with_set_grad_enabled"}
 )
-FUNCTORCH_EXIT = {name.replace("increment", "decrement") for name in FUNCTORCH}
 
 
 @dataclass(frozen=True, slots=True)
