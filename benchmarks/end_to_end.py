@@ -95,7 +95,7 @@ def measure(case: Case, compiler: str, device: str, train: bool) -> dict[str, An
             out.float().mean().backward()
             model.zero_grad(set_to_none=True)
 
-    record["ms"], record["spread_ms"] = median_ms(step, device)
+    record["ms"], record["spread_ms"] = median_ms(step, device, rep=600)
     return record
 
 

@@ -43,8 +43,10 @@ def locked(path: str | None, exclusive: bool = True) -> Iterator[None]:
         yield
 
 
-def median_ms(step: Callable[[], None], device: str) -> tuple[float, float]:
+def median_ms(step: Callable[[], None], device: str, rep: int = 120) -> tuple[float, float]:
     """Median and the distance between the 20th and 80th percentile; nothing with ``BENCHMARK_COMPILE_ONLY``.
+
+    On a GPU ``rep`` ms are spent on it: enough for ten runs at least.
 
     So a first run of several processes at once can fill the compiler's caches for the one that measures. Beside other
     processes (``BENCHMARK_LOCK``) it is the lowest of three medians: the first run of another may fall into one.
@@ -57,7 +59,7 @@ def median_ms(step: Callable[[], None], device: str) -> tuple[float, float]:
         found = []
         for _ in range(3 if os.environ.get(LOCK) else 1):
             with alone():
-                found.append(do_bench(step, warmup=25, rep=120, quantiles=[0.2, 0.5, 0.8]))
+                found.append(do_bench(step, warmup=25, rep=rep, quantiles=[0.2, 0.5, 0.8]))
         low, middle, high = min(found, key=lambda one: one[1])
         return round(middle, 4), round(high - low, 4)
     times = []
