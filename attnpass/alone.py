@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._guards import tracing
+from torch._ops import HigherOrderOperator
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import Graph, GraphModule, Node
@@ -50,15 +51,15 @@ def undisturbed(device: torch.device, grad: bool) -> Iterator[None]:
         yield
 
 
-def emit_alone(
+def runnable_alone(
     kernel: Kernel,
     machine: Machine,
     tensors: Mapping[str, Tensor | None],
     options: Mapping[str, Any],
     adapt: Callable[[AttentionCall], AttentionCall],
     proved: bool = False,
-) -> GraphModule:
-    """A graph that computes one call with ``kernel``; it takes those of ``tensors`` that are there, in order.
+) -> Callable[..., Tensor]:
+    """One call with ``kernel``, ready to run; it takes those of ``tensors`` that are there, in order.
 
     Args:
         kernel: who computes it.
@@ -92,7 +93,28 @@ def emit_alone(
     out.replace_all_uses_with(emitted)
     gm.graph.erase_node(out)
     gm.recompile()
-    return gm
+    return runnable(gm, [x for x in tensors.values() if x is not None], kernel.compile_options(call))
+
+
+def runnable(gm: GraphModule, given: Sequence[Tensor], options: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """The graph as it is; compiled, where it holds an operator that is only itself when compiled (FlexAttention).
+
+    Args:
+        gm: a graph with one output.
+        given: its inputs.
+        options: of Inductor.
+    """
+    if not any(isinstance(node.target, HigherOrderOperator) for node in gm.graph.nodes):
+        return gm
+    from torch._inductor.compile_fx import compile_fx
+
+    compiled: Any = compile_fx(gm, list(given), config_patches=dict(options))
+
+    def run(*operands: Tensor) -> Tensor:
+        out = compiled(*operands)
+        return out if isinstance(out, Tensor) else out[0]
+
+    return run
 
 
 def _with_rules(meaning: Meaning, mask: MaskSpec) -> Meaning:

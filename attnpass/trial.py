@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
-from attnpass.alone import UnfitError, emit_alone, undisturbed
+from attnpass.alone import UnfitError, runnable_alone, undisturbed
 from attnpass.call import AttentionCall
 from attnpass.judge import judge
 from attnpass.kernel import Kernel
@@ -61,13 +61,14 @@ class Sample:
         """What of the mask is read from a tensor, in words."""
         kept = self.mask.tensor
         if self.is_padded:
-            return [Term.KEY_PADDING.value]
+            empty = " with rows without keys" if self.mask.rows_may_be_empty else ""
+            return [Term.KEY_PADDING.value + empty]
         return [] if kept is None else ["bool mask" if kept.dtype == torch.bool else f"{dtype_name(kept.dtype)} bias"]
 
     @property
     def is_padded(self) -> bool:
-        """Is what the mask reads no more than padding?"""
-        return self.mask.has(Term.KEY_PADDING) and self.mask.is_only(*RULES, Term.KEY_PADDING)
+        """Does the mask's meaning read data? Padding stands for all that it may read."""
+        return any(term.term not in (*RULES, Term.TENSOR) for term in self.mask.terms)
 
     @property
     def rules(self) -> MaskSpec:
@@ -93,11 +94,13 @@ def run_trial(kernel: Kernel, sample: Sample, machine: Machine) -> tuple[bool, s
     """
     with undisturbed(sample.device, sample.grad):
         tensors = _tensors(sample)
-        gm = _emitted(kernel, sample, machine, tensors)
         given = [x for x in tensors.values() if x is not None]
         before = [x.detach().clone() for x in given]
         try:
-            found = judge(kernel.limits_for(machine), gm, list(tensors.values()), _meaning(sample))
+            run = _runnable(kernel, sample, machine, tensors)
+            found = judge(kernel.limits_for(machine), run, list(tensors.values()), _meaning(sample))
+        except UnfitError:
+            raise
         except Exception as error:
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({sample})"
             return False, text, float("inf"), 0.0
@@ -142,15 +145,17 @@ def _tensors(sample: Sample) -> dict[str, Tensor | None]:
         raise UnfitError(str(error)) from error
 
 
-def _emitted(kernel: Kernel, sample: Sample, machine: Machine, tensors: dict[str, Tensor | None]) -> GraphModule:
-    """A graph that computes the sample with the kernel."""
+def _runnable(
+    kernel: Kernel, sample: Sample, machine: Machine, tensors: dict[str, Tensor | None]
+) -> Callable[..., Tensor]:
+    """The sample, computed by the kernel."""
 
     def adapt(call: AttentionCall) -> AttentionCall:
         mask = replace(call.mask, terms=(*call.mask.terms, *sample.rules.terms))
         return replace(call, mask=mask, softcap=sample.softcap, needs_grad=sample.grad)
 
     options = {"scale": sample.scale, "enable_gqa": sample.shape[1] != sample.shape[2]}
-    return emit_alone(kernel, machine, tensors, options, adapt, proved=sample.is_padded)
+    return runnable_alone(kernel, machine, tensors, options, adapt, proved=sample.is_padded)
 
 
 def _meaning(sample: Sample) -> dict[str, Any]:

@@ -97,12 +97,16 @@ def bert(generator: torch.Generator, padded: bool) -> tuple[nn.Module, Inputs, C
     length = 256
     inputs: Inputs = {"input_ids": torch.randint(1000, (BATCH, length), generator=generator)}
     if padded:
-        lengths = torch.tensor([length - 57, length])
-        inputs["attention_mask"] = (torch.arange(length) < lengths[:, None]).long()
+        inputs["attention_mask"] = _padding(length)
     return BertModel(config, add_pooling_layer=False), inputs, lambda out: out.last_hidden_state
 
 
-def llama(generator: torch.Generator) -> tuple[nn.Module, Inputs, Callable[[Any], Tensor]]:
+def _padding(length: int) -> Tensor:
+    """What a tokenizer says of two texts, one of which is shorter."""
+    return (torch.arange(length) < torch.tensor([length - 57, length])[:, None]).long()
+
+
+def llama(generator: torch.Generator, padded: bool) -> tuple[nn.Module, Inputs, Callable[[Any], Tensor]]:
     from transformers import LlamaConfig, LlamaModel
 
     config = LlamaConfig(
@@ -115,8 +119,10 @@ def llama(generator: torch.Generator) -> tuple[nn.Module, Inputs, Callable[[Any]
         head_dim=64,
         max_position_embeddings=1024,
     )
-    ids = torch.randint(1000, (BATCH, 512), generator=generator)
-    return LlamaModel(config), {"input_ids": ids, "use_cache": False}, lambda out: out.last_hidden_state
+    inputs: Inputs = {"input_ids": torch.randint(1000, (BATCH, 512), generator=generator), "use_cache": False}
+    if padded:
+        inputs["attention_mask"] = _padding(512)
+    return LlamaModel(config), inputs, lambda out: out.last_hidden_state
 
 
 def vit(generator: torch.Generator) -> tuple[nn.Module, Inputs, Callable[[Any], Tensor]]:
@@ -203,7 +209,8 @@ def _image(generator: torch.Generator) -> Tensor:
 
 MODELS: dict[str, Callable[[torch.Generator], tuple[nn.Module, Inputs, Callable[[Any], Tensor]]]] = {
     "bert_padded": partial(bert, padded=True),
-    "llama": llama,
+    "llama": partial(llama, padded=False),
+    "llama_padded": partial(llama, padded=True),
     "vit": vit,
     "flux": flux,
     "sdxl": sdxl,

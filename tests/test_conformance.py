@@ -23,12 +23,14 @@ from attnpass.select import select
 from attnpass.tensor import TensorSpec
 
 COUNT = 250
+COMPILED = {"flex": 24, "flex_flash": 40}  # each call takes the GPU's compiler seconds
 CPU_KERNELS = ("native_flash", "native_math", "reference", "flex")
 CUDA_KERNELS = ("native_flash", "native_cudnn", "native_efficient", "native_math", "reference", "flex")
 CUDA_LIBRARIES = (
     "flash2",
     "flash3",
     "flash4",
+    "flex_flash",
     "sage",
     "sage_triton",
     "sage_fp16",
@@ -38,11 +40,11 @@ CUDA_LIBRARIES = (
 )
 
 
-def conform(kernel: str, device: str, seed: int) -> Counter[str]:
+def conform(kernel: str, device: str, seed: int, count: int = COUNT) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     limits = registry()[kernel].limits
-    own = testing.cases_for(limits, COUNT, seed) if limits.library != PYTORCH else []
-    for case in own or testing.cases(COUNT, seed):
+    own = testing.cases_for(limits, count, seed) if limits.library != PYTORCH else []
+    for case in own or testing.cases(count, seed):
         fit = testing.runnable(case, device)
         if fit is not None:
             outcome = checked(kernel, fit, device)
@@ -77,7 +79,7 @@ def test_right_or_refused_on_cuda(kernel: str) -> None:
     problem = Machine.look(torch.device("cuda"), [limits.library], [limits.library]).library_problem(limits.library)
     if problem:
         pytest.skip(f"{limits.library.name} is {problem}")
-    outcomes = conform(kernel, "cuda", seed=3)
+    outcomes = conform(kernel, "cuda", seed=3, count=COMPILED.get(kernel, COUNT))
     print(f"\nconformance of {kernel} on CUDA: {dict(outcomes)}, none wrong")
     assert outcomes["right"] >= 10
 

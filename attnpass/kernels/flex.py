@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,9 +28,15 @@ from attnpass.masks import Term
 from attnpass.masks.blocks import BLOCK
 from attnpass.masks.expr import TRUE
 from attnpass.masks.meaning import Meaning
-from attnpass.symbolic import known, known_equal, shown
+from attnpass.symbolic import hint, known, known_equal, shown
 
 NO_BLOCKS = 1 << 30  # FlexAttention's own block size for "one block holds everything"
+HOPPER = (9, 0)
+# PyTorch's own 128 x 128 (head dim 64) and 128 x 64 (128) spill registers: on an H100 (torch 2.11, S4096) causal &
+# key_padding took 2.82 ms at head dim 64, so 0.81; at 128 0.76 and 0.72; no mask became slower by more than 5 %.
+HOPPER_TILE = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4}
+TILED_DIMS = (64, 128)
+DECODES = 128  # fewer queries go to another kernel of FlexAttention's, which has its own tiles
 
 
 class Flex(Kernel):
@@ -38,8 +44,8 @@ class Flex(Kernel):
 
     name = "flex"
     title = "FlexAttention, compiled by Inductor"
-    aliases = ("_native_flex",)
-    limits = Limits(
+    aliases: ClassVar[tuple[str, ...]] = ("_native_flex",)
+    limits: ClassVar[Limits] = Limits(
         devices=frozenset({"cuda", "cpu", "xpu"}),
         capabilities=("sm_80", "sm_121"),
         dtypes=FLOATS,
@@ -77,11 +83,16 @@ class Flex(Kernel):
             score_mod,
             block_mask,
             args.scale,
-            _kernel_options(emitter, call, args),
+            _kernel_options(emitter, call, args, self.options(call)),
             score_buffers,
             mask_buffers,
         )
         return emitter.item(results, 0)
+
+    def options(self, call: AttentionCall) -> dict[str, Any]:
+        """Of FlexAttention's ``kernel_options``, those that are not left to PyTorch."""
+        measured = call.dtype.itemsize == 2 and call.D in TILED_DIMS and (hint(call.Sq) or 0) >= DECODES
+        return dict(HOPPER_TILE) if measured and _is_hopper(call.device) else {}
 
     def compile_options(self, call: AttentionCall) -> dict[str, Any]:
         """Inductor 2.13 fails on the CPU when it fuses pointwise arithmetic behind FlexAttention into its kernel."""
@@ -162,7 +173,7 @@ def _block_mask(
 
     Shared by all calls of equal lengths and masks.
     """
-    key = ("flex", mask.allowed, str(call.Sq), str(call.Sk), call.device)
+    key = ("flex", mask.allowed, str(call.Sq), str(call.Sk), call.device, call.needs_grad)
     return emitter.once(key, lambda: _make_block_mask(emitter, call, args, mask))
 
 
@@ -174,6 +185,8 @@ def _make_block_mask(
         lists: Any = emitter.inline(one_block, args.q, args.k)
     else:
         lists = block_lists(emitter, call, args.q, args.k, mask)
+    if not call.needs_grad:  # the second half is the backward's
+        lists = [*lists[:4], None, None, None, None]
 
     def make(value: Callable[..., Tensor]) -> Tensor:
         return value(mask.allowed, torch.bool)
@@ -196,11 +209,15 @@ def one_block(q: Tensor, k: Tensor) -> tuple[Tensor | None, ...]:
     return ones, zeros, None, None, ones, zeros, None, None
 
 
-def _kernel_options(emitter: Emitter, call: AttentionCall, args: Operands) -> dict[str, Any]:
-    """What ``flex_attention`` itself would pass, whatever this PyTorch version puts in there."""
+def _kernel_options(emitter: Emitter, call: AttentionCall, args: Operands, options: dict[str, Any]) -> dict[str, Any]:
+    """What ``flex_attention`` itself would pass with these options, whatever this PyTorch version puts in there."""
     fill: Callable[..., Any] = flex._apply_kernel_options
     parameters = inspect.signature(fill).parameters
     given = [emitter.value(node) for node in (args.q, args.k, args.v)]
     rest = [None] * (len(parameters) - 5)
     with torch.set_grad_enabled(call.needs_grad):  # decides whether the log-sum-exp is kept for the backward
-        return dict(fill(*given, False, None, *rest))
+        return dict(fill(*given, False, options or None, *rest))
+
+
+def _is_hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) == HOPPER

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import HigherOrderOperator
 
-from attnpass.alone import UnfitError, emit_alone
+from attnpass.alone import UnfitError, runnable_alone
 from attnpass.call import AttentionCall
 from attnpass.kernel import Kernel
 from attnpass.machine import Machine
@@ -74,7 +73,6 @@ class Stage:
     def _runnable(
         self, kernel: Kernel, machine: Machine, tensors: dict[str, Tensor | None], mask: MaskSpec, proved: bool
     ) -> Callable[..., Tensor]:
-        """The graph as it is; compiled, where it holds an operator that is only fast compiled (FlexAttention)."""
         call = self.call
 
         def adapt(found: AttentionCall) -> AttentionCall:
@@ -83,22 +81,7 @@ class Stage:
             return replace(found, mask=kept, softcap=call.softcap, needs_grad=call.needs_grad)
 
         options: dict[str, Any] = {"scale": call.scale, "enable_gqa": call.is_gqa, "dropout_p": call.dropout_p or 0.0}
-        gm = emit_alone(kernel, machine, tensors, options, adapt, proved)
-        if any(isinstance(node.target, HigherOrderOperator) for node in gm.graph.nodes):
-            from torch._inductor.compile_fx import compile_fx
-
-            given = [x for x in tensors.values() if x is not None]
-            compiled: Any = compile_fx(gm, given, config_patches=kernel.compile_options(call))
-            return _first(compiled)
-        return gm
-
-
-def _first(compiled: Callable[..., Any]) -> Callable[..., Tensor]:
-    def run(*operands: Tensor) -> Tensor:
-        out = compiled(*operands)
-        return out if isinstance(out, Tensor) else out[0]
-
-    return run
+        return runnable_alone(kernel, machine, tensors, options, adapt, proved)
 
 
 def _like(spec: TensorSpec, grad: bool = False) -> Tensor:
