@@ -113,7 +113,7 @@ def _terms(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
 
 
 def _padding_by_length(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
-    if not call.mask.is_only(Term.KEY_PADDING):
+    if not call.mask.is_only(Term.KEY_PADDING) and not limits.padding_beside_rules:
         yield Rejection(Code.MASK, "mask", str(call.mask), "key_padding alone, which is read as a number of keys")
     if call.needs_grad:
         yield Rejection(Code.MASK, "mask in training", Term.KEY_PADDING.value, "no padding, or inference")

@@ -119,8 +119,10 @@ class Limits:
         gqa: may Hkv be smaller than H (and divide it)?
         broadcasts: does the kernel broadcast batch and head sizes as PyTorch does?
         terms: mask terms that it computes by itself.
-        padding_by_length: does it take KEY_PADDING as a number of keys (`attnpass.padding`)? Then only where that is
-            the whole mask, without sinks or dropout, and in inference. Off wherever `terms` lacks KEY_PADDING.
+        padding_by_length: does it take KEY_PADDING as a number of keys (`attnpass.padding`)? Then, unless
+            `padding_beside_rules`, only where that is the whole mask; without sinks or dropout, and in inference. Off
+            wherever `terms` lacks KEY_PADDING.
+        padding_beside_rules: does it take KEY_PADDING beside its other terms too, in inference and without sinks?
         mask_tensor: does it take a bool or additive mask tensor?
         mask_dtype_may_differ: is an additive mask of another dtype than q's read as it is? (A cast could turn a large
             finite value, which leaves a fully masked row an average, into -inf, which makes it 0.)
@@ -160,6 +162,7 @@ class Limits:
     broadcasts: bool = False
     terms: frozenset[Term] = field(default_factory=frozenset)
     padding_by_length: bool = False
+    padding_beside_rules: bool = False
     mask_tensor: bool = False
     mask_dtype_may_differ: bool = False
     hidden_rows_train: bool = True

@@ -25,12 +25,13 @@ OTHER_NVIDIA = ("native_flash", "native_efficient", "native_cudnn")
 LIBRARIES = {"flash2": "flash-attn", "flash3": "flash-attn-3", "flash4": "flash-attn-4"}  # kernel -> Library.key
 CPU = ("native_flash",)
 FLEX = "flex"
-MASK_FUNCTION = 1.1  # what a mask computed from data adds to FlexAttention: 0.80 ms for 0.78, 1.30 for 1.20
+MASK_FUNCTION = {"flex": 1.1, "flash4": 1.3}  # what a mask that is computed score by score adds (S4096)
 COPY_GB_A_MS = 3.0  # benchmarks/results/ceilings_h100.jsonl
 MOVES_START = 0.006  # two launches
 HIDES_BLOCKS = frozenset({Term.CAUSAL, Term.WINDOW, Term.SAME_SEGMENT, Term.FUNCTION})
 LONG = 1024  # keys
 WIDE = 128  # head dim
+NARROW = 64
 SMALL = 64
 
 
@@ -52,7 +53,7 @@ def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Col
     if call is None:
         return (FLEX, *order, *installed)
     read = call.mask.spelled is None and call.mask.tensor is not None
-    flex = (FLEX,) if call.softcap is not None or read or _hides_blocks(call) else ()
+    flex = (FLEX,) if call.softcap is not None or read or _hides_blocks(call, NARROW) else ()
     return _by_cost((*order, *flex, *installed), machine, call, spelled) or _by_rule(order, call)
 
 
@@ -63,9 +64,11 @@ def _by_cost(
     if call.dtype.itemsize != 2:
         return ()
     left = predicted(call, machine, {name: name in spelled for name in names})
-    if call.mask.spelled is not None and FLEX in left:
-        left[FLEX] *= MASK_FUNCTION
-    if call.mask.is_only(Term.KEY_PADDING):
+    alone = call.mask.is_only(Term.KEY_PADDING)
+    if call.mask.spelled is not None and _reads_data(call):
+        asked = {FLEX} if alone else set(MASK_FUNCTION)
+        left |= {name: left[name] * MASK_FUNCTION[name] for name in asked if name in left}
+    if alone:
         left |= {name: left[name] + _moving_keys_ms(call) for name in left if name not in {FLEX, *spelled}}
     unknown = tuple(name for name in names if name not in left) if left else ()
     order: list[str] = []
@@ -82,21 +85,24 @@ def _moving_keys_ms(call: AttentionCall) -> float:
     return MOVES_START + moved / 1e9 / COPY_GB_A_MS
 
 
-def _hides_blocks(call: AttentionCall) -> bool:
-    """Does a proved mask hide blocks that FlexAttention skips, in inference, in a call long enough for that to pay?
+def _reads_data(call: AttentionCall) -> bool:
+    """Is the mask more than causal and windows?"""
+    return call.mask.bias is not None or any(term.term not in RULES for term in call.mask.terms)
 
-    In training nobody has compared the gradients of such a mask with the reference on a GPU yet.
+
+def _hides_blocks(call: AttentionCall, narrowest: int = WIDE) -> bool:
+    """Does a proved mask hide blocks that FlexAttention skips, in a call long enough for that to pay?
 
     PyTorch's own causal is not meant: every kernel has it. Padding alone hides too little: BERT at 512 tokens took
-    12.07 ms with FlexAttention, 11.42 ms with PyTorch's choice. Causal and padded at 4096 tokens took 0.80 ms, 1.67 ms
-    with the mask as a tensor.
+    12.07 ms with FlexAttention, 11.42 ms with PyTorch's choice. Causal and padded at 4096 tokens took 0.74 ms, 1.64 ms
+    with the mask as a tensor (H100, head dim 128).
 
-    Where a mask reads data, FlexAttention's code for head dim 64 is slow: Llama with heads of 64 and a mask of ones
-    took 46.6 ms with it, 44.5 ms without; and padding alone 18 times cuDNN's time.
+    Below the head dim ``narrowest`` a mask that reads data makes FlexAttention slow: with PyTorch's own tiles for head
+    dim 64 Llama with a mask of ones took 46.6 ms, 44.5 ms without FlexAttention, and 32.4 ms with the tiles that
+    `flex` has for Hopper.
     """
     mask = call.mask
-    reads = mask.bias is not None or any(term.term not in RULES for term in mask.terms)
-    if call.needs_grad or (reads and not known(call.D >= WIDE)):
+    if _reads_data(call) and known(call.D < narrowest):
         return False
     plain = mask.bias is None and all(t.term is Term.CAUSAL and known_equal(t.offset, 0) for t in mask.terms)
     hides = any(term.term in HIDES_BLOCKS for term in mask.terms)
@@ -105,12 +111,15 @@ def _hides_blocks(call: AttentionCall) -> bool:
 
 def _by_rule(order: tuple[str, ...], call: AttentionCall) -> tuple[str, ...]:
     """FlexAttention first where the mask hides blocks that it skips."""
-    return (FLEX, *order) if _hides_blocks(call) else order
+    return (FLEX, *order) if _hides_blocks(call) and not call.needs_grad else order
 
 
 def only_if_named(kernel: str, call: AttentionCall) -> bool:
-    """Does ``auto``, timed or not, leave this kernel to who names it? In training see `_hides_blocks`."""
-    return kernel == FLEX and call.needs_grad
+    """Does ``auto``, timed or not, leave this kernel to who names it?
+
+    FlexAttention in training, where no block is hidden: its backward takes half as long again as the others'.
+    """
+    return kernel == FLEX and call.needs_grad and not _hides_blocks(call, NARROW)
 
 
 def faster_as_written(machine: Machine, call: AttentionCall) -> str:

@@ -108,7 +108,8 @@ def _head_dims(limits: Limits) -> str:
 def _masks(limits: Limits) -> str:
     terms = sorted(term.value for term in limits.terms)
     if limits.padding_by_length:
-        terms = [f"{term} (alone, inference)" if term == Term.KEY_PADDING.value else term for term in terms]
+        where = "inference" if limits.padding_beside_rules else "alone, inference"
+        terms = [f"{term} ({where})" if term == Term.KEY_PADDING.value else term for term in terms]
     return ", ".join([*terms, *(["tensor"] if limits.mask_tensor else [])]) or "none"
 
 

@@ -23,14 +23,13 @@ from attnpass.select import select
 from attnpass.tensor import TensorSpec
 
 COUNT = 250
-COMPILED = {"flex": 24, "flex_flash": 40}  # each call takes the GPU's compiler seconds
+COMPILED = {"flex": 24}  # each call takes the GPU's compiler seconds
 CPU_KERNELS = ("native_flash", "native_math", "reference", "flex")
 CUDA_KERNELS = ("native_flash", "native_cudnn", "native_efficient", "native_math", "reference", "flex")
 CUDA_LIBRARIES = (
     "flash2",
     "flash3",
     "flash4",
-    "flex_flash",
     "sage",
     "sage_triton",
     "sage_fp16",

@@ -30,7 +30,6 @@ STANDINS: dict[str, tuple[Any, str, str, int]] = {  # stand-in, version, machine
     "flash2": (flash_attn_2, "2.8.3", "h100", 80),
     "flash3": (flash_attn_3, "3.0.0", "h100", 80),
     "flash4": (flash_attn_4, "4.0.0b36", "h100", 80),
-    "flex_flash": (flash_attn_4, "4.0.0b36", "h100", 20),
     "sage": (sageattention_2, "2.2.0", "h100", 70),
     "sage_triton": (sageattention_2, "2.2.0", "h100", 45),
     "sage1": (sageattention_1, "1.0.6", "h100", 10),

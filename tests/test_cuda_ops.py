@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnpass.kernels import registry
 from attnpass.machine import Machine
+from attnpass.masks.blocks import band_blocks
 from tests.compiled import qkv
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -81,6 +82,9 @@ def flash4() -> Iterator[Checked]:
     q, k, v = bshd(Hkv=2)
     yield ops.flash4.default, (q, k, v, None, None, *CAUSAL)
     yield ops.flash4.default, (q, k, v, None, LENGTHS.cuda(), *UNBOUNDED)
+    lists = band_blocks(64, 64, None, 0, q.device)[:4]
+    keys = torch.ones(2, 192, dtype=torch.int32, device=q.device)
+    yield ops.flash4_masked.default, (q, k, v, *lists, keys, None, 0, SCALE, 0.0)
     out, lse = ops.flash4_train(q, k, v, *CAUSAL)
     yield ops.flash4_backward.default, (out, q, k, v, out, lse, *CAUSAL)
     yield ops.flash4_train.default, (*leaves(q, k, v), *CAUSAL)

@@ -18,7 +18,6 @@ from attnpass.kernels.flash2 import Flash2
 from attnpass.kernels.flash3 import Flash3
 from attnpass.kernels.flash4 import Flash4
 from attnpass.kernels.flex import Flex
-from attnpass.kernels.flex_flash import FlexFlash
 from attnpass.kernels.hub import hub_kernel
 from attnpass.kernels.hub_module import PREFIX
 from attnpass.kernels.native import Native
@@ -37,19 +36,7 @@ from attnpass.library import Library
 
 ENTRY_POINTS = "attnpass.kernels"
 _PYTORCH = (Native(), NativeCudnn(), NativeFlash(), NativeEfficient(), NativeMath(), Flex())
-_LIBRARIES = (
-    Flash2(),
-    Flash3(),
-    Flash4(),
-    FlexFlash(),
-    *SAGE_KERNELS.values(),
-    Sage1(),
-    Sage3(),
-    Xformers(),
-    Aiter(),
-    Npu(),
-    Xla(),
-)
+_LIBRARIES = (Flash2(), Flash3(), Flash4(), *SAGE_KERNELS.values(), Sage1(), Sage3(), Xformers(), Aiter(), Npu(), Xla())
 _registry: dict[str, Kernel] = {kernel.name: kernel for kernel in (*_PYTORCH, *_LIBRARIES, Reference())}
 
 

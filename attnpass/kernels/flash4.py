@@ -2,14 +2,13 @@
 
 What the source says (``flash_attn/cute/interface.py``, 4.0.0b36):
 
-- ``flash_attn_func`` stands around ``_flash_attn_fwd`` for autograd only, which our op has already; so the latter is
-  called, by keywords (the fourth positional argument is ``qv``);
+- ``flash_attn_func`` only adds autograd, which our op has, to ``_flash_attn_fwd`` (its fourth argument is ``qv``);
 - an unbounded side of a window is None; one -1 beside a number would become a real bound;
 - ``seqused_k`` is how many keys of each example are read; on sm_10x not at head dim 256;
-- causal and windows are bottom-right; a mask function makes both silently ignored;
+- causal and windows are bottom-right; a mask function makes both silently ignored, so it says them itself
+  (`attnpass.kernels.flash4_masks`);
 - ``flash_attn.cute.__version__`` says 0.0.0, and an old copy of ``flash_attn.cute`` lies in flash-attn 2: the
   distribution's version decides;
-- the kernels are compiled at their first call, in seconds, and kept for the process;
 - a negative scale turns the maximum, taken before the scale, into the minimum: the weights overflow;
 - with ``k is v`` and a value head dim of 512 ``flash_attn_func`` computes another formula;
 - the GPU generation is read once, from the current device.
@@ -33,6 +32,7 @@ from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter
 from attnpass.kernel import Kernel, Operands
+from attnpass.kernels import flash4_masks
 from attnpass.layout import bhsd, bshd
 from attnpass.library import Build, Library, UnusableError
 from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
@@ -60,8 +60,6 @@ FLASH_ATTN_4 = Library(
     build=_read_build,
     install="pip install flash-attn-4",
 )
-
-
 TRAINED_DIMS = (32, 64, 96, 128, 192, 256)
 
 
@@ -81,6 +79,7 @@ class Flash4(Kernel):
         gqa=True,
         terms=frozenset({Term.CAUSAL, Term.WINDOW, Term.KEY_PADDING}),
         padding_by_length=True,
+        padding_beside_rules=True,
         alignments=BOTTOM_RIGHT,
         positive_scale=True,
         softcap=True,
@@ -94,11 +93,12 @@ class Flash4(Kernel):
         if generation == 9:
             return self.limits
         if generation in (10, 11):
-            return replace(self.limits, value_dim_may_differ=True)
+            return replace(self.limits, value_dim_may_differ=True, padding_beside_rules=False)
         return replace(  # nothing is checked by the library itself there
             self.limits,
             terms=self.limits.terms - {Term.KEY_PADDING},
             padding_by_length=False,
+            padding_beside_rules=False,
             head_dim_max=128,
             backward=generation != 8,
             deterministic=generation == 8,
@@ -114,12 +114,16 @@ class Flash4(Kernel):
                 yield Rejection(Code.HEAD_DIM, "head dims of q and v", actual, f"{wanted} on {machine.capability}")
             elif call.mask.has(Term.KEY_PADDING) and not small:
                 yield Rejection(Code.MASK, "mask", str(call.mask), f"none or causal at head dim {shown(call.D)}")
+        if flash4_masks.has_function(call):
+            yield from flash4_masks.refusals(call)
         if call.needs_grad and not known_equal(call.D, call.Dv):
             yield Rejection(Code.VALUE_DIM, "value head_dim", shown(call.Dv), f"{shown(call.D)} in training")
         if call.needs_grad and call.sinks is not None:
             yield Rejection(Code.SINKS, "sinks in training", "a logit for each head", "none, they get no gradient")
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+        if flash4_masks.has_function(call):
+            return bhsd(emitter, flash4_masks.emit(emitter, call, args), call.Dv)
         args, lengths = by_length(emitter, call, args)
         q, k, v = bshd(emitter, args, _trained_dim(call) if call.needs_grad else None)
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)

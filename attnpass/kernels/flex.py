@@ -32,10 +32,11 @@ from attnpass.symbolic import hint, known, known_equal, shown
 
 NO_BLOCKS = 1 << 30  # FlexAttention's own block size for "one block holds everything"
 HOPPER = (9, 0)
-# PyTorch's own 128 x 128 (head dim 64) and 128 x 64 (128) spill registers: on an H100 (torch 2.11, S4096) causal &
-# key_padding took 2.82 ms at head dim 64, so 0.81; at 128 0.76 and 0.72; no mask became slower by more than 5 %.
+# PyTorch's own tiles, 128 x 128 at head dim 64 and 128 x 64 at 128, spill registers where a mask reads data: on an H100
+# (torch 2.11, S4096) causal & key_padding took 2.82 ms at head dim 64, and 0.81 ms so; 0.76 and 0.72 ms at 128; no mask
+# became slower by more than 5 %. Head dims between the two run as 128.
 HOPPER_TILE = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4}
-TILED_DIMS = (64, 128)
+TILED_DIMS = range(64, 129)
 DECODES = 128  # fewer queries go to another kernel of FlexAttention's, which has its own tiles
 
 

@@ -8,7 +8,7 @@ head dims.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,6 +26,47 @@ def _seen(q: Tensor, k: Tensor, causal: bool, left: int | None, right: int | Non
     if left is not None and right is not None and left < 0 and right < 0:
         left = right = None
     return band(q.shape[1], k.shape[1], left, 0 if causal else right)
+
+
+class BlockSparseTensorsTorch(NamedTuple):
+    """The lists of blocks, for each block of queries: how many, and which."""
+
+    mask_block_cnt: Tensor
+    mask_block_idx: Tensor
+    full_block_cnt: Tensor
+    full_block_idx: Tensor
+    block_size: tuple[int, int]
+
+
+def _masked(
+    q: Tensor, k: Tensor, mask_mod: Callable[..., Any], lists: BlockSparseTensorsTorch, tables: list[Tensor]
+) -> Tensor:
+    """(B, H, Sq, Sk): the function is asked in partly visible blocks only, and nothing outside both lists is seen.
+
+    The function gets vectors of one number in the kernel, all places at once here. In the last block it is asked about
+    keys behind the last one, too: that must be inside its tables.
+    """
+    assert lists.block_size == (128, 128)
+    (B, Sq, H, _), Sk = q.shape, k.shape[1]
+    sizes = (B, H, Sq, -(-Sk // 128) * 128)
+    places = [torch.arange(n).view([1, *(-1 if i == j else 1 for j in range(4))]) for i, n in enumerate(sizes)]
+    asked = mask_mod(*places, None, tables)[0].expand(sizes)[..., :Sk]
+    partly, wholly = (
+        _blocks(count, index, sizes)[..., :Sk] for count, index in ((lists[0], lists[1]), (lists[2], lists[3]))
+    )
+    return (asked & partly) | wholly
+
+
+def _blocks(count: Tensor, index: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Which places lie in the listed blocks."""
+    rows, across = -(-sizes[2] // 128), sizes[3] // 128
+    assert count.dtype == index.dtype == torch.int32 and count.is_contiguous() and index.is_contiguous()
+    assert count.shape[2:] == (rows,) and index.shape[2:] == (rows, across)
+    listed = torch.zeros(*index.shape, dtype=torch.bool)
+    for b, h, row in torch.cartesian_prod(*map(torch.arange, count.shape)).tolist():
+        listed[b, h, row, index[b, h, row, : count[b, h, row]].long()] = True
+    wide = listed.repeat_interleave(128, 2).repeat_interleave(128, 3)[:, :, : sizes[2]]
+    return wide.expand(sizes)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -70,6 +111,8 @@ def _flash_attn_fwd(
     learnable_sink: Tensor | None = None,
     num_splits: int = 1,
     mask_mod: Callable[..., Any] | None = None,
+    block_sparse_tensors: BlockSparseTensorsTorch | None = None,
+    aux_tensors: list[Tensor] | None = None,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None, None, None, None]:
     assert qv is None and num_splits == 1
@@ -78,6 +121,9 @@ def _flash_attn_fwd(
         assert learnable_sink.dtype == torch.bfloat16 and learnable_sink.shape == (q.shape[2],)
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     seen = _seen(q, k, causal, window_size_left, window_size_right, mask_mod)
+    if mask_mod is not None:
+        assert block_sparse_tensors is not None and aux_tensors is not None and q.shape[-1] <= 128
+        seen = _masked(q, k, mask_mod, block_sparse_tensors, aux_tensors)
     if seqused_k is not None:
         assert not causal and window_size_left is None and window_size_right is None
         seen = used(seen, seqused_k, q.shape[0])
@@ -129,3 +175,7 @@ def install(monkeypatch: pytest.MonkeyPatch, old_copy: bool = False) -> None:
     }
     module(monkeypatch, "flash_attn.cute", __version__="0.0.0")
     module(monkeypatch, "flash_attn.cute.interface", **functions)
+    module(monkeypatch, "flash_attn.cute.block_sparsity", BlockSparseTensorsTorch=BlockSparseTensorsTorch)
+    module(monkeypatch, "flash_attn.cute.utils", scalar_to_ssa=lambda x, dtype: torch.as_tensor(x).to(dtype)[None])
+    module(monkeypatch, "cutlass", Int32=torch.int32, const_expr=bool)
+    module(monkeypatch, "cutlass.cute", jit=lambda function: function)

@@ -1,0 +1,165 @@
+"""flash4's masks by function: rules and padding together, over the stand-in, and over the library on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import attnpass
+from attnpass.kernels.flash4 import FLASH_ATTN_4
+from attnpass.kernels.flash4_masks import _mask_function, parts_of
+from attnpass.machine import Machine
+from attnpass.masks.expr import FALSE, K, Lin, NonNeg, Q
+from attnpass.masks.logic import all_of
+from tests.compiled import assert_near, decisions, kernels_used, qkv, run
+from tests.standins import flash_attn_4, pretend_all
+
+S = F.scaled_dot_product_attention
+GPU = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")],
+)
+Mask = Callable[[Tensor, Tensor], Tensor]
+RULES: dict[str, Mask] = {
+    "causal": lambda q, k: k <= q,
+    "window": lambda q, k: (k <= q) & (q - k < 100),
+    "both sides": lambda q, k: (k - q < 50) & (q - k <= 30),
+    "left": lambda q, k: q - k < 64,
+}
+
+
+@pytest.fixture(params=("cpu", GPU))
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("ATTNPASS_PROBE", "0")
+    _mask_function.cache_clear()
+    if request.param == "cpu":
+        flash_attn_4.install(monkeypatch)
+        pretend_all(monkeypatch, "h100", {FLASH_ATTN_4: "4.0.0b36"})
+        return "cpu"
+    problem = Machine.look(torch.device("cuda"), [FLASH_ATTN_4], [FLASH_ATTN_4]).library_problem(FLASH_ATTN_4)
+    if problem:
+        pytest.skip(f"flash-attn-4 is {problem}")
+    return "cuda"
+
+
+def padded(rule: Mask) -> Callable[..., Tensor]:
+    """Attention under a rule and padding, as models write it."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
+        rows = torch.arange(q.shape[2], device=q.device)[:, None]
+        seen = rule(rows, torch.arange(k.shape[2], device=q.device)[None])
+        mask = seen[None, None] & padding[:, None, None, :]
+        return S(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+    return attention
+
+
+def scattered(B: int, Sk: int) -> Tensor:
+    """Padding in the middle, at the end, and everywhere."""
+    seen = torch.rand(B, Sk, generator=torch.Generator().manual_seed(3)) > 0.2
+    seen[0, Sk // 2 :] = False
+    seen[-1] = B < 3
+    return seen
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "shape", ({"Sq": 300}, {"Sq": 256, "Hkv": 2, "D": 128}, {"Sq": 130, "D": 72, "Hkv": 1}), ids=str
+)
+def test_right_beside_padding(rule: str, shape: dict[str, Any], device: str) -> None:
+    q, k, v = (x.to(device) for x in qkv(B=3, **shape))
+    padding = scattered(3, k.shape[2]).to(device)
+    attention = padded(RULES[rule])
+    assert_near(run(attention, q, k, v, padding, kernel="flash4"), attention(q, k, v, padding))
+    assert kernels_used() == ["flash4"]
+    assert "key_padding" in str(decisions()[0].call.mask)
+
+
+def test_more_keys_than_queries(device: str) -> None:
+    """With a cache the diagonal ends in the last corner."""
+    q, k, v = (x.to(device) for x in qkv(Sq=70, Sk=330))
+    padding = scattered(2, 330).to(device)
+    attention = padded(lambda i, j: j <= i + 260)
+    assert_near(run(attention, q, k, v, padding, kernel="flash4"), attention(q, k, v, padding))
+    assert kernels_used() == ["flash4"]
+
+
+def test_layers_share_what_a_mask_is_made_of(device: str) -> None:
+    attention = padded(RULES["causal"])
+
+    def two(q: Tensor, padding: Tensor) -> Tensor:
+        return attention(attention(q, q, q, padding), q, q, padding)
+
+    q, padding = qkv(Sq=200)[0].to(device), scattered(2, 200).to(device)
+    assert_near(run(two, q, padding, kernel="flash4", compiler="inductor"), two(q, padding))
+    assert kernels_used() == ["flash4", "flash4"]
+    gm = attnpass.rewrite(torch.fx.symbolic_trace(two), (q, padding), options={"attnpass.kernel": "flash4"})[0]
+    calls = [node for node in gm.graph.nodes if "flash4_masked" in str(node.target)]
+    assert len(calls) == 2 and calls[0].args[3:10] == calls[1].args[3:10]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "text"),
+    (
+        ({"D": 256}, "head_dim", "head_dim beside this mask is 256, needs at most 128"),
+        ({"grad": True}, "mask", "mask in training is key_padding, needs no padding, or inference"),
+    ),
+    ids=("head dim", "training"),
+)
+def test_refusals(change: dict[str, Any], code: str, text: str, device: str) -> None:
+    q, k, v = (x.to(device) for x in qkv(Sq=64, **change))
+    if change.get("grad"):
+        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    attention, padding = padded(RULES["causal"]), scattered(2, 64).to(device)
+    run(attention, q, k, v, padding, kernel="flash4")
+    reasons = decisions()[0].rejections("flash4")
+    assert [(reason.code.value, str(reason)) for reason in reasons] == [(code, text)]
+
+
+def test_lengths_must_be_numbers(device: str) -> None:
+    def attention(q: Tensor, padding: Tensor) -> Tensor:
+        places = torch.arange(q.shape[2], device=q.device)
+        return S(q, q, q, (places[None] <= places[:, None]) & padding[:, None, None])
+
+    q, padding = qkv(Sq=64)[0].to(device), scattered(2, 64).to(device)
+    for tensor, dim in ((q, 2), (padding, 1)):
+        torch._dynamo.mark_dynamic(tensor, dim)
+    assert_near(run(attention, q, padding, kernel="flash4"), attention(q, padding))
+    reasons = decisions()[0].rejections("flash4")
+    assert [reason.code.value for reason in reasons] == ["dynamic", "dynamic"]
+    assert all("beside this mask" in str(reason) and "needs a number" in str(reason) for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    (lambda q, k: (k <= q) | (k < 7), lambda q, k: (q - k) % 2 == 0, lambda q, k: (q * 2 <= k) & (k <= q)),
+    ids=("prefix", "every other", "another slope"),
+)
+def test_other_masks_are_refused(rule: Mask, device: str) -> None:
+    """They may say more than bands and padding: another kernel computes them, and nothing is wrong."""
+    q, k, v = (x.to(device) for x in qkv(Sq=64))
+    padding, attention = scattered(2, 64).to(device), padded(rule)
+    assert_near(run(attention, q, k, v, padding, kernel="flash4"), attention(q, k, v, padding))
+    assert kernels_used() == ["native"]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.tuples(st.sampled_from((1, -1)), st.integers(-40, 40)), max_size=4), st.integers(1, 40))
+def test_parts_are_the_mask(bounds: list[tuple[int, int]], length: int) -> None:
+    """The bounds taken from conjuncts, against the conjuncts at every place."""
+    bands = [NonNeg(Lin(((K, sign), (Q, -sign)), bound)) for sign, bound in bounds]
+    keys = NonNeg(Lin(((K, -1),), length))
+    parts = parts_of(all_of([*bands, keys]))
+    assert parts.keys in (keys, FALSE)  # FALSE: bounds that leave nothing
+    for q in range(0, 45, 4):
+        for k in range(45):
+            seen = all(sign * (k - q) + bound >= 0 for sign, bound in bounds) and k <= length
+            inside = (parts.left is None or q - parts.left <= k) and (parts.right is None or k <= q + parts.right)
+            assert seen == (inside and parts.keys == keys and k <= length)
