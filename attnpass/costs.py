@@ -164,9 +164,9 @@ def predicted(call: AttentionCall, machine: Machine, kernels: Mapping[str, bool]
     return {name: ms for name, ms in costs.items() if ms is not None}
 
 
-def cheapest(names: Iterable[str], costs: Mapping[str, float]) -> str:
+def cheapest(names: Iterable[str], costs: Mapping[str, float], noise: float = NOISE) -> str:
     """Of the names within the noise of the lowest cost, the first; what has no cost is not asked."""
-    limit = min(costs.values()) * (1 + NOISE)
+    limit = min(costs.values()) * (1 + noise)
     return next(name for name in names if name in costs and costs[name] <= limit)
 
 

@@ -102,7 +102,7 @@ def _hides_blocks(call: AttentionCall, narrowest: int = WIDE) -> bool:
     `flex` has for Hopper.
     """
     mask = call.mask
-    if _reads_data(call) and known(call.D < narrowest):
+    if _reads_data(call) and not known(narrowest <= call.D):
         return False
     plain = mask.bias is None and all(t.term is Term.CAUSAL and known_equal(t.offset, 0) for t in mask.terms)
     hides = any(term.term in HIDES_BLOCKS for term in mask.terms)

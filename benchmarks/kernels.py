@@ -196,12 +196,12 @@ def _around(kernel: str, operands: list[Tensor]) -> Iterator[tuple[str, Callable
     elif kernel == "flash3":
         from flash_attn_interface import flash_attn_func
 
-        yield "op_us", lambda *_: flash3._infer(*bshd, None, scale, -1, -1, 0.0, False)
+        yield "op_us", lambda *_: flash3._infer(*bshd, None, None, scale, -1, -1, 0.0, False)
         yield "library_us", lambda *_: flash_attn_func(*bshd, softmax_scale=scale)
     elif kernel == "flash4":
         from flash_attn.cute import flash_attn_func
 
-        yield "op_us", lambda *_: flash4._infer(*bshd, None, scale, -1, -1, 0.0)
+        yield "op_us", lambda *_: flash4._infer(*bshd, None, None, scale, -1, -1, 0.0)
         yield "library_us", lambda *_: flash_attn_func(*bshd, softmax_scale=scale)
     elif kernel == "sage1":
         from sageattention import sageattn

@@ -85,16 +85,33 @@ def test_a_kernel_without_masks_refuses_what_the_mask_means() -> None:
     assert [str(reason) for reason in refused][:1] == [wanted]
 
 
-def test_a_mask_that_reads_data_is_slow_in_flex_at_head_dim_64() -> None:
-    assert decide(call(4096, CAUSAL, PADDING, D=64)).kernel == "native_cudnn"
-    assert decide(call(4096, CAUSAL, WINDOW, D=64)).kernel == "flex"
-
-
-@pytest.mark.parametrize(("machine", "kernel"), [("h100", "native_cudnn"), ("a100", "native_efficient")])
-def test_auto_trains_with_flex_only_if_it_is_named(machine: str, kernel: str) -> None:
+def test_padding_beside_causal_with_flash_attention_4_installed() -> None:
+    h100 = KNOWN_MACHINES["h100"]
+    machine = replace(h100, versions={**h100.versions, "flash-attn-4": "4.0.0b36"})
+    for one in (call(4096, CAUSAL, PADDING), call(4096, CAUSAL, PADDING, D=64)):
+        assert select(one, registry(), machine, Config()).kernel == "flash4"
+    documents = call(4096, CAUSAL, MaskTerm(Term.SAME_SEGMENT))
+    assert select(documents, registry(), machine, Config()).kernel == "flex"
     training = replace(call(4096, CAUSAL, PADDING), needs_grad=True)
-    assert decide(training, machine).kernel == kernel
-    assert decide(training, machine, kernel=("flex",)).kernel == "flex"
+    assert select(training, registry(), machine, Config()).kernel == "flex"
+
+
+def test_masks_that_read_data_need_wide_heads_in_flex() -> None:
+    """On Hopper `flex` has tiles of its own; elsewhere PyTorch's own spill at head dim 64."""
+    assert decide(call(4096, CAUSAL, PADDING, D=64)).kernel == "flex"
+    assert decide(call(4096, CAUSAL, PADDING, D=64), "a100").kernel == "native_efficient"
+    assert decide(call(4096, CAUSAL, PADDING, D=128), "a100").kernel == "flex"
+    assert decide(call(4096, CAUSAL, PADDING, D=32)).kernel == "native_cudnn"
+    assert decide(call(4096, CAUSAL, WINDOW, D=64), "a100").kernel == "flex"
+
+
+def test_auto_trains_with_flex_where_it_was_measured_and_hides_blocks() -> None:
+    padded, short = (replace(call(S, CAUSAL, PADDING), needs_grad=True) for S in (4096, 512))
+    assert decide(padded).kernel == "flex"
+    assert decide(short).kernel == "native_efficient"
+    assert decide(replace(padded, mask=MaskSpec())).kernel == "native_cudnn"
+    assert decide(padded, "a100").kernel == "native_efficient"
+    assert decide(short, "a100", kernel=("flex",)).kernel == "flex"
 
 
 def test_small_windows_by_hand_stay_on_a_gpu_unless_a_kernel_is_named() -> None:

@@ -264,9 +264,9 @@ class TestMemory:
 
 class TestJudgement:
     def test_of_equals_the_first_in_order_wins(self) -> None:
-        ms = {"flash4": 1.0, "native_cudnn": 1.029, "flex": 1.5}
+        ms = {"flash4": 1.0, "native_cudnn": 1.009, "flex": 1.5}
         assert judged(["native_cudnn", "flash4", "flex"], ms, {}).winner == "native_cudnn"
-        assert judged(["native_cudnn", "flash4", "flex"], {**ms, "native_cudnn": 1.04}, {}).winner == "flash4"
+        assert judged(["native_cudnn", "flash4", "flex"], {**ms, "native_cudnn": 1.02}, {}).winner == "flash4"
         assert list(judged(["native_cudnn", "flash4", "flex"], ms, {}).ms) == ["flash4", "native_cudnn", "flex"]
 
     def test_the_host_counts_as_the_table_knows_it(self) -> None:

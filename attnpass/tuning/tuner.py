@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "tuned"
 SECONDS = 2.0  # of measuring a signature; compiling a candidate comes on top
 HOPELESS = 1.5  # times the best predicted cost: not worth a try
+NOISE = 0.01  # of kernels timed in turns; the table, which predicts, has 3 %
 IN_ALL = 120.0  # seconds of a process; what comes later is chosen by the table
 
 
@@ -169,7 +170,7 @@ def judged(order: Sequence[str], costs: Mapping[str, float], failed: Mapping[str
     """
     ms = {name: round(cost, 5) for name, cost in sorted(costs.items(), key=lambda one: one[1])}
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Tuned(cheapest(order, ms), ms, dict(failed), date)
+    return Tuned(cheapest(order, ms, NOISE), ms, dict(failed), date)
 
 
 def key_of(call: AttentionCall, candidates: Sequence[Candidate], machine: Machine) -> dict[str, str]:
