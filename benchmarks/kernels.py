@@ -166,10 +166,14 @@ def _in_turn(plain: Callable[..., Any], alone: dict[str, Callable[..., Any]]) ->
 
 
 def _us(calls: dict[str, Callable[..., Any]], operands: list[Tensor]) -> dict[str, float]:
-    """Median host time of a call of each in microseconds. They take turns, so that they share what disturbs."""
+    """Median host time of a call of each in microseconds. They take turns, so that they share what disturbs.
+
+    Each begins warm: who ran behind another's code paid 30 us for that, when a call is as much Python as sage's.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(HOST_ROUNDS):
         for name, call in calls.items():
+            call(*operands)
             torch.cuda.synchronize()
             start = time.perf_counter()
             for _ in range(HOST_BURST):

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from benchmarks.labels import AUTO, INDUCTOR
-from benchmarks.records import Source, has_time, newest, state
-from benchmarks.tables import FORMS_SHAPE, HERE, Table, forms_of
+from benchmarks.records import Record, Source, has_time, newest, state
+from benchmarks.tables import FORMS_SHAPE, HERE, Table, forms_of, measured_on, ms_of
 
 LIMITS = (0.03, 0.05, 0.10)
 
@@ -53,6 +53,26 @@ def regret(source: Source = HERE) -> Table:
             rows.append([how, str(len(ratios)), *shares, f"{mean(ratios) - 1:.1%}", f"{max(ratios):.2f}×"])
     head = ("chosen by", "calls", *(f"within {limit:.0%}" for limit in LIMITS), "above the best, on average", "worst")
     return Table(head, rows)
+
+
+def padding(source: Source = HERE) -> Table:
+    """What padding adds to each kernel's own time, alone and beside causal, in the first shape of the forms."""
+    pairs = (("no_mask", "padding"), ("fused", "causal_and_padding"))
+    found = forms_of(source)
+    rows = []
+    for kernel in dict.fromkeys(kernel for _, kernel, step in found if step == "forward" and kernel != AUTO):
+        lines = [found.get((form, kernel, "forward")) for pair in pairs for form in pair]
+        if any(_computes(line, kernel) for line in lines[1::2]):
+            ran = [None if form % 2 and not _computes(line, kernel) else line for form, line in enumerate(lines)]
+            name = "plain Inductor" if kernel == INDUCTOR else f"`{kernel}`"
+            rows.append([name, *map(ms_of, ran), measured_on(*ran)])
+    head = ("kernel", "no mask, ms", "padding, ms", "causal, ms", "causal and padding, ms", "measured")
+    return Table(head, rows)
+
+
+def _computes(line: Record | None, kernel: str) -> bool:
+    """Did the kernel that was asked for run, and not another in its place?"""
+    return line is not None and kernel in (INDUCTOR, line.get("ran"))
 
 
 def tuning(source: Source = HERE) -> Table:

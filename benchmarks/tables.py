@@ -43,8 +43,8 @@ def forms(source: Source = HERE) -> Table:
     for form, label in FORMS.items():
         lines = [found.get((form, compiler, "forward")) for compiler in (INDUCTOR, AUTO)]
         ours = lines[1] or {}
-        cells = [*map(_ms, lines), *(_mib(line) for line in lines), _ratio(*lines)]
-        rows.append([f"`{label}`" if "=" in label or "@" in label else label, *cells, _code(ours), _measured(*lines)])
+        cells = [*map(ms_of, lines), *(_mib(line) for line in lines), _ratio(*lines)]
+        rows.append([f"`{label}`" if "=" in label or "@" in label else label, *cells, _code(ours), measured_on(*lines)])
     head = ("form", "Inductor, ms", "`auto`, ms", "Inductor, MiB", "`auto`, MiB", "gain", "kernel", "measured")
     return Table(head, rows)
 
@@ -55,8 +55,8 @@ def models(source: Source = HERE) -> Table:
     rows = []
     for name, step in model_steps(found):
         plain, hand, ours = (found.get((name, compiler, step)) for compiler in (INDUCTOR, BY_HAND, AUTO))
-        cells = [_ms(plain), _ms(hand) if hand else "–", _ms(ours), _ratio(plain, ours)]
-        rows.append([model(name, step), *cells, _calls(ours or {}), _measured(plain, ours)])
+        cells = [ms_of(plain), ms_of(hand) if hand else "–", ms_of(ours), _ratio(plain, ours)]
+        rows.append([model(name, step), *cells, _calls(ours or {}), measured_on(plain, ours)])
     head = ("model", "Inductor, ms", "mask out by hand, ms", "`auto`, ms", "gain", "calls", "measured")
     return Table(head, rows)
 
@@ -81,7 +81,7 @@ def costs_of_the_pass(source: Source = HERE) -> Table:
     """Time of the pass at compile time, from `benchmarks.overhead`."""
     lines = newest(source.read("overhead"), "benchmark", "kernel").values()
     rows = [
-        [f"`{r['kernel']}`", f"{r['pass_ms_a_call']:.2f} ms", f"{100 * r['pass_share']:.2f} %", _measured(r)]
+        [f"`{r['kernel']}`", f"{r['pass_ms_a_call']:.2f} ms", f"{100 * r['pass_share']:.2f} %", measured_on(r)]
         for r in lines
         if "pass_ms_a_call" in r
     ]
@@ -93,7 +93,7 @@ def host(source: Source = HERE) -> Table:
     lines = newest(source.read("kernels"), "kernel", "shape").items()
     fields = ("compiled_us", "inductor_us", "op_us", "library_us")
     rows = [
-        [f"`{kernel}`", *(f"{r[field]:.0f}" if field in r else "–" for field in fields), _measured(r)]
+        [f"`{kernel}`", *(f"{r[field]:.0f}" if field in r else "–" for field in fields), measured_on(r)]
         for (kernel, shape), r in lines
         if shape == "host" and r["ok"]
     ]
@@ -121,10 +121,10 @@ def _timed(pair: tuple[Record | None, Record | None]) -> bool:
 
 def _no_gain_row(name: str, plain: Record, ours: Record) -> list[str]:
     ran = _calls(ours) if "calls" in ours else _code(ours)
-    return [name, _ms(plain), _ms(ours), _ratio(plain, ours), ran, _measured(plain, ours)]
+    return [name, ms_of(plain), ms_of(ours), _ratio(plain, ours), ran, measured_on(plain, ours)]
 
 
-def _ms(record: Record | None) -> str:
+def ms_of(record: Record | None) -> str:
     if record is None or not has_time(record):
         return state(record)
     text = f"{record['ms']:.3f}" if record["ms"] < 10 else f"{record['ms']:.2f}"
@@ -150,7 +150,7 @@ def _calls(record: Record) -> str:
     return ", ".join(f"{count} × {text}" for text, count in record.get("calls", {}).items()) or "–"
 
 
-def _measured(*records: Record | None) -> str:
+def measured_on(*records: Record | None) -> str:
     """Dates and commits: lines of one row need not be of one day."""
     there = [record for record in records if record]
     return ", ".join(dict.fromkeys(f"{str(r['date'])[:10]} {str(r['commit'])[:7]}" for r in there)) or "–"

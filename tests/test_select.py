@@ -76,7 +76,7 @@ def why_not(kernel: str, attention: AttentionCall, machine: str | Machine = "h10
         ("h100", call(), "native_efficient"),  # so small that the host decides: 0.027 ms a launch, cuDNN's 0.042
         ("h100", call(D=60), "native_flash"),
         ("h100", call(dtype=torch.float32), "native_efficient"),
-        ("h100", masked(shape=(4, 1, 1, 2048), **LONG), "native_cudnn"),
+        ("h100", masked(shape=(4, 1, 1, 2048), **LONG), "flex"),
         ("h100", masked(needs_grad=True, Sq=192), "native_efficient"),
         ("h100", call(D=512), "native_efficient"),
         ("h100", call(scale=-1.0), "native_efficient"),

@@ -5,8 +5,8 @@ Measured without these rules (H200, torch 2.11): causal with Sq != Sk is bottom-
 gives NaN. On the CPU: a negative scale with causal gives NaN, a last stride other than 1 is off by 4.0, Sk = 0 ends the
 process.
 
-Padding alone goes, as a number of keys, to the form for variable lengths (``aten::_flash_attention_forward``). That was
-not run on a GPU yet, so it proves itself first, like a library's kernel (`attnpass.probe`).
+Padding alone goes, as a number of keys, to the form for variable lengths (``aten::_flash_attention_forward``). Hardly
+anybody calls it so, and it may change: it proves itself first, like a library's kernel (`attnpass.probe`).
 """
 
 from __future__ import annotations
