@@ -12,7 +12,7 @@ is, and PyTorch chooses.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from attnpass.call import AttentionCall, Pattern
 from attnpass.costs import cheapest, predicted
@@ -26,6 +26,7 @@ LIBRARIES = {"flash2": "flash-attn", "flash3": "flash-attn-3", "flash4": "flash-
 CPU = ("native_flash",)
 FLEX = "flex"
 MASK_FUNCTION = {"flex": 1.1, "flash4": 1.3}  # what a mask that is computed score by score adds (S4096)
+LISTS_MS = 0.3  # the host's time for the lists of its blocks, which all layers share: 0.26 to 0.31 in one call
 COPY_GB_A_MS = 3.0  # benchmarks/results/ceilings_h100.jsonl
 MOVES_START = 0.006  # two launches
 HIDES_BLOCKS = frozenset({Term.CAUSAL, Term.WINDOW, Term.SAME_SEGMENT, Term.FUNCTION})
@@ -65,9 +66,7 @@ def _by_cost(
         return ()
     left = predicted(call, machine, {name: name in spelled for name in names})
     alone = call.mask.is_only(Term.KEY_PADDING)
-    if call.mask.spelled is not None and _reads_data(call):
-        asked = {FLEX} if alone else set(MASK_FUNCTION)
-        left |= {name: left[name] * MASK_FUNCTION[name] for name in asked if name in left}
+    left |= _with_functions(call, machine, left, {FLEX} if alone else set(MASK_FUNCTION))
     if alone:
         left |= {name: left[name] + _moving_keys_ms(call) for name in left if name not in {FLEX, *spelled}}
     unknown = tuple(name for name in names if name not in left) if left else ()
@@ -76,6 +75,21 @@ def _by_cost(
         order.append(cheapest(names, left))  # `names` stand in order: PyTorch's own, then the libraries
         del left[order[-1]]
     return (*order, *unknown)
+
+
+def _with_functions(
+    call: AttentionCall, machine: Machine, costs: Mapping[str, float], names: Collection[str]
+) -> dict[str, float]:
+    """What those of ``names`` cost that compute the mask score by score, from lists of its blocks.
+
+    Of two that the host holds up the one with less work for the device is the cheaper: in a model layers share lists.
+    """
+    if call.mask.spelled is None or not _reads_data(call):
+        return {}
+    device = {name: costs[name] * MASK_FUNCTION[name] for name in names if name in costs}
+    if machine.cuda_graphs:
+        return device
+    return {name: max(ms, LISTS_MS + ms / 4) for name, ms in device.items()}
 
 
 def _moving_keys_ms(call: AttentionCall) -> float:

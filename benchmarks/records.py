@@ -49,7 +49,7 @@ def is_disturbed(record: Record) -> bool:
 def newest(records: Iterable[Record], *fields: str) -> dict[Key, Record]:
     """The newest line for each combination of ``fields``, in the order of first appearance; of equal dates the later.
 
-    A disturbed line is only an upper bound: it counts where there is no other, or where it is lower still.
+    A disturbed line is only an upper bound: it counts where there is no other, or where it is lower beyond the noise.
 
     >>> lines = [{"kernel": "flex", "ms": 2, "date": "2026-11-25"}, {"kernel": "flex", "ms": 1, "date": "2026-11-22"}]
     >>> newest(lines, "kernel")[("flex",)]["ms"]
@@ -65,9 +65,12 @@ def newest(records: Iterable[Record], *fields: str) -> dict[Key, Record]:
 
 def _replaces(record: Record, other: Record) -> bool:
     later = str(record.get("date", "")) >= str(other.get("date", ""))
-    if is_disturbed(record) == is_disturbed(other):
+    timed = record.get("ms") is not None and other.get("ms") is not None
+    if not timed or is_disturbed(record) == is_disturbed(other):
         return later
-    return later and record["ms"] < other["ms"] if is_disturbed(record) else not later or other["ms"] >= record["ms"]
+    if is_disturbed(record):
+        return later and record["ms"] < other["ms"] * (1 - STEADY)
+    return later or other["ms"] > record["ms"] * (1 - STEADY)
 
 
 def state(record: Record | None) -> str:

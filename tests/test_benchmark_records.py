@@ -166,3 +166,23 @@ def test_the_figures_that_the_readme_shows_are_there() -> None:
     shown = re.findall(r'"(docs/figures/[^"]+)"', (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(shown) == 4
     assert all((ROOT / path).exists() for path in shown)
+
+
+def form(ms: float | None, spread: float, day: int) -> dict[str, Any]:
+    return {"benchmark": "forms", "form": "fused", "ms": ms, "spread_ms": spread, "date": f"2026-11-{day:02}"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        (form(1.0, 0.0, 1), form(2.0, 0.0, 2), 2.0),  # the newer
+        (form(1.0, 0.5, 1), form(2.0, 0.0, 2), 2.0),  # the undisturbed
+        (form(1.0, 0.0, 1), form(2.0, 0.5, 2), 1.0),
+        (form(1.0, 0.0, 1), form(0.98, 0.5, 2), 1.0),
+        (form(1.0, 0.0, 1), form(0.9, 0.5, 2), 0.9),  # an upper bound that is lower: something became faster
+        (form(None, 0.0, 1), form(2.0, 0.5, 2), 2.0),  # what failed once is replaced
+    ],
+)
+def test_a_disturbed_line_is_an_upper_bound(first: dict[str, Any], second: dict[str, Any], wanted: float) -> None:
+    for lines in ((first, second), (second, first)):
+        assert newest(lines, "form")[("fused",)]["ms"] == wanted
