@@ -93,7 +93,7 @@ def host(source: Source = HERE) -> Table:
     lines = newest(source.read("kernels"), "kernel", "shape").items()
     fields = ("compiled_us", "inductor_us", "op_us", "library_us")
     rows = [
-        [f"`{kernel}`", *(f"{r[field]:.0f}" if field in r else "–" for field in fields), measured_on(r)]
+        [f"`{kernel}`", *(f"{r[field]:.0f}" if field in r else "–" for field in fields), _more(r), measured_on(r)]
         for (kernel, shape), r in lines
         if shape == "host" and r["ok"]
     ]
@@ -103,9 +103,15 @@ def host(source: Source = HERE) -> Table:
         "the same by plain Inductor, µs",
         "our op alone",
         "library alone",
+        "more",
         "measured",
     )
     return Table(head, rows)
+
+
+def _more(record: Record) -> str:
+    """What our op adds to the library's function."""
+    return f"{record['op_us'] - record['library_us']:+.0f}" if {"op_us", "library_us"} <= record.keys() else "–"
 
 
 def model_steps(found: Iterable[Key]) -> Iterator[tuple[str, str]]:
