@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attnpass
+from attnpass.alone import runnable
+from attnpass.call import AttentionCall
 from attnpass.errors import ConfigError
 from attnpass.kernels import registry
 from attnpass.kernels.flex import Flex
+from attnpass.known_machines import KNOWN_MACHINES
+from attnpass.masks import MaskSpec
+from attnpass.tensor import TensorSpec
+from attnpass.testing import sdpa_graph
 from tests.compiled import assert_near, assert_right, kernels_used, qkv, refused, run
+from tests.emitted import emitted
 
+CUDA = torch.device("cuda", 0)
 S = F.scaled_dot_product_attention
 
 
@@ -72,6 +81,45 @@ def test_flex_shares_its_block_mask_between_calls() -> None:
     made = [n for n in gm.graph.nodes if n.target is torch.ops.attnpass.fixed_layouts.default]
     assert len(made) == 1  # the lists of blocks, once for both causal calls
     assert len([name for name, _ in gm.named_children() if "mask_mod" in name]) == 2  # causal, and none
+
+
+@pytest.mark.parametrize("train", (True, False))
+def test_flex_makes_lists_for_a_backward_only_where_there_is_one(train: bool) -> None:
+    causal = MaskSpec.causal()
+    gm, reasons = emitted("flex", KNOWN_MACHINES["h100"], *qkv(Sq=300, grad=train), mask=causal, needs_grad=train)
+    (fixed,) = (node for node in gm.graph.nodes if node.target is torch.ops.attnpass.fixed_layouts.default)
+    assert not reasons
+    assert len(fixed.args[0]) == (8 if train else 4)
+
+
+@pytest.mark.parametrize(
+    ("capability", "change", "tiled"),
+    [
+        ((9, 0), {}, True),
+        ((9, 0), {"D": 96}, True),
+        ((9, 0), {"D": 128}, True),
+        ((9, 0), {"D": 32}, False),
+        ((9, 0), {"D": 256}, False),
+        ((9, 0), {"Sq": 127}, False),  # FlexAttention decodes
+        ((9, 0), {"dtype": torch.float32}, False),
+        ((8, 0), {}, False),
+        ((10, 0), {}, False),
+    ],
+)
+def test_flex_has_tiles_for_hopper(
+    capability: tuple[int, int], change: dict[str, Any], tiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: capability)
+    sizes = {"Sq": 128, "D": 64, "dtype": torch.bfloat16, **change}
+    shape = (2, 4, sizes["Sq"], sizes["D"])
+    q = TensorSpec(shape, (4 * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1), sizes["dtype"], CUDA)
+    assert bool(Flex().options(AttentionCall(q, q, q, q))) is tiled
+
+
+def test_only_what_must_be_compiled_is_compiled_to_be_tried() -> None:
+    gm = sdpa_graph({}, mask=False)
+    assert runnable(gm, qkv(), {}) is gm
 
 
 @pytest.mark.parametrize("kernel", ("native_flash", "native_math", "reference"))

@@ -111,7 +111,7 @@ def _shared(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Any,
 
 def _make(emitter: Emitter, call: AttentionCall, args: Operands, allowed: Expr) -> tuple[Any, ...]:
     parts = parts_of(allowed)
-    lists = block_lists(emitter, call, args.q, args.k, Captured(allowed))[:4]
+    lists = block_lists(emitter, call, args.q, args.k, Captured(allowed))
     seen = computed(emitter, call, args.q, args.k, parts.keys, (B, K))
     axes = axes_of(parts.keys)
 

@@ -186,7 +186,7 @@ def _make_block_mask(
         lists: Any = emitter.inline(one_block, args.q, args.k)
     else:
         lists = block_lists(emitter, call, args.q, args.k, mask)
-    if not call.needs_grad:  # the second half is the backward's
+    if not call.needs_grad:
         lists = [*lists[:4], None, None, None, None]
 
     def make(value: Callable[..., Tensor]) -> Tensor:

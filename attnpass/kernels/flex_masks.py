@@ -79,6 +79,8 @@ def _loaded(emitter: Emitter, node: Node, expr: Expr, kept: tuple[str, ...]) -> 
 def block_lists(emitter: Emitter, call: AttentionCall, q: Node, k: Node, mask: Captured) -> list[Node]:
     """The block lists of a mask, computed in the graph, in the order of `BlockMask`'s constructor.
 
+    In inference only the first four: the others are for the backward.
+
     They are given a fixed layout: Inductor may give what it computes any strides, and FlexAttention's kernel takes the
     lists as contiguous (an illegal memory access on an H100, PyTorch 2.11).
     """
@@ -96,7 +98,8 @@ def block_lists(emitter: Emitter, call: AttentionCall, q: Node, k: Node, mask: C
 
         return blocks(mask.allowed, sizes, values, q.device)
 
-    return all_fixed(emitter, list(emitter.inline(compute, q, k, *nodes)))
+    lists = list(emitter.inline(compute, q, k, *nodes))
+    return all_fixed(emitter, lists if call.needs_grad else lists[:4])
 
 
 def _band(allowed: Expr) -> tuple[Size | None, Size | None] | None:
