@@ -26,13 +26,13 @@ from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import EmitRefusedError, Emitter
 from attnpass.kernel import Operands
-from attnpass.kernels.flex_masks import Captured, block_lists
 from attnpass.layout import bshd
 from attnpass.limits import Code, Rejection
+from attnpass.mask_blocks import block_lists, side_of
 from attnpass.mask_values import computed
 from attnpass.masks import Term
 from attnpass.masks.blocks import BLOCK
-from attnpass.masks.expr import TRUE, B, Expr, K, NonNeg, Q
+from attnpass.masks.expr import TRUE, B, Expr, K
 from attnpass.masks.logic import all_of, axes_of
 from attnpass.masks.simplify import conjuncts
 from attnpass.symbolic import as_int, known, shown
@@ -78,23 +78,14 @@ def parts_of(allowed: Expr) -> Parts:
     sides: dict[int, int] = {}
     keys: list[Expr] = []
     for part in conjuncts(allowed):
-        side = _side(part)
+        sign, bound = side_of(part) or (0, None)
         if axes_of(part) <= {B, K}:
             keys.append(part)
-        elif side is None:
-            raise EmitRefusedError(Rejection(Code.MASK, "mask", str(part), "a band, and padding for each example"))
-        else:
-            sign, bound = side
+        elif isinstance(bound, int):
             sides[sign] = min(bound, sides.get(sign, bound))
+        else:
+            raise EmitRefusedError(Rejection(Code.MASK, "mask", str(part), "a band, and padding for each example"))
     return Parts(sides.get(1), sides.get(-1), all_of(keys) if keys else TRUE)
-
-
-def _side(part: Expr) -> tuple[int, int] | None:
-    """A bound on one side of the diagonal: (1, left) or (-1, right)."""
-    if not isinstance(part, NonNeg) or axes_of(part) != {Q, K} or not isinstance(part.form.const, int):
-        return None
-    sign = part.form.factor(K)
-    return (sign, part.form.const) if abs(sign) == 1 and part.form.factor(Q) == -sign else None
 
 
 def _shared(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Any, ...]:
@@ -111,7 +102,7 @@ def _shared(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Any,
 
 def _make(emitter: Emitter, call: AttentionCall, args: Operands, allowed: Expr) -> tuple[Any, ...]:
     parts = parts_of(allowed)
-    lists = block_lists(emitter, call, args.q, args.k, Captured(allowed))
+    lists = block_lists(emitter, call, args.q, args.k, allowed)
     seen = computed(emitter, call, args.q, args.k, parts.keys, (B, K))
     axes = axes_of(parts.keys)
 

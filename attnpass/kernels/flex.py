@@ -19,11 +19,12 @@ from torch.nn.attention import flex_attention as flex
 
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter, aten
+from attnpass.fixed_layout import fixed
 from attnpass.kernel import Kernel, Operands
-from attnpass.kernels.flex_layout import fixed
-from attnpass.kernels.flex_masks import Captured, block_lists, captured, element_function
+from attnpass.kernels.flex_masks import Captured, captured, element_function
 from attnpass.limits import FLOATS, Code, Limits, Rejection
 from attnpass.machine import Machine
+from attnpass.mask_blocks import block_lists
 from attnpass.masks import Term
 from attnpass.masks.blocks import BLOCK
 from attnpass.masks.expr import TRUE
@@ -185,7 +186,7 @@ def _make_block_mask(
     if everything:
         lists: Any = emitter.inline(one_block, args.q, args.k)
     else:
-        lists = block_lists(emitter, call, args.q, args.k, mask)
+        lists = block_lists(emitter, call, args.q, args.k, mask.allowed)
     if not call.needs_grad:
         lists = [*lists[:4], None, None, None, None]
 

@@ -17,17 +17,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter
-from attnpass.kernels.flex_layout import all_fixed, fixed
-from attnpass.mask_values import Outside, bounds_of, computed, number_of, sizes_of, symbols_of, values_of
-from attnpass.masks.blocks import band_blocks, blocks
-from attnpass.masks.expr import AXES, B, Expr, H, K, Load, NonNeg, Q, axis, size_key
+from attnpass.fixed_layout import fixed
+from attnpass.mask_values import Outside, bounds_of, computed, number_of, sizes_of, symbols_of
+from attnpass.masks.expr import AXES, B, Expr, H, K, Load, Q, axis
 from attnpass.masks.logic import all_of, any_of, axes_of, loads_of
 from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads, symbolic_sizes
 from attnpass.masks.meaning import Meaning
 from attnpass.masks.simplify import conjuncts
 from attnpass.masks.spec import EmptyRows
 from attnpass.masks.substitute import with_nodes
-from attnpass.symbolic import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,49 +72,6 @@ def _hoisted(emitter: Emitter, call: AttentionCall, q: Node, k: Node, part: Expr
 def _loaded(emitter: Emitter, node: Node, expr: Expr, kept: tuple[str, ...]) -> Expr:
     """The load of a bool tensor that was computed over those of the axes ``kept`` that ``expr`` has."""
     return Load(fixed(emitter, node), tuple(axis(a) for a in kept if a in axes_of(expr)), torch.bool)
-
-
-def block_lists(emitter: Emitter, call: AttentionCall, q: Node, k: Node, mask: Captured) -> list[Node]:
-    """The block lists of a mask, computed in the graph, in the order of `BlockMask`'s constructor.
-
-    In inference only the first four: the others are for the backward.
-
-    They are given a fixed layout: Inductor may give what it computes any strides, and FlexAttention's kernel takes the
-    lists as contiguous (an illegal memory access on an H100, PyTorch 2.11).
-    """
-    nodes = [load.node for load in loads_of(mask.allowed)]
-    outside, band = outside_loads(mask.allowed, bounds_of(call)), _band(mask.allowed)
-
-    def compute(q: Tensor, k: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        sizes = (*q.shape[:3], k.shape[2])
-        if band is not None:
-            left, right = (None if side is None else _side(side, symbols_of(q, k)) for side in band)
-            return band_blocks(sizes[2], sizes[3], left, right, q.device)
-
-        def values(places: dict[str, Tensor]) -> Values:
-            return values_of(mask.allowed, places, q, k, nodes, tensors, outside)
-
-        return blocks(mask.allowed, sizes, values, q.device)
-
-    lists = list(emitter.inline(compute, q, k, *nodes))
-    return all_fixed(emitter, lists if call.needs_grad else lists[:4])
-
-
-def _band(allowed: Expr) -> tuple[Size | None, Size | None] | None:
-    """``(left, right)`` of a mask that is one band around the diagonal; None for any other mask."""
-    sides: dict[int, Size] = {}
-    for part in conjuncts(allowed):
-        if not isinstance(part, NonNeg) or axes_of(part) != {Q, K}:
-            return None
-        sign = part.form.factor(K)
-        if abs(sign) != 1 or part.form.factor(Q) != -sign or sign in sides:
-            return None
-        sides[sign] = part.form.const
-    return (sides.get(1), sides.get(-1)) if sides else None
-
-
-def _side(size: Size, symbols: dict[Any, Any]) -> Any:
-    return size if isinstance(size, int) else number_of(size_key(size), symbols)
 
 
 def element_function(

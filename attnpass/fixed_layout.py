@@ -1,4 +1,4 @@
-"""Copies of fixed layout: what FlexAttention's templates read must not be given other strides by Inductor."""
+"""Copies of fixed layout: what a template or a library reads must not be given other strides by Inductor."""
 
 from __future__ import annotations
 
