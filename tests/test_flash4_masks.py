@@ -27,6 +27,7 @@ GPU = pytest.param(
     marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")],
 )
 Mask = Callable[[Tensor, Tensor], Tensor]
+BOUNDS = st.one_of(st.integers(-40, 40), st.sampled_from((-(1 << 40), 1 << 40)))
 RULES: dict[str, Mask] = {
     "causal": lambda q, k: k <= q,
     "window": lambda q, k: (k <= q) & (q - k < 100),
@@ -168,7 +169,7 @@ def test_other_masks_are_refused(rule: Mask, device: str) -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.tuples(st.sampled_from((1, -1)), st.integers(-40, 40)), max_size=4), st.integers(1, 40))
+@given(st.lists(st.tuples(st.sampled_from((1, -1)), BOUNDS), max_size=4), st.integers(1, 40))
 def test_parts_are_the_mask(bounds: list[tuple[int, int]], length: int) -> None:
     """The bounds taken from conjuncts, against the conjuncts at every place."""
     bands = [NonNeg(Lin(((K, sign), (Q, -sign)), bound)) for sign, bound in bounds]

@@ -37,6 +37,7 @@ from attnpass.masks.logic import all_of, axes_of
 from attnpass.masks.simplify import conjuncts
 from attnpass.symbolic import as_int, known, shown
 
+FAR = 1 << 30  # from the diagonal; the kernel counts in int32
 WIDEST = 128  # head dim up to which a tile is as wide as a block
 
 
@@ -82,7 +83,7 @@ def parts_of(allowed: Expr) -> Parts:
         if axes_of(part) <= {B, K}:
             keys.append(part)
         elif isinstance(bound, int):
-            sides[sign] = min(bound, sides.get(sign, bound))
+            sides[sign] = max(-FAR, min(bound, sides.get(sign, FAR)))
         else:
             raise EmitRefusedError(Rejection(Code.MASK, "mask", str(part), "a band, and padding for each example"))
     return Parts(sides.get(1), sides.get(-1), all_of(keys) if keys else TRUE)
