@@ -108,7 +108,8 @@ def _terms(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
         yield Rejection(Code.MASK, "mask", actual, _one_of((t.value for t in limits.terms), empty="none"))
     if limits.padding_by_length and call.mask.has(Term.KEY_PADDING):
         yield from _padding_by_length(limits, call)
-    if Term.FUNCTION not in limits.terms:
+    spells_rules = Term.FUNCTION in limits.terms or (limits.padding_beside_rules and call.mask.has(Term.KEY_PADDING))
+    if not spells_rules:
         yield from _alignment(limits, call)
 
 

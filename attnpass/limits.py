@@ -122,7 +122,8 @@ class Limits:
         padding_by_length: does it take KEY_PADDING as a number of keys (`attnpass.padding`)? Then, unless
             `padding_beside_rules`, only where that is the whole mask; without sinks or dropout, and in inference. Off
             wherever `terms` lacks KEY_PADDING.
-        padding_beside_rules: does it take KEY_PADDING beside its other terms too, in inference and without sinks?
+        padding_beside_rules: does it take KEY_PADDING beside its other terms too, then at any diagonal, in inference
+            and without sinks?
         mask_tensor: does it take a bool or additive mask tensor?
         mask_dtype_may_differ: is an additive mask of another dtype than q's read as it is? (A cast could turn a large
             finite value, which leaves a fully masked row an average, into -inf, which makes it 0.)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -36,13 +37,20 @@ RULES: dict[str, Mask] = {
 }
 
 
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNPASS_PROBE", "0")
+    _mask_function.cache_clear()
+    flash_attn_4.install(monkeypatch)
+    pretend_all(monkeypatch, "h100", {FLASH_ATTN_4: "4.0.0b36"})
+
+
 @pytest.fixture(params=("cpu", GPU))
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("ATTNPASS_PROBE", "0")
     _mask_function.cache_clear()
     if request.param == "cpu":
-        flash_attn_4.install(monkeypatch)
-        pretend_all(monkeypatch, "h100", {FLASH_ATTN_4: "4.0.0b36"})
+        request.getfixturevalue("stand_in")
         return "cpu"
     problem = Machine.look(torch.device("cuda"), [FLASH_ATTN_4], [FLASH_ATTN_4]).library_problem(FLASH_ATTN_4)
     if problem:
@@ -94,13 +102,14 @@ def test_right_beside_padding(rule: str, shape: dict[str, Any], device: str) -> 
     assert "key_padding" in str(decisions()[0].call.mask)
 
 
-def test_more_keys_than_queries(device: str) -> None:
-    """With a cache the diagonal ends in the last corner."""
+@pytest.mark.parametrize("offset", (260, 0, 100))
+def test_more_keys_than_queries(offset: int, device: str) -> None:
+    """With a cache the diagonal ends in the last corner; with one of fixed size, in a prefill, somewhere else."""
     q, k, v = (x.to(device) for x in qkv(Sq=70, Sk=330))
     padding = scattered(2, 330).to(device)
 
     def rule(i: Tensor, j: Tensor) -> Tensor:
-        return j <= i + 260
+        return j <= i + offset
 
     assert_near(run(padded(rule), q, k, v, padding, kernel="flash4"), exact(rule, q, k, v, padding))
     assert kernels_used() == ["flash4"]
@@ -166,6 +175,51 @@ def test_other_masks_are_refused(rule: Mask, device: str) -> None:
     padding, attention = scattered(2, 64).to(device), padded(rule)
     assert run(attention, q, k, v, padding, kernel="flash4").shape == q.shape
     assert kernels_used() == ["native"]
+
+
+@st.composite
+def masked_calls(draw: st.DrawFn) -> tuple[tuple[int, ...], Mask, str]:
+    """Lengths around the size of a block, a band around any diagonal, and a way to say who takes part."""
+    Sq, Sk = (draw(st.sampled_from((1, 77, 127, 128, 129, 256, 300))) for _ in range(2))
+    left, right = (draw(st.one_of(st.none(), st.integers(0, 150))) for _ in range(2))
+    diagonal = draw(st.sampled_from((0, Sk - Sq, -3, 100)))
+
+    def rule(q: Tensor, k: Tensor) -> Tensor:
+        seen = k < Sk + q
+        seen = seen if left is None else seen & (q + diagonal - k <= left)
+        return seen if right is None else seen & (k - q - diagonal <= right)
+
+    return (draw(st.sampled_from((1, 3))), Sq, Sk), rule, draw(st.sampled_from(("bool", "ints", "lengths", "left")))
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(one=masked_calls(), seed=st.integers(0, 1 << 30))
+def test_any_band_and_padding(stand_in: None, one: tuple[tuple[int, ...], Mask, str], seed: int) -> None:
+    """Rewritten as it is found, and computed by the stand-in: what is taken is right, blocks and all."""
+    (B, Sq, Sk), rule, how = one
+    torch.manual_seed(seed)
+    q, k, v = qkv(B=B, H=2, Sq=Sq, Sk=Sk, D=16)
+    lengths = torch.randint(0, Sk + 1, (B,))
+    given_padding: dict[str, tuple[Tensor, Mask]] = {
+        "bool": (torch.rand(B, Sk) > 0.4, lambda x, k: x),
+        "ints": (torch.randint(0, 2, (B, Sk)), lambda x, k: x != 0),
+        "lengths": (lengths, lambda x, k: k < x[:, None]),
+        "left": (lengths, lambda x, k: k >= x[:, None]),
+    }
+    tensor, read = given_padding[how]
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, tensor: Tensor) -> Tensor:
+        keys = torch.arange(Sk)
+        mask = rule(torch.arange(Sq)[:, None], keys[None]) & read(tensor, keys)[:, None, None]
+        return S(q, k, v, attn_mask=mask)
+
+    torch._dynamo.reset()
+    attnpass.clear_reports()
+    out = run(attention, q, k, v, tensor, kernel="flash4", dynamic=False)
+    (decision,) = decisions()
+    hypothesis.event(f"{decision.kernel} {decision.call.mask} {[str(r)[:70] for r in decision.rejections('flash4')]}")
+    if decision.kernel == "flash4":
+        assert_near(out, exact(rule, q, k, v, read(tensor, torch.arange(Sk))))
 
 
 @settings(deadline=None, max_examples=200)
