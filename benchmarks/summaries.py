@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.labels import AUTO, INDUCTOR
 from benchmarks.records import Record, Source, has_time, newest, state
-from benchmarks.tables import FORMS_SHAPE, HERE, Table, forms_of, measured_on, ms_of
+from benchmarks.tables import HERE, Table, forms_of, measured_on, ms_of, shapes_of
 
 LIMITS = (0.03, 0.05, 0.10)
 
@@ -18,7 +18,7 @@ def gains(source: Source = HERE) -> Table:
     A disturbed time of ``auto`` is an upper bound, so the gain is a lower one.
     """
     rows, everything = [], []
-    for shape in dict.fromkeys(str(line.get("shape", FORMS_SHAPE)) for line in source.read("forms")):
+    for shape in shapes_of(source):
         found = forms_of(source, shape)
         pairs = {key[0]: (found.get((key[0], INDUCTOR, key[2])), ours) for key, ours in found.items() if key[1] == AUTO}
         ratios = {

@@ -36,6 +36,11 @@ def forms_of(source: Source, shape: str = FORMS_SHAPE) -> dict[Key, Record]:
     return newest(lines, "form", "compiler", "step")
 
 
+def shapes_of(source: Source) -> list[str]:
+    """The shapes of the forms that have lines."""
+    return list(dict.fromkeys(str(line.get("shape", FORMS_SHAPE)) for line in source.read("forms")))
+
+
 def forms(source: Source = HERE) -> Table:
     """Each form: milliseconds and memory by compiler."""
     found = forms_of(source)
@@ -68,10 +73,11 @@ def no_gain(source: Source = HERE) -> Table:
     for name, step in model_steps(lines):
         pair = lines.get((name, INDUCTOR, step)), lines.get((name, AUTO, step))
         found |= {model(name, step): pair} if _timed(pair) else {}  # type: ignore[dict-item]
-    lines = forms_of(source)
-    for form, label in FORMS.items():
-        pair = lines.get((form, INDUCTOR, "forward")), lines.get((form, AUTO, "forward"))
-        found |= {f"form: {label}": pair} if _timed(pair) else {}  # type: ignore[dict-item]
+    for shape in shapes_of(source):
+        lines = forms_of(source, shape)
+        for form, label in FORMS.items():
+            pair = lines.get((form, INDUCTOR, "forward")), lines.get((form, AUTO, "forward"))
+            found |= {f"form (`{shape}`): {label}": pair} if _timed(pair) else {}  # type: ignore[dict-item]
     slow = sorted((plain["ms"] / ours["ms"], name) for name, (plain, ours) in found.items())
     rows = [_no_gain_row(name, *found[name]) for gain, name in slow if gain < NOISE]
     return Table(("what", "Inductor, ms", "`auto`, ms", "gain", "what `auto` ran", "measured"), rows)
