@@ -25,7 +25,7 @@ OTHER_NVIDIA = ("native_flash", "native_efficient", "native_cudnn")
 LIBRARIES = {"flash2": "flash-attn", "flash3": "flash-attn-3", "flash4": "flash-attn-4"}  # kernel -> Library.key
 CPU = ("native_flash",)
 FLEX = "flex"
-MASK_FUNCTION = {"flex": 1.1, "flash4": 1.3}  # what a mask that is computed score by score adds (S4096)
+MASK_FUNCTION = {FLEX: 1.1, "flash4": 1.3}  # what a mask that is computed score by score adds (S4096)
 LISTS_MS = 0.3  # the host's time for the lists of its blocks, which all layers share: 0.26 to 0.31 in one call
 ORDER_MS = 0.2  # the host's time to put keys in order and move them: BERT of 3 layers took 0.6 ms more so
 COPY_GB_A_MS = 3.0  # benchmarks/results/ceilings_h100.jsonl
@@ -33,7 +33,7 @@ MOVES_START = 0.006  # two launches
 HIDES_BLOCKS = frozenset({Term.CAUSAL, Term.WINDOW, Term.SAME_SEGMENT, Term.FUNCTION})
 LONG = 1024  # keys
 WIDE = 128  # head dim
-NARROW = 64
+NARROW = 64  # from here on `flex` has tiles of its own, on Hopper
 SMALL = 64
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from benchmarks.labels import AUTO, INDUCTOR
+from benchmarks.labels import AUTO, COMPILERS, INDUCTOR
 from benchmarks.records import Record, Source, has_time, newest, state
 from benchmarks.tables import HERE, Table, forms_of, measured_on, ms_of, shapes_of
 
 LIMITS = (0.03, 0.05, 0.10)
+PADDED, CAUSAL_AND_PADDED = "padding", "causal_and_padding"
 
 
 def gains(source: Source = HERE) -> Table:
@@ -57,22 +58,21 @@ def regret(source: Source = HERE) -> Table:
 
 def padding(source: Source = HERE) -> Table:
     """What padding adds to each kernel's own time, alone and beside causal, in the first shape of the forms."""
-    pairs = (("no_mask", "padding"), ("fused", "causal_and_padding"))
     found = forms_of(source)
     rows = []
     for kernel in dict.fromkeys(kernel for _, kernel, step in found if step == "forward" and kernel != AUTO):
-        lines = [found.get((form, kernel, "forward")) for pair in pairs for form in pair]
-        if any(_computes(line, kernel) for line in lines[1::2]):
-            ran = [None if form % 2 and not _computes(line, kernel) else line for form, line in enumerate(lines)]
-            name = "plain Inductor" if kernel == INDUCTOR else f"`{kernel}`"
-            rows.append([name, *map(ms_of, ran), measured_on(*ran)])
+        lines = {form: found.get((form, kernel, "forward")) for form in ("no_mask", PADDED, "fused", CAUSAL_AND_PADDED)}
+        lines |= {form: _own(lines[form], kernel) for form in (PADDED, CAUSAL_AND_PADDED)}
+        if lines[PADDED] or lines[CAUSAL_AND_PADDED]:
+            name = COMPILERS.get(kernel, f"`{kernel}`")
+            rows.append([name, *map(ms_of, lines.values()), measured_on(*lines.values())])
     head = ("kernel", "no mask, ms", "padding, ms", "causal, ms", "causal and padding, ms", "measured")
     return Table(head, rows)
 
 
-def _computes(line: Record | None, kernel: str) -> bool:
-    """Did the kernel that was asked for run, and not another in its place?"""
-    return line is not None and kernel in (INDUCTOR, line.get("ran"))
+def _own(line: Record | None, kernel: str) -> Record | None:
+    """The line, if the kernel that was asked for ran, and not another in its place."""
+    return line if line and kernel in (INDUCTOR, line.get("ran")) else None
 
 
 def tuning(source: Source = HERE) -> Table:

@@ -46,10 +46,13 @@ def locked(path: str | None, exclusive: bool = True) -> Iterator[None]:
 def median_ms(step: Callable[[], None], device: str, rep: int = 120) -> tuple[float, float]:
     """Median and the distance between the 20th and 80th percentile; nothing with ``BENCHMARK_COMPILE_ONLY``.
 
-    On a GPU ``rep`` ms are spent on it: enough for ten runs at least.
-
     So a first run of several processes at once can fill the compiler's caches for the one that measures. Beside other
     processes (``BENCHMARK_LOCK``) it is the lowest of three medians: the first run of another may fall into one.
+
+    Args:
+        step: what is timed.
+        device: ``cuda``, or another kind.
+        rep: milliseconds that a median takes, on a GPU.
     """
     if os.environ.get("BENCHMARK_COMPILE_ONLY"):
         return 0.0, 0.0

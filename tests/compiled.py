@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 import attnpass
 from attnpass.judge import judge
 from attnpass.kernels import registry
+from attnpass.library import Library
+from attnpass.machine import Machine
 from attnpass.select import Decision
 
 
@@ -87,6 +90,13 @@ def assert_near(got: Tensor, wanted: Tensor, steps: int = 8) -> None:
     assert got.shape == wanted.shape
     gap, largest = (got.double() - wanted.double()).abs().max(), wanted.double().abs().max()
     assert gap <= steps * torch.finfo(got.dtype).eps * largest, f"off by {gap:.2e} of {largest:.2e}"
+
+
+def skip_without(library: Library) -> None:
+    """Skip where the library is not installed beside the GPU, or cannot be used."""
+    problem = Machine.look(torch.device("cuda"), [library], [library]).library_problem(library)
+    if problem:
+        pytest.skip(f"{library.name} is {problem}")
 
 
 def refused(kernel: str, *operands: Tensor, **options: Any) -> set[str]:

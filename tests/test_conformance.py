@@ -18,9 +18,9 @@ from attnpass.kernels import registry
 from attnpass.known_machines import KNOWN_MACHINES
 from attnpass.library import PYTORCH
 from attnpass.limits import Code
-from attnpass.machine import Machine
 from attnpass.select import select
 from attnpass.tensor import TensorSpec
+from tests.compiled import skip_without
 
 COUNT = 250
 COMPILED = {"flex": 24}  # each call takes the GPU's compiler seconds
@@ -74,10 +74,7 @@ def test_right_or_refused_on_cpu(kernel: str, seed: int, record_property: pytest
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kernel", (*CUDA_KERNELS, *CUDA_LIBRARIES))
 def test_right_or_refused_on_cuda(kernel: str) -> None:
-    limits = registry()[kernel].limits
-    problem = Machine.look(torch.device("cuda"), [limits.library], [limits.library]).library_problem(limits.library)
-    if problem:
-        pytest.skip(f"{limits.library.name} is {problem}")
+    skip_without(registry()[kernel].limits.library)
     outcomes = conform(kernel, "cuda", seed=3, count=COMPILED.get(kernel, COUNT))
     print(f"\nconformance of {kernel} on CUDA: {dict(outcomes)}, none wrong")
     assert outcomes["right"] >= 10

@@ -15,7 +15,7 @@ from torch import Tensor
 from attnpass.kernels import registry
 from attnpass.machine import Machine
 from attnpass.masks.blocks import band_blocks
-from tests.compiled import qkv
+from tests.compiled import qkv, skip_without
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -117,10 +117,7 @@ OPS = (native_cudnn, native_flash, flash2, flash3, flash4, xformers, sage, sage1
 
 @pytest.mark.parametrize("checked", OPS, ids=lambda function: function.__name__)
 def test_opcheck_on_cuda(checked: Any) -> None:
-    library = registry()[checked.__name__].limits.library
-    problem = Machine.look(torch.device("cuda"), [library], [library]).library_problem(library)
-    if problem:
-        pytest.skip(f"{library.name} is {problem}")
+    skip_without(registry()[checked.__name__].limits.library)
     for op, arguments in checked():
         more = {"test_utils": RULES} if op._schema.name in NOT_EQUAL_TWICE else {}
         torch.library.opcheck(op, arguments, **more)

@@ -16,10 +16,9 @@ from torch import Tensor
 import attnpass
 from attnpass.kernels.flash4 import FLASH_ATTN_4
 from attnpass.kernels.flash4_masks import _mask_function, parts_of
-from attnpass.machine import Machine
 from attnpass.masks.expr import FALSE, K, Lin, NonNeg, Q
 from attnpass.masks.logic import all_of
-from tests.compiled import assert_near, decisions, kernels_used, qkv, run
+from tests.compiled import assert_near, decisions, kernels_used, qkv, run, skip_without
 from tests.standins import flash_attn_4, pretend_all
 
 S = F.scaled_dot_product_attention
@@ -37,24 +36,24 @@ RULES: dict[str, Mask] = {
 }
 
 
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def untried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNPASS_PROBE", "0")
     _mask_function.cache_clear()
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     flash_attn_4.install(monkeypatch)
     pretend_all(monkeypatch, "h100", {FLASH_ATTN_4: "4.0.0b36"})
 
 
 @pytest.fixture(params=("cpu", GPU))
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("ATTNPASS_PROBE", "0")
-    _mask_function.cache_clear()
+def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cpu":
         request.getfixturevalue("stand_in")
         return "cpu"
-    problem = Machine.look(torch.device("cuda"), [FLASH_ATTN_4], [FLASH_ATTN_4]).library_problem(FLASH_ATTN_4)
-    if problem:
-        pytest.skip(f"flash-attn-4 is {problem}")
+    skip_without(FLASH_ATTN_4)
     return "cuda"
 
 

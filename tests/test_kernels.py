@@ -15,7 +15,7 @@ from attnpass.alone import runnable
 from attnpass.call import AttentionCall
 from attnpass.errors import ConfigError
 from attnpass.kernels import registry
-from attnpass.kernels.flex import Flex
+from attnpass.kernels.flex import Flex, tiles
 from attnpass.known_machines import KNOWN_MACHINES
 from attnpass.masks import MaskSpec
 from attnpass.tensor import TensorSpec
@@ -114,7 +114,7 @@ def test_flex_has_tiles_for_hopper(
     sizes = {"Sq": 128, "D": 64, "dtype": torch.bfloat16, **change}
     shape = (2, 4, sizes["Sq"], sizes["D"])
     q = TensorSpec(shape, (4 * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1), sizes["dtype"], CUDA)
-    assert bool(Flex().options(AttentionCall(q, q, q, q))) is tiled
+    assert bool(tiles(AttentionCall(q, q, q, q))) is tiled
 
 
 def test_only_what_must_be_compiled_is_compiled_to_be_tried() -> None:

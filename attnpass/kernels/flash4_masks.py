@@ -2,8 +2,8 @@
 
 The kernel takes a mask function (in CuTe DSL) and, as FlexAttention does, lists of the blocks that hold work: it skips
 those that hold none, and asks the function only in those that are partly visible. So padding beside causal runs at the
-speed of Hopper's matrix units: B2 H32 Hkv8 S4096 D128 took 0.51 ms so, 0.76 ms with FlexAttention's Triton code, and
-1.64 ms in PyTorch with the mask as a tensor (H100, flash-attn-4 4.0.0b36).
+speed of Hopper's matrix units: B2 H32 Hkv8 S4096 D128 took 0.52 ms so, 0.74 ms with FlexAttention's Triton code, and
+1.65 ms in PyTorch with the mask as a tensor (H100, flash-attn-4 4.0.0b36; ``benchmarks/results/forms_h100.jsonl``).
 
 What the source says (``flash_attn/cute``: ``interface.py``, ``block_sparsity.py``, ``mask.py``, 4.0.0b36): a block is
 as wide as a tile of the kernel, 128 keys on sm_90 up to head dim 128; on sm_10x it is 256 queries high, which nobody
@@ -29,7 +29,7 @@ from attnpass.kernel import Operands
 from attnpass.layout import bshd
 from attnpass.limits import Code, Rejection
 from attnpass.mask_blocks import block_lists, side_of
-from attnpass.mask_values import computed
+from attnpass.mask_values import computed, sizes_of
 from attnpass.masks import Term
 from attnpass.masks.blocks import BLOCK
 from attnpass.masks.expr import TRUE, B, Expr, K
@@ -96,8 +96,7 @@ def _shared(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Any,
     """
     assert args.meaning is not None, "a mask that was proved has a meaning"
     allowed = args.meaning.allowed
-    sizes = tuple(map(str, (call.B, call.H, call.Sq, call.Sk)))
-    key = ("flash4 mask", allowed, sizes, emitter.writes_before())
+    key = ("flash4 mask", allowed, *map(str, sizes_of(call)), emitter.writes_before())
     return emitter.once(key, lambda: _make(emitter, call, args, allowed))
 
 

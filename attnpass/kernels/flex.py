@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,8 +46,8 @@ class Flex(Kernel):
 
     name = "flex"
     title = "FlexAttention, compiled by Inductor"
-    aliases: ClassVar[tuple[str, ...]] = ("_native_flex",)
-    limits: ClassVar[Limits] = Limits(
+    aliases = ("_native_flex",)
+    limits = Limits(
         devices=frozenset({"cuda", "cpu", "xpu"}),
         capabilities=("sm_80", "sm_121"),
         dtypes=FLOATS,
@@ -85,16 +85,11 @@ class Flex(Kernel):
             score_mod,
             block_mask,
             args.scale,
-            _kernel_options(emitter, call, args, self.options(call)),
+            _kernel_options(emitter, call, args),
             score_buffers,
             mask_buffers,
         )
         return emitter.item(results, 0)
-
-    def options(self, call: AttentionCall) -> dict[str, Any]:
-        """Of FlexAttention's ``kernel_options``, those that are not left to PyTorch."""
-        measured = call.dtype.itemsize == 2 and call.D in TILED_DIMS and (hint(call.Sq) or 0) >= DECODES
-        return dict(HOPPER_TILE) if measured and _is_hopper(call.device) else {}
 
     def compile_options(self, call: AttentionCall) -> dict[str, Any]:
         """Inductor 2.13 fails on the CPU when it fuses pointwise arithmetic behind FlexAttention into its kernel."""
@@ -211,14 +206,20 @@ def one_block(q: Tensor, k: Tensor) -> tuple[Tensor | None, ...]:
     return ones, zeros, None, None, ones, zeros, None, None
 
 
-def _kernel_options(emitter: Emitter, call: AttentionCall, args: Operands, options: dict[str, Any]) -> dict[str, Any]:
-    """What ``flex_attention`` itself would pass with these options, whatever this PyTorch version puts in there."""
+def _kernel_options(emitter: Emitter, call: AttentionCall, args: Operands) -> dict[str, Any]:
+    """What ``flex_attention`` itself would pass with our tiles, whatever this PyTorch version puts in there."""
     fill: Callable[..., Any] = flex._apply_kernel_options
     parameters = inspect.signature(fill).parameters
     given = [emitter.value(node) for node in (args.q, args.k, args.v)]
     rest = [None] * (len(parameters) - 5)
     with torch.set_grad_enabled(call.needs_grad):  # decides whether the log-sum-exp is kept for the backward
-        return dict(fill(*given, False, options or None, *rest))
+        return dict(fill(*given, False, tiles(call) or None, *rest))
+
+
+def tiles(call: AttentionCall) -> dict[str, Any]:
+    """FlexAttention's ``kernel_options`` where its own tiles are not left as they are."""
+    measured = call.dtype.itemsize == 2 and call.D in TILED_DIMS and (hint(call.Sq) or 0) >= DECODES
+    return dict(HOPPER_TILE) if measured and _is_hopper(call.device) else {}
 
 
 def _is_hopper(device: torch.device) -> bool:

@@ -20,9 +20,7 @@ from tests.standins.formula import attention, band, gradients, used
 TRAINED = (32, 64, 96, 128, 192, 256)
 
 
-def _seen(q: Tensor, k: Tensor, causal: bool, left: int | None, right: int | None, mask_mod: Any = None) -> Tensor:
-    if mask_mod is not None:
-        causal, left, right = False, None, None
+def _seen(q: Tensor, k: Tensor, causal: bool, left: int | None, right: int | None) -> Tensor:
     if left is not None and right is not None and left < 0 and right < 0:
         left = right = None
     return band(q.shape[1], k.shape[1], left, 0 if causal else right)
@@ -120,8 +118,8 @@ def _flash_attn_fwd(
     if learnable_sink is not None:
         assert learnable_sink.dtype == torch.bfloat16 and learnable_sink.shape == (q.shape[2],)
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    seen = _seen(q, k, causal, window_size_left, window_size_right, mask_mod)
-    if mask_mod is not None:
+    seen = _seen(q, k, causal, window_size_left, window_size_right)
+    if mask_mod is not None:  # causal and windows are lost beside it
         assert block_sparse_tensors is not None and aux_tensors is not None and q.shape[-1] <= 128
         seen = _masked(q, k, mask_mod, block_sparse_tensors, aux_tensors)
     if seqused_k is not None:
