@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from torch import Tensor
 import attnpass
 from attnpass.measure import difference, reference_attention
 from benchmarks.environment import append, facts
+from benchmarks.host_times import around, in_turn, microseconds
 from benchmarks.records import RESULTS
 from benchmarks.steps import backend
 
@@ -57,8 +56,6 @@ SHAPES = {
 TRAINED = ("llama_prefill", "gpt2", "bert", "hd256")
 ONLY_HOST = "host"
 HOST = Shape((1, 2, 2, 64, 64, 64))
-HOST_ROUNDS = 300
-HOST_BURST = 10  # calls launched without waiting for the device, which stays idle
 
 
 def main() -> int:
@@ -149,80 +146,13 @@ def _host(kernel: str) -> dict[str, Any]:
         call(*operands)
         found = {"ok": True, "ran": attnpass.reports()[0].decisions[0].kernel}
         plain: Callable[..., Tensor] = torch.compile(_attention(HOST), dynamic=False)
-        alone = dict(_around(kernel, operands))
-        found |= _us({"compiled_us": call, "inductor_us": plain, **alone, **_in_turn(plain, alone)}, operands)
+        alone = dict(around(kernel, operands))
+        found |= microseconds({"compiled_us": call, "inductor_us": plain, **alone, **in_turn(plain, alone)}, operands)
         for name in alone:
             found[name.replace("_us", "_cold_us")] = round(found.pop(f"inductor, {name}") - found["inductor_us"], 2)
     except Exception as error:
         return {"ok": False, "problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     return found
-
-
-def _in_turn(plain: Callable[..., Any], alone: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    def turn(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *operands: (plain(*operands), function(*operands))
-
-    return {f"inductor, {name}": turn(function) for name, function in alone.items()}
-
-
-def _us(calls: dict[str, Callable[..., Any]], operands: list[Tensor]) -> dict[str, float]:
-    """Median host time of a call of each in microseconds. They take turns, so that they share what disturbs.
-
-    Each begins warm: who ran behind another's code paid 30 us for that, when a call is as much Python as sage's.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(HOST_ROUNDS):
-        for name, call in calls.items():
-            call(*operands)
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(HOST_BURST):
-                call(*operands)
-            times[name].append((time.perf_counter() - start) / HOST_BURST * 1e6)
-    torch.cuda.synchronize()
-    return {name: round(statistics.median(values), 2) for name, values in times.items()}
-
-
-def _around(kernel: str, operands: list[Tensor]) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Our op and the library's own function, called eagerly on the same BSHD tensors."""
-    from attnpass.kernels import flash2, flash3, flash4, sage, sage1, xformers
-
-    scale = HOST.sizes[5] ** -0.5
-    bshd = [x.transpose(1, 2) for x in operands]
-    if kernel == "native_cudnn":
-        fused = torch.ops.aten._scaled_dot_product_cudnn_attention
-        yield "op_us", lambda *_: fused(*operands, None, False, 0.0, False, False, scale=scale)
-    elif kernel == "flash2":
-        from flash_attn import flash_attn_func
-
-        yield "op_us", lambda *_: flash2._infer(*bshd, scale, -1, -1, 0.0, 0.0)
-        yield "library_us", lambda *_: flash_attn_func(*bshd, softmax_scale=scale)
-    elif kernel == "flash3":
-        from flash_attn_interface import flash_attn_func
-
-        yield "op_us", lambda *_: flash3._infer(*bshd, None, None, scale, -1, -1, 0.0, False)
-        yield "library_us", lambda *_: flash_attn_func(*bshd, softmax_scale=scale)
-    elif kernel == "flash4":
-        from flash_attn.cute import flash_attn_func
-
-        yield "op_us", lambda *_: flash4._infer(*bshd, None, None, scale, -1, -1, 0.0)
-        yield "library_us", lambda *_: flash_attn_func(*bshd, softmax_scale=scale)
-    elif kernel == "sage1":
-        from sageattention import sageattn
-
-        yield "op_us", lambda *_: sage1._infer(*bshd, "NHD", False, scale)
-        yield "library_us", lambda *_: sageattn(*bshd, tensor_layout="NHD", sm_scale=scale)
-    elif kernel.startswith("sage"):
-        from sageattention import sageattn_qk_int8_pv_fp8_cuda_sm90 as best
-
-        yield "op_us", lambda *_: sage._infer(*bshd, "sage_fp8_sm90", "NHD", False, scale)
-        yield "library_us", lambda *_: best(*bshd, tensor_layout="NHD", sm_scale=scale)
-    elif kernel == "xformers":
-        from xformers.ops import fmha
-
-        only = {"op": fmha.flash.FwOp}
-        yield "op_us", lambda *_: xformers._infer(*bshd, None, "flash", False, scale)
-        yield "library_us", lambda *_: fmha.memory_efficient_attention_forward(*bshd, scale=scale, **only)
 
 
 def _line(record: dict[str, Any]) -> str:

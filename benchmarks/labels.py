@@ -25,6 +25,7 @@ MODELS = {
     "llama_ones": "Llama, 4 × 4096, mask of ones",
     "llama_eager": "Llama, 4 × 4096, eager attention",
     "gpt2": "GPT-2, 16 × 1024 tokens",
+    "gpt2_prefill": "GPT-2, 16 × 1024, logits of the last token",
     "bert": "BERT, 32 × 512, mask of ones",
     "bert_eager": "BERT, 32 × 512, eager attention",
     "gemma2_eager": "Gemma-2, 2 × 4096, eager attention",

@@ -180,6 +180,8 @@ CASES = {
     "llama_ones": Case(llama, _tokens(4, 4096, ones=True, use_cache=False), decoder=True),
     "llama_eager": Case(llama, _tokens(4, 4096, use_cache=False), "eager", decoder=True),
     "gpt2": Case(_gpt2, _tokens(16, 1024, use_cache=False), decoder=True),
+    # what `generate` computes first, and, but for the last matrix product, GPT2Model
+    "gpt2_prefill": Case(_gpt2, _tokens(16, 1024, use_cache=False, logits_to_keep=1), decoder=True),
     "bert": Case(_bert, _tokens(32, 512, ones=True)),
     "bert_eager": Case(_bert, _tokens(32, 512), "eager"),
     "gemma2_eager": Case(_gemma2, _tokens(2, 4096, use_cache=False), "eager"),

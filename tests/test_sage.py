@@ -71,6 +71,11 @@ class TestSage2:
         assert refused("sage", *qkv(), scale=-0.5) == {"scale"}
         assert_right("sage", *qkv(D=128))
 
+    @pytest.mark.parametrize("bshd", (True, False), ids=("NHD", "HND"))
+    def test_keys_far_from_zero_are_quantised_without_their_mean(self, bshd: bool) -> None:
+        q, k, v = qkv(bshd=bshd, dtype=torch.float16)
+        assert_right("sage", q, k + 50 * torch.randn(1, 1, 1, 64, dtype=k.dtype), v)
+
     @pytest.mark.filterwarnings("ignore:There is a performance drop")
     def test_vmap(self) -> None:
         q, k, v = (torch.stack(x) for x in zip(qkv(), qkv(), strict=True))

@@ -1,7 +1,7 @@
 """sage: SageAttention 2, built from source (>= 2.1.1; PyPI has 1.0.6) (https://github.com/thu-ml/SageAttention).
 
-Scores in int8, the product with V in fp16 or fp8: approximate, so taken only by name. `sage` is the entry point that
-suits the GPU (the table of the library's own ``sageattn``); the others name one entry point.
+Scores in int8, the product with V in fp16 or fp8: approximate, so taken only by name. `sage` is the entry point for the
+GPU (the table of the library's own ``sageattn``); the others name one.
 
 What the source says (``sageattention/core.py``, 2.2.0):
 
@@ -11,13 +11,13 @@ What the source says (``sageattention/core.py``, 2.2.0):
 - causal is documented only for Sq == Sk;
 - which GPUs are compiled in shows only as an AssertionError at the call; ``SM80_ENABLED`` and its like say it before;
 - a negative scale turns the maximum, which is taken before the scale, into the minimum, and the weights overflow;
-- there is no backward;
+- ``smooth_k``, on by default, subtracts K's mean: off here, the graph does; there is no backward;
 - its kernels are launched on the default stream, also while a CUDA graph is recorded on another: the graph does not
   hold them (a Flux-like model replayed with an error of 0.51), so Inductor keeps this op out of its graphs.
 
-Met on an H200 (2.2.0, rarely, because it takes bad luck with what lies in memory): NaN. `sage_fp16` reads values beyond
-the last key where Sk is no multiple of 64 and multiplies them by 0; `sage_triton` reads one scale beyond the last key
-block of a causal call where the number of blocks of 64 keys is odd. `sage_fp8_sm90` pads, and was always right.
+Met on an H200 (2.2.0, by bad luck with what lies in memory): NaN. `sage_fp16` reads values beyond the last key where Sk
+is no multiple of 64 and multiplies them by 0; `sage_triton` reads one scale beyond the last key block of a causal call
+where the number of blocks of 64 keys is odd. `sage_fp8_sm90` pads, and was always right.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter
 from attnpass.kernel import Kernel, Operands
-from attnpass.kernels.sage1 import EVEN_BLOCKS, KEY_BLOCK, has_even_blocks
+from attnpass.kernels.sage1 import EVEN_BLOCKS, KEY_BLOCK, has_even_blocks, without_mean
 from attnpass.layout import either_layout, from_layout, multiple_of
 from attnpass.library import Build, Library
 from attnpass.limits import SQUARE_ONLY, Code, Limits, Rejection
@@ -120,7 +120,7 @@ class SageKernel(Kernel):
     entries: tuple[EntryPoint, ...] = ()
 
     def entry(self, capability: str) -> EntryPoint | None:
-        """The function that this kernel calls on a GPU of this generation."""
+        """What this kernel calls on a GPU of this generation."""
         return next((entry for entry in self.entries if capability in entry.gpus), None)
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
@@ -139,7 +139,8 @@ class SageKernel(Kernel):
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         layout, q, k, v = either_layout(emitter, args, multiple_of(64, call.D))
-        out = emitter(_infer, q, k, v, self.name, layout, call.is_causal, args.scale)
+        smooth = without_mean(emitter, k, layout)
+        out = emitter(_infer, q, smooth, v, self.name, layout, call.is_causal, args.scale)
         return from_layout(emitter, out, layout, call.Dv)
 
 
@@ -198,11 +199,11 @@ def _function(kernel: str, device: torch.device) -> tuple[Any, Mapping[str, Any]
 
     entry = KERNELS[kernel].entry("sm_{}{}".format(*torch.cuda.get_device_capability(device)))
     assert entry is not None, f"{kernel} was chosen for a GPU that it does not run on"
-    return getattr(sageattention, entry.function), entry.options
+    return getattr(sageattention, entry.function), {**entry.options, "smooth_k": False}
 
 
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_causal: bool, scale: float) -> Tensor:
-    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous; "HND" is BHSD."""
+    """(B, Sq, H, D), twice (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous; "HND" is BHSD. K is best `without_mean`."""
     function, options = _function(kernel, q.device)
     if _is_on_default_stream(q.device):
         out: Tensor = function(q=q, k=k, v=v, tensor_layout=layout, is_causal=is_causal, sm_scale=scale, **options)
@@ -214,7 +215,7 @@ def _infer_impl(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_ca
 
 
 def _is_on_default_stream(device: torch.device) -> bool:
-    """Is there nothing to do? Asked at each call, so by the stream's handle and without stream objects."""
+    """Asked at each call, so by the stream's handle and without stream objects."""
     return device.type != "cuda" or torch._C._cuda_getCurrentRawStream(device.index) == 0
 
 
@@ -237,14 +238,10 @@ def on_default_stream(*operands: Tensor) -> Iterator[Callable[[Tensor], None]]:
     current.wait_stream(default)
 
 
-def _infer_fake(q: Tensor, *_: object) -> Tensor:
-    return q.new_empty(q.shape)
-
-
 _infer = ops.define(
     "sage(Tensor q, Tensor k, Tensor v, str kernel, str layout, bool is_causal, float scale) -> Tensor",
     _infer_impl,
-    _infer_fake,
+    lambda q, *_: q.new_empty(q.shape),
     vmap=True,
     graphs=False,
 )

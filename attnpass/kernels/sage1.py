@@ -3,7 +3,7 @@
 What its source says (``sageattention/core.py``, 1.0.6):
 
 - ``smooth_k=True``, the default, subtracts K's mean *in place* from the caller's K; so it is off here and the graph
-  subtracts the mean, where Inductor fuses it (softmax does not see the difference);
+  subtracts it;
 - unknown keywords are swallowed: a mask handed over would be dropped in silence;
 - head dims 64, 96 and 128, nothing is padded; the value head dim is not checked and has to be the same;
 - causal wants Sq == Sk; the number of heads is divided without a check;
@@ -43,6 +43,15 @@ def has_even_blocks(Sk: Size) -> bool:
     return known_multiple(Sk, 2 * KEY_BLOCK) or known(Sk % (2 * KEY_BLOCK) > KEY_BLOCK)
 
 
+def without_mean(emitter: Emitter, k: Node, layout: str) -> Node:
+    """K less its mean over the keys: softmax does not see the difference, and what is left is quantised more finely.
+
+    In the graph, where Inductor fuses it; the libraries launch two kernels for it.
+    """
+    mean = emitter(aten.mean.dim, k, [1 if layout == "NHD" else 2], True)
+    return emitter(aten.sub.Tensor, k, mean)
+
+
 class Sage1(Kernel):
     """SageAttention 1: for GPUs where SageAttention 2 cannot be built."""
 
@@ -77,15 +86,14 @@ class Sage1(Kernel):
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         layout, q, k, v = either_layout(emitter, args)
-        mean = emitter(aten.mean.dim, k, [1 if layout == "NHD" else 2], True)
-        k = emitter(aten.sub.Tensor, k, mean)
+        k = without_mean(emitter, k, layout)
         return from_layout(emitter, emitter(_infer, q, k, v, layout, call.is_causal, args.scale), layout, call.Dv)
 
 
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, layout: str, is_causal: bool, scale: float) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous; "HND" is BHSD.
 
-    K is best given without its mean over the keys: what is left is quantised more finely.
+    K is best given `without_mean`.
     """
     from sageattention import sageattn
 

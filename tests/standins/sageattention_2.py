@@ -33,6 +33,7 @@ def _compute(
     scale: float | None,
     *,
     block: int,
+    smooth_k: bool,
     fp8: bool = False,
     reads_beyond: bool = False,
 ) -> Tensor:
@@ -49,7 +50,7 @@ def _compute(
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if q.shape[2] % k.shape[2]:
         raise ValueError("num_qo_heads must be divisible by num_kv_heads")
-    k = k.float() - k.float().mean(1, keepdim=True)
+    k = k.float() - k.float().mean(1, keepdim=True) if smooth_k else k
     q8, k8, v = quantised(q, 64), quantised(k, block), v.float()
     if fp8:
         step = v.abs().amax(1, keepdim=True).clamp_min(1e-30) / 448
@@ -97,7 +98,7 @@ def sageattn_qk_int8_pv_fp16_triton(
     if is_causal:
         assert _length(q, tensor_layout) == _length(k, tensor_layout), "qo_len and kv_len must be equal"
     odd = is_causal and bool(-(-_length(k, tensor_layout) // 64) % 2)
-    return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=64, reads_beyond=odd)
+    return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=64, smooth_k=smooth_k, reads_beyond=odd)
 
 
 def sageattn_qk_int8_pv_fp16_cuda(
@@ -118,7 +119,7 @@ def sageattn_qk_int8_pv_fp16_cuda(
     assert pv_accum_dtype in ("fp32", "fp16", "fp16+fp32")
     calls.append(("fp16", {"pv_accum_dtype": pv_accum_dtype, **kwargs}))
     rest = _length(k, tensor_layout) % 64
-    return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=64, reads_beyond=bool(rest))
+    return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=64, smooth_k=smooth_k, reads_beyond=bool(rest))
 
 
 def sageattn_qk_int8_pv_fp8_cuda(
@@ -137,7 +138,7 @@ def sageattn_qk_int8_pv_fp8_cuda(
 ) -> Tensor:
     assert "sm89" in built, "SM89 kernel is not available. Make sure you GPUs with compute capability 8.9."
     calls.append(("fp8", {"qk_quant_gran": qk_quant_gran, "pv_accum_dtype": pv_accum_dtype, **kwargs}))
-    return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=64, fp8=True)
+    return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=64, smooth_k=smooth_k, fp8=True)
 
 
 def sageattn_qk_int8_pv_fp8_cuda_sm90(
@@ -157,7 +158,7 @@ def sageattn_qk_int8_pv_fp8_cuda_sm90(
     if pv_accum_dtype == "fp32":
         raise NotImplementedError("Please use pv_accum_dtype='fp32+fp32' for sm90.")
     calls.append(("fp8_sm90", {"pv_accum_dtype": pv_accum_dtype, **kwargs}))
-    return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=128, fp8=True)
+    return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=128, smooth_k=smooth_k, fp8=True)
 
 
 ENTRY_POINTS = (
