@@ -5,29 +5,27 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ROUNDS = 300
-BURST = 10  # calls launched without waiting for the device, which stays idle
+ROUNDS = 1000
+Call = Callable[..., Any]
 
 
-def in_turn(plain: Callable[..., Any], alone: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """Each function behind a call of ``plain``, whose code drives it out of the caches."""
+def microseconds(calls: Mapping[str, Call], operands: list[Tensor], before: Call | None = None) -> dict[str, float]:
+    """Median host time of a single call of each, launched on a device that is idle, in microseconds.
 
-    def turn(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *operands: (plain(*operands), function(*operands))
+    They take turns in an order drawn anew each round, so that they share what disturbs, and none is always the one that
+    finds its code in the caches.
 
-    return {f"inductor, {name}": turn(function) for name, function in alone.items()}
-
-
-def microseconds(calls: dict[str, Callable[..., Any]], operands: list[Tensor]) -> dict[str, float]:
-    """Median host time of a call of each in microseconds. They take turns, so that they share what disturbs.
-
-    Each begins warm and behind another each time, so that none is always the one that finds its code in the caches.
+    Args:
+        calls: what is timed.
+        operands: its arguments.
+        before: called first each time, without being timed: other code, as in a compiled program. Without it each call
+            runs behind itself.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     shuffle = random.Random(0).shuffle
@@ -35,17 +33,16 @@ def microseconds(calls: dict[str, Callable[..., Any]], operands: list[Tensor]) -
     for _ in range(ROUNDS):
         shuffle(turns)
         for name, call in turns:
-            call(*operands)
+            (before or call)(*operands)
             torch.cuda.synchronize()
             start = time.perf_counter()
-            for _ in range(BURST):
-                call(*operands)
-            times[name].append((time.perf_counter() - start) / BURST * 1e6)
+            call(*operands)
+            times[name].append((time.perf_counter() - start) * 1e6)
     torch.cuda.synchronize()
     return {name: round(statistics.median(values), 2) for name, values in times.items()}
 
 
-def around(kernel: str, operands: list[Tensor]) -> Iterator[tuple[str, Callable[..., Any]]]:
+def around(kernel: str, operands: list[Tensor]) -> Iterator[tuple[str, Call]]:
     """Our op and the library's own function, called eagerly on the same BSHD tensors."""
     from attnpass.kernels import flash2, flash3, flash4, sage, sage1, xformers
 

@@ -27,7 +27,7 @@ from torch import Tensor
 import attnpass
 from attnpass.measure import difference, reference_attention
 from benchmarks.environment import append, facts
-from benchmarks.host_times import around, in_turn, microseconds
+from benchmarks.host_times import around, microseconds
 from benchmarks.records import RESULTS
 from benchmarks.steps import backend
 
@@ -135,9 +135,9 @@ def _error(operands: list[Tensor], out: Tensor, shape: Shape) -> float:
 def _host(kernel: str) -> dict[str, Any]:
     """Host time of one compiled call of a tiny shape, beside what it is made of.
 
-    ``inductor_us``: the same call by plain Inductor. ``op_us``, ``library_us``: our op and the library's own function,
-    alone in a loop. ``op_cold_us``: our op in turn with another compiled call, whose code drives it out of the caches;
-    that is how it runs in a compiled program.
+    ``inductor_us``: the same call by plain Inductor. ``op_us``, ``library_us``: our op and the library's own function.
+    ``op_cold_us``, ``library_cold_us``: the same behind another compiled call, whose code drives theirs out of the
+    caches; that is how they run in a compiled program.
     """
     torch._inductor.config.compile_threads = 1  # the start of its worker processes would be measured too
     operands = _operands(HOST, False)
@@ -147,9 +147,9 @@ def _host(kernel: str) -> dict[str, Any]:
         found = {"ok": True, "ran": attnpass.reports()[0].decisions[0].kernel}
         plain: Callable[..., Tensor] = torch.compile(_attention(HOST), dynamic=False)
         alone = dict(around(kernel, operands))
-        found |= microseconds({"compiled_us": call, "inductor_us": plain, **alone, **in_turn(plain, alone)}, operands)
-        for name in alone:
-            found[name.replace("_us", "_cold_us")] = round(found.pop(f"inductor, {name}") - found["inductor_us"], 2)
+        found |= microseconds({"compiled_us": call, "inductor_us": plain, **alone}, operands)
+        cold = microseconds(alone, operands, before=plain)
+        found |= {name.replace("_us", "_cold_us"): us for name, us in cold.items()}
     except Exception as error:
         return {"ok": False, "problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     return found
