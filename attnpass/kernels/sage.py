@@ -199,7 +199,7 @@ def _function(kernel: str, device: torch.device) -> tuple[Any, Mapping[str, Any]
 
     entry = KERNELS[kernel].entry("sm_{}{}".format(*torch.cuda.get_device_capability(device)))
     assert entry is not None, f"{kernel} was chosen for a GPU that it does not run on"
-    return getattr(sageattention, entry.function), {**entry.options, "smooth_k": False}
+    return ops.undecorated_inside(getattr(sageattention, entry.function)), {**entry.options, "smooth_k": False}
 
 
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_causal: bool, scale: float) -> Tensor:
