@@ -27,7 +27,7 @@ from torch import Tensor
 import attnpass
 from attnpass.measure import difference, reference_attention
 from benchmarks.environment import append, facts
-from benchmarks.host_times import around, microseconds
+from benchmarks.host_times import of_a_kernel
 from benchmarks.records import RESULTS
 from benchmarks.steps import backend
 
@@ -133,12 +133,6 @@ def _error(operands: list[Tensor], out: Tensor, shape: Shape) -> float:
 
 
 def _host(kernel: str) -> dict[str, Any]:
-    """Host time of one compiled call of a tiny shape, beside what it is made of.
-
-    ``inductor_us``: the same call by plain Inductor. ``op_us``, ``library_us``: our op and the library's own function.
-    ``op_cold_us``, ``library_cold_us``: the same behind another compiled call, whose code drives theirs out of the
-    caches; that is how they run in a compiled program.
-    """
     torch._inductor.config.compile_threads = 1  # the start of its worker processes would be measured too
     operands = _operands(HOST, False)
     call = _compiled(kernel, HOST)
@@ -146,13 +140,9 @@ def _host(kernel: str) -> dict[str, Any]:
         call(*operands)
         found = {"ok": True, "ran": attnpass.reports()[0].decisions[0].kernel}
         plain: Callable[..., Tensor] = torch.compile(_attention(HOST), dynamic=False)
-        alone = dict(around(kernel, operands))
-        found |= microseconds({"compiled_us": call, "inductor_us": plain, **alone}, operands)
-        cold = microseconds(alone, operands, before=plain)
-        found |= {name.replace("_us", "_cold_us"): us for name, us in cold.items()}
+        return found | of_a_kernel(kernel, call, plain, operands)
     except Exception as error:
         return {"ok": False, "problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-    return found
 
 
 def _line(record: dict[str, Any]) -> str:
