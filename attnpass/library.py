@@ -57,7 +57,7 @@ class Library:
 
     @property
     def wanted(self) -> str:
-        """The versions that work, in words: ``>= 2.1.1``, ``>= 1.0, < 2``; "any version" otherwise."""
+        """The versions that work, in words: ``>= 2.1.1``, ``>= 1.0.5, < 2``; "any version" otherwise."""
         bounds = [f">= {self.min_version}"] if self.min_version else []
         return ", ".join(bounds + ([f"< {self.below}"] if self.below else [])) or "any version"
 

@@ -13,6 +13,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,6 +210,21 @@ def test_our_calls_bind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: C
             assert_same(inspect.unwrap(getattr(sys.modules[case.module], name)), real[name])
 
 
+OLD = [
+    pytest.param(each, id=each.kernel, marks=pytest.mark.wheels if each.kernel in LARGE | {"xformers"} else ())
+    for each in CASES
+    if each.library.min_version and each.library.name == each.wheel.name
+]
+
+
+@pytest.mark.parametrize("case", OLD)
+def test_our_calls_bind_to_the_oldest_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: Case) -> None:
+    """What `Library` calls the oldest version that works has the functions, and their arguments."""
+    old = replace(case.wheel, version=case.library.min_version)
+    calls = make_calls(monkeypatch, case._replace(wheel=old))
+    assert_binds(calls, signatures(old.source(tmp_path)))
+
+
 def test_flash_attn_2_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         there = importlib.metadata.distribution(FLASH_ATTN.name)
@@ -220,8 +236,9 @@ def test_flash_attn_2_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> 
     assert_binds(make_calls(monkeypatch, case), signatures(source))
 
 
-def test_loading_from_the_hub_binds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real, bound = signatures(Wheel("kernels", "0.17.2", "kernels/load.py").source(tmp_path)), []
+@pytest.mark.parametrize(("version", "file"), (("0.14.0", "kernels/utils.py"), ("0.17.2", "kernels/load.py")))
+def test_loading_from_the_hub_binds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, file: str) -> None:
+    real, bound = signatures(Wheel("kernels", version, file).source(tmp_path)), []
 
     def recorder(name: str) -> Callable[..., Any]:
         def record(*args: Any, **kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ What its source says (``sageattention/core.py``, 1.0.6):
 
 - ``smooth_k=True``, the default, subtracts K's mean *in place* from the caller's K; so it is off here and the graph
   subtracts it;
+- before 1.0.5 there is no ``sm_scale`` (1.0.1 to 1.0.4 take a ``scale`` and a mask, and read neither);
 - unknown keywords are swallowed: a mask handed over would be dropped in silence;
 - head dims 64, 96 and 128, nothing is padded; the value head dim is not checked and has to be the same;
 - causal wants Sq == Sk; the number of heads is divided without a check;
@@ -32,7 +33,7 @@ from attnpass.masks import Term
 from attnpass.symbolic import Size, as_int, known, known_multiple, shown
 
 SAGE_1 = Library(
-    "sageattention", "1.0", below="2", modules=("sageattention",), install="pip install sageattention==1.0.6"
+    "sageattention", "1.0.5", below="2", modules=("sageattention",), install="pip install sageattention==1.0.6"
 )
 KEY_BLOCK = 64
 EVEN_BLOCKS = "a length whose number of blocks of 64 keys is known to be even (may be NaN else)"
