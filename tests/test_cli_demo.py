@@ -57,7 +57,8 @@ def test_demo_runs_auto_and_then_every_other_kernel(capsys: pytest.CaptureFixtur
     code, out, err = run(capsys, "demo", "--json", "--device", "cpu")
     document = json.loads("\n".join(out))
     rows = {row["name"]: row for row in document["results"]}
-    assert (code, err, document["dtype"]) == (0, [], "fp32")
+    ours = [line for line in err if "torch/_dynamo" not in line]  # PyTorch 2.14 has something to say of its own
+    assert (code, ours, document["dtype"]) == (0, [], "fp32")
     assert list(rows)[:3] == ["eager", "aot_eager", "auto"]
     assert rows["auto"]["rewritten"] == rows["auto"]["calls"] == 1
     assert {"native_math", "reference"} <= set(rows)

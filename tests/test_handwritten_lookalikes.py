@@ -147,6 +147,10 @@ LOOK_ALIKES: dict[str, tuple[Callable[..., object], str]] = {
         "`getitem` changes the scores",
     ),
     "summed over the queries": (lambda q, k, v: probs(q, k).mT @ v, "does not sum over the keys"),
+    "the same, as PyTorch 2.14 traces it": (
+        lambda q, k, v: torch.ops.aten.mT(probs(q, k)) @ v,
+        "does not sum over the keys",
+    ),
     "dropped twice": (
         lambda q, k, v: F.dropout(F.dropout(probs(q, k), 1e-9), 1e-9) @ v,
         "dropped twice",

@@ -40,7 +40,7 @@ from tests.standins.sageattention_2 import _compute
 
 def sageattn(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, return_lse=False, **kwargs):
     assert not kwargs
-    return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=64)
+    return _compute(q, k, v, tensor_layout, is_causal, sm_scale, block=64, smooth_k=True)
 """,
 }
 

@@ -70,15 +70,22 @@ def copies_of(fn: Callable[..., Tensor], kernel: str, *args: Tensor) -> list[str
     return copies(code)
 
 
-@pytest.mark.parametrize("kernel", ("flash2", "flash3", "sage", "xformers"))
+@pytest.mark.parametrize("kernel", ("flash2", "flash3", "xformers"))
 def test_a_model_that_makes_bshd_copies_nothing(kernel: str) -> None:
     assert copies_of(Block(), kernel, torch.randn(2, 33, H * D, dtype=torch.bfloat16)) == []
 
 
-@pytest.mark.parametrize("kernel", ("flash2", "flash3", "sage"))
+@pytest.mark.parametrize("kernel", ("flash2", "flash3"))
 def test_bhsd_operands_are_taken_as_they_lie(kernel: str) -> None:
     """Their output lies as q does, which is what SDPA's does, or as it is asked for."""
     assert copies_of(S, kernel, *qkv(bshd=False)) == []
+
+
+@pytest.mark.parametrize("bshd", (True, False), ids=("BSHD", "BHSD"))
+def test_beside_sage_there_is_one_kernel_which_takes_the_mean_from_k(bshd: bool) -> None:
+    fn, args = (Block(), [torch.randn(2, 33, H * D, dtype=torch.bfloat16)]) if bshd else (S, qkv(bshd=False))
+    (only,) = copies_of(fn, "sage", *args)
+    assert "mean" in only and "sub" in only
 
 
 def test_an_output_that_is_always_bshd_is_copied_once_for_bhsd() -> None:

@@ -63,6 +63,10 @@ CAUSAL: dict[str, Maker] = {
         <= (torch.ones(n, dtype=torch.long).cumsum(0) - 1)[:, None]
     ),
     "distance": lambda n, k: (positions(n, k)[0] - positions(n, k)[1]) >= 0,
+    "T of the other triangle": lambda n, k: torch.ones(k, n, dtype=torch.bool).triu().T,
+    "mT": lambda n, k: torch.ones(1, k, n, dtype=torch.bool).triu().mT,
+    "T, as PyTorch 2.14 traces it": lambda n, k: torch.ops.aten.numpy_T(torch.ones(k, n, dtype=torch.bool).triu()),
+    "mT, as PyTorch 2.14 traces it": lambda n, k: torch.ops.aten.mT(torch.ones(1, k, n, dtype=torch.bool).triu()),
     "PyTorch's own": lambda n, k: nn.Transformer.generate_square_subsequent_mask(n),
 }
 OTHERS: dict[str, tuple[Maker, str]] = {

@@ -44,6 +44,7 @@ SYNONYMS = {
     "flatten": "view",
     "unsqueeze": "view",
     "squeeze": "view",
+    "numpy_T": "T",
     "swapaxes": "transpose",
     "swapdims": "transpose",
     "movedim": "permute",
@@ -79,6 +80,8 @@ def _spelled(node: Node) -> str:
         return str(node.target)
     if node.op != "call_function":
         return ""
+    if node.target is getattr and node.args[1] in ("T", "mT"):
+        return str(node.args[1])  # since PyTorch 2.14 `aten.numpy_T` and `aten.mT`
     return function_name(node.target)
 
 
@@ -192,9 +195,9 @@ def permutation(node: Node) -> list[int] | None:
             return None
         order[a], order[b] = order[b], order[a]
         return order
-    if name == "getattr" and node.args[1] in ("mT", "T"):
-        if node.args[1] == "T" and rank != 2:
-            return order[::-1]
+    if name == "T":
+        return order[::-1]
+    if name == "mT":
         return [*order[:-2], rank - 1, rank - 2]
     if node.op == "call_function" and name == "permute" and _spelled(node) in ("movedim", "moveaxis"):
         return None

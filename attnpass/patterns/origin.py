@@ -23,7 +23,7 @@ from attnpass.writes import may_write, written
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "convolution"})
 PRODUCTS = frozenset({"matmul", "mm", "bmm"})
-VIEWS = frozenset({"view", "transpose", "permute", "t", "getattr", "contiguous", "to", "detach", "expand", "repeat"})
+VIEWS = frozenset({"view", "transpose", "permute", "t", "T", "mT", "contiguous", "to", "detach", "expand", "repeat"})
 NORMS = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "native_layer_norm", "dropout", "identity"})
 NARROWING = frozenset(
     {"getitem", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "select", "slice", "narrow"}

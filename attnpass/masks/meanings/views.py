@@ -56,11 +56,18 @@ def _permute(like: Like, x: Array, *dims: Any, **named: Any) -> Array:
     return permuted(x, dims[0] if isinstance(dims[0], (list, tuple)) else dims)
 
 
+@meaning("T", "numpy_T")
+def _reversed(like: Like, x: Array, *_: str) -> Array:
+    return permuted(x, range(x.ndim)[::-1])
+
+
+@meaning("mT")
+def _swapped(like: Like, x: Array, *_: str) -> Array:
+    return permuted(x, [*range(x.ndim)[:-2], *range(x.ndim)[-2:][::-1]])
+
+
 @meaning("getattr")
 def _getattr(like: Like, x: Array, name: str) -> Array:
-    if name in ("T", "mT"):
-        swapped = [*range(x.ndim)[:-2], *range(x.ndim)[-2:][::-1]]
-        return permuted(x, range(x.ndim)[::-1] if name == "T" else swapped)
     raise StopError(f"the attribute {name}")
 
 
