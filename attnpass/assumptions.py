@@ -20,6 +20,7 @@ from torch.fx import Node
 
 from attnpass.masks.arrays import Array
 from attnpass.masks.constants import recognised
+from attnpass.staleness import add_check
 
 _distrusted: set[tuple[Any, str]] = set()
 
@@ -61,7 +62,7 @@ class Assumptions:
 
             def create(builder: Any, guard: Any, unchanged: Callable[[Tensor], bool] = unchanged) -> None:
                 manager = builder.get_guard_manager(guard)
-                manager.add_lambda_guard(unchanged, ["attnpass: a buffer whose values were read is unchanged"], None)
+                add_check(manager, unchanged, "attnpass: a buffer whose values were read is unchanged")
 
             context.guards_context.dynamo_guards.add(source.make_guard(create))
 

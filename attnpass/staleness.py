@@ -42,8 +42,7 @@ def guard() -> bool:
         unchanged = _unchanged_since_now()
 
         def create(builder: Any, _: Any) -> None:
-            parts = ["attnpass settings, SDPA switches and verdicts unchanged"]
-            builder.guard_manager.root.add_lambda_guard(unchanged, parts, None)
+            add_check(builder.guard_manager.root, unchanged, "attnpass settings, SDPA switches and verdicts unchanged")
 
         context.guards_context.dynamo_guards.add(GlobalStateSource().make_guard(create))
     except Exception:
@@ -55,6 +54,14 @@ def guard() -> bool:
         )
         return False
     return True
+
+
+def add_check(manager: Any, check: Callable[[Any], bool], says: str) -> None:
+    """Let Dynamo ask ``check`` before every call of the code; ``says`` names it when it fails."""
+    try:
+        manager.add_lambda_guard(check, [says], None)
+    except TypeError:  # PyTorch 2.9 takes no stack to show
+        manager.add_lambda_guard(check, [says])
 
 
 def _unchanged_since_now() -> Callable[[Any], bool]:
