@@ -8,9 +8,11 @@ program that changes its buffers pays for one compilation and no more.
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,9 @@ from attnpass.masks.constants import recognised
 from attnpass.staleness import add_check
 
 _distrusted: set[tuple[Any, str]] = set()
+PATH = re.compile(
+    r"[LG](\.\w+|\[(\d+|'[^'\\]*'|\"[^\"\\]*\")\])+"
+)  # to a buffer: attributes and items, nothing is called
 
 
 def forget() -> None:
@@ -60,9 +65,10 @@ class Assumptions:
             source = node.meta["grapharg"].source
             unchanged = _same_tensor(tensor, _place(source))
 
-            def create(builder: Any, guard: Any, unchanged: Callable[[Tensor], bool] = unchanged) -> None:
-                manager = builder.get_guard_manager(guard)
-                add_check(manager, unchanged, "attnpass: a buffer whose values were read is unchanged")
+            def create(builder: Any, guard: Any, unchanged: Callable[[Any, Any], bool] = unchanged) -> None:
+                known = {**builder.scope, "L": None}  # the frame's own values come with each call
+                check = partial(unchanged, known)
+                add_check(builder.guard_manager.root, check, "attnpass: a buffer whose values were read is unchanged")
 
             context.guards_context.dynamo_guards.add(source.make_guard(create))
 
@@ -73,7 +79,7 @@ def _buffer(node: Node) -> Tensor | None:
     if node.op != "placeholder" or argument is None or TracingContext.try_get() is None:
         return None
     place = _place(argument.source)
-    if "_buffers[" not in place[1] or place[0] is None or place in _distrusted:
+    if "_buffers[" not in place[1] or place[0] is None or place in _distrusted or not PATH.fullmatch(place[1]):
         return None
     tensor = argument.example
     plain = type(tensor) in (torch.Tensor, torch.nn.Buffer) and not tensor.is_inference()
@@ -87,11 +93,20 @@ def _place(source: Any) -> tuple[Any, str]:
     return (compile_id.frame_id if compile_id else None, str(name() if callable(name) else name))
 
 
-def _same_tensor(tensor: Tensor, place: tuple[Any, str]) -> Callable[[Tensor], bool]:
-    reference, version = weakref.ref(tensor), tensor._version
+def _same_tensor(tensor: Tensor, place: tuple[Any, str]) -> Callable[[dict[str, Any], Any], bool]:
+    """Is what stands at ``place``, among what is known beside the frame's values and in these, the same as now?
 
-    def unchanged(value: Tensor) -> bool:
-        if value is reference() and value._version == version:
+    A check of the whole frame. Beside the buffer itself PyTorch 2.9 leaves it out where no dictionary on the way there
+    was written to, and a buffer that is changed in place is missed (``use_recursive_dict_tags_for_guards``).
+    """
+    reference, version, path = weakref.ref(tensor), tensor._version, compile(place[1], "<buffer>", "eval")
+
+    def unchanged(known: dict[str, Any], frame: Any) -> bool:
+        try:
+            value = eval(path, known, {"L": frame})
+        except (AttributeError, KeyError, IndexError, TypeError):
+            value = None
+        if isinstance(value, Tensor) and value is reference() and value._version == version:
             return True
         _distrusted.add(place)
         return False

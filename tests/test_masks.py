@@ -243,6 +243,21 @@ class Buffered(nn.Module):
         return S(q, q, q, self.bias[:, :, : q.shape[2], : q.shape[2]])
 
 
+@pytest.mark.parametrize("calls", (1, 3))
+def test_a_buffer_deep_in_a_model_is_watched(calls: int) -> None:
+    """PyTorch 2.9 stops looking at what lies in dictionaries that nobody wrote to."""
+    model, q = (
+        nn.Sequential(nn.Sequential(Buffered()), nn.Sequential(Buffered(), nn.LayerNorm(16))),
+        torch.randn(2, 3, 24, 16),
+    )
+    compiled = torch.compile(model, backend="attnpass", options={"attnpass.compiler": "aot_eager"}, dynamic=False)
+    for _ in range(calls):
+        torch.testing.assert_close(compiled(q), model(q))
+    assert {str(decision.call.mask) for decision in decisions()} == {"causal"}
+    model[1][0].bias[..., 7, 1] = False
+    torch.testing.assert_close(compiled(q), model(q))
+
+
 def test_a_buffer_is_assumed_until_it_changes() -> None:
     model, q = Buffered(), torch.randn(2, 3, 24, 16)
     options = {"attnpass.compiler": "aot_eager"}
