@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 import attnpass
 from attnpass.judge import judge
@@ -16,6 +17,11 @@ from attnpass.kernels import registry
 from attnpass.library import Library
 from attnpass.machine import Machine
 from attnpass.select import Decision
+
+NOT_ON_2_9 = pytest.mark.skipif(
+    TorchVersion(torch.__version__) < "2.10",
+    reason="PyTorch 2.9: nn.MultiheadAttention is one op in inference, its math makes numbers of symbolic lengths",
+)
 
 
 def qkv(

@@ -15,6 +15,7 @@ from attnpass.cli import demo, minilm
 from attnpass.select import Trial
 from tests import report_examples as examples
 from tests.cli_examples import forget_settings, run
+from tests.compiled import NOT_ON_2_9
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_demo")
+@NOT_ON_2_9
 def test_demo_runs_auto_and_then_every_other_kernel(capsys: pytest.CaptureFixture[str]):
     code, out, err = run(capsys, "demo", "--json", "--device", "cpu")
     document = json.loads("\n".join(out))
@@ -67,6 +69,7 @@ def test_demo_runs_auto_and_then_every_other_kernel(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.usefixtures("quick_demo")
+@NOT_ON_2_9
 def test_demo_prints_the_block_and_a_table(capsys: pytest.CaptureFixture[str]):
     code, out, _ = run(capsys, "demo", "--kernel", "native_math", "--device", "cpu")
     assert code == 0

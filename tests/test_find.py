@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import attnpass
-from tests.compiled import codes, decisions, kernels_used, run
+from tests.compiled import NOT_ON_2_9, codes, decisions, kernels_used, run
 
 S = F.scaled_dot_product_attention
 ATEN = torch.ops.aten.scaled_dot_product_attention
@@ -58,6 +58,7 @@ def test_module_path_and_source_line() -> None:
 
 @pytest.mark.parametrize("training", (True, False))
 @pytest.mark.parametrize("layer", ("encoder", "decoder", "mha"))
+@NOT_ON_2_9
 def test_pytorchs_own_layers(layer: str, training: bool) -> None:
     x = torch.randn(2, 6, 32)
     if layer == "mha":

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.attention import flex_attention as flex
+from torch.torch_version import TorchVersion
 
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter, aten
-from attnpass.fixed_layout import fixed
+from attnpass.fixed_layout import all_fixed, fixed
 from attnpass.kernel import Kernel, Operands
 from attnpass.kernels.flex_masks import Captured, captured, element_function
 from attnpass.limits import FLOATS, Code, Limits, Rejection
@@ -32,6 +33,7 @@ from attnpass.masks.meaning import Meaning
 from attnpass.symbolic import hint, known, known_equal, shown
 
 NO_BLOCKS = 1 << 30  # FlexAttention's own block size for "one block holds everything"
+WANTS_OWN_BUFFERS = TorchVersion(torch.__version__) < "2.10"  # its CPU kernel takes no q, k and v of one tensor
 HOPPER = (9, 0)
 # PyTorch's own tiles, 128 x 128 at head dim 64 and 128 x 64 at 128, spill registers where a mask reads data: on an H100
 # (torch 2.11, S4096) causal & key_padding took 2.82 ms at head dim 64, and 0.81 ms so; 0.76 and 0.72 ms at 128; no mask
@@ -71,8 +73,9 @@ class Flex(Kernel):
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         if call.device.type == "cpu":
-            q, k, v = (fixed(emitter, node) for node in (args.q, args.k, args.v))
-            args = replace(args, q=q, k=k, v=v)
+            operands = [args.q, args.k, args.v]
+            alone = all_fixed(emitter, operands) if WANTS_OWN_BUFFERS else [fixed(emitter, node) for node in operands]
+            args = replace(args, q=alone[0], k=alone[1], v=alone[2])
         meaning = args.meaning or Meaning.of_rules(call.mask)
         mask = captured(emitter, call, args.q, args.k, meaning)
         score_mod, score_buffers = _score_mod(emitter, call, args, mask)
