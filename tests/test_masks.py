@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attnpass
+from attnpass.masks.expr import Expr, K, NonNeg, Q, linear
+from attnpass.masks.logic import all_of, any_of, loads_of
 from tests.compiled import decisions, run
 from tests.masks_read import understood
 
@@ -420,3 +422,12 @@ def test_what_may_be_nan_does_not_equal_itself() -> None:
         assert simplified(Apply("eq", (value, value), torch.bool), Bounds()) != TRUE
     count = Load(node, (axis(K),), torch.int64)
     assert simplified(Apply("eq", (count, count), torch.bool), Bounds()) == TRUE
+
+
+def test_a_mask_that_is_nested_deeply_is_written_once() -> None:
+    """Not twice at each level: that would take 2 ** 60 times."""
+    mask: Expr = NonNeg(linear({Q: 1, K: -1}))
+    for bound in range(1, 61):
+        mask = any_of([all_of([mask, NonNeg(linear({K: -1}, bound))]), NonNeg(linear({Q: -1}, bound))])
+    assert str(mask).count(" or ") == 60
+    assert loads_of(mask) == []

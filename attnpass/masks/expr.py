@@ -145,7 +145,7 @@ class And(Expr):
     args: frozenset[Expr]
 
     def __str__(self) -> str:
-        return " and ".join(f"({arg})" if isinstance(arg, Or) else str(arg) for arg in in_order(self.args))
+        return " and ".join(f"({text})" if isinstance(arg, Or) else text for arg, text in _written(self.args))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class Or(Expr):
     args: frozenset[Expr]
 
     def __str__(self) -> str:
-        return " or ".join(f"({arg})" if isinstance(arg, And) else str(arg) for arg in in_order(self.args))
+        return " or ".join(f"({text})" if isinstance(arg, And) else text for arg, text in _written(self.args))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,13 @@ OPERATORS = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%", "
 
 def in_order(args: Iterable[Expr]) -> list[Expr]:
     """Rules about indices first, then by text: the order of every printed expression."""
-    return sorted(args, key=lambda arg: (not isinstance(arg, (NonNeg, Zero)), str(arg)))
+    return [arg for arg, _ in _written(args)]
+
+
+def _written(args: Iterable[Expr]) -> list[tuple[Expr, str]]:
+    """Each with its text, in order. A text is made once: twice would be 2 ** depth times for what lies deepest."""
+    pairs = [(arg, str(arg)) for arg in args]
+    return sorted(pairs, key=lambda pair: (not isinstance(pair[0], (NonNeg, Zero)), pair[1]))
 
 
 def _comparison(form: Lin, sign: str) -> str:
