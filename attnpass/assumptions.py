@@ -25,9 +25,7 @@ from attnpass.masks.constants import recognised
 from attnpass.staleness import add_check
 
 _distrusted: set[tuple[Any, str]] = set()
-PATH = re.compile(
-    r"[LG](\.\w+|\[(\d+|'[^'\\]*'|\"[^\"\\]*\")\])+"
-)  # to a buffer: attributes and items, nothing is called
+PATH = re.compile(r"[LG](\.\w+|\[(\d+|'[^'\\]*'|\"[^\"\\]*\")\])+")  # attributes and items, nothing is called
 
 
 def forget() -> None:

@@ -87,22 +87,19 @@ def undecorated_inside(function: Callable[..., Any]) -> Callable[..., Any]:
     A copy that sees other globals, if the modules that ``function`` calls hold such ops (``sm90_compile`` of
     SageAttention 2.2); else ``function`` itself. The library stays as it is.
     """
-    modules = {name: value for name, value in _globals(function).items() if isinstance(value, ModuleType)}
+    if not isinstance(function, FunctionType):
+        return function
+    modules = {name: value for name, value in function.__globals__.items() if isinstance(value, ModuleType)}
     bare = {name: _undecorated_members(module) for name, module in modules.items() if _holds_ops(module, function)}
     if not bare:
         return function
-    assert isinstance(function, FunctionType)
     seen = {**function.__globals__, **bare}
     copy = FunctionType(function.__code__, seen, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 
 
-def _globals(function: Callable[..., Any]) -> dict[str, Any]:
-    return getattr(function, "__globals__", {})
-
-
-def _holds_ops(module: ModuleType, function: Callable[..., Any]) -> bool:
+def _holds_ops(module: ModuleType, function: FunctionType) -> bool:
     """Is the module one of the function's own library, with ops in it?"""
     same = module.__name__.partition(".")[0] == function.__module__.partition(".")[0]
     return same and any(isinstance(member, CustomOpDef) for member in vars(module).values())

@@ -107,24 +107,27 @@ def beside(kernel: str, scale: float) -> Beside | None:
     if kernel == "sage1":
         from sageattention import sageattn
 
-        def call_1(q: Tensor, k: Tensor, v: Tensor, layout: str, *_: Any) -> Any:
-            return sageattn(q, k, v, tensor_layout=layout, smooth_k=False)
-
-        return Beside(sage1._infer, ("NHD", False, scale), call_1)
+        return Beside(
+            sage1._infer,
+            ("NHD", False, scale),
+            lambda q, k, v, layout, *_: sageattn(q, k, v, tensor_layout=layout, smooth_k=False),
+        )
     if kernel.startswith("sage"):
         from sageattention import sageattn_qk_int8_pv_fp8_cuda_sm90 as best
 
-        def call_2(q: Tensor, k: Tensor, v: Tensor, _: str, layout: str, *__: Any) -> Any:
-            return best(q, k, v, tensor_layout=layout, smooth_k=False)
-
-        return Beside(sage._infer, ("sage_fp8_sm90", "NHD", False, scale), call_2)
+        return Beside(
+            sage._infer,
+            ("sage_fp8_sm90", "NHD", False, scale),
+            lambda q, k, v, _, layout, *__: best(q, k, v, tensor_layout=layout, smooth_k=False),
+        )
     if kernel == "xformers":
         from xformers.ops import fmha
 
-        def call_x(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Any:
-            return fmha.memory_efficient_attention_forward(q, k, v, op=fmha.flash.FwOp)
-
-        return Beside(xformers._infer, (None, "flash", False, scale), call_x)
+        return Beside(
+            xformers._infer,
+            (None, "flash", False, scale),
+            lambda q, k, v, *_: fmha.memory_efficient_attention_forward(q, k, v, op=fmha.flash.FwOp),
+        )
     return None
 
 

@@ -12,7 +12,7 @@ import importlib.metadata
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,9 +195,17 @@ def assert_same(standin: Callable[..., Any], real: inspect.Signature) -> None:
         assert (each.kind, each.default) == (wanted.kind, wanted.default), f"{standin.__name__}: {each.name}"
 
 
-MARKED = [
-    pytest.param(each, id=each.kernel, marks=pytest.mark.wheels if each.kernel in LARGE else ()) for each in CASES
-]
+def marked(cases: Iterable[Case], large: set[str]) -> list[Any]:
+    return [
+        pytest.param(each, id=each.kernel, marks=pytest.mark.wheels if each.kernel in large else ()) for each in cases
+    ]
+
+
+MARKED = marked(CASES, LARGE)
+OLD = marked(
+    (each for each in CASES if each.library.min_version and each.library.name == each.wheel.name),
+    LARGE | {"xformers"},
+)
 
 
 @pytest.mark.parametrize("case", MARKED)
@@ -208,13 +216,6 @@ def test_our_calls_bind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: C
     for name in {name for name, *_ in calls}:
         if case.kernel in ("aiter", "npu", "xla"):
             assert_same(inspect.unwrap(getattr(sys.modules[case.module], name)), real[name])
-
-
-OLD = [
-    pytest.param(each, id=each.kernel, marks=pytest.mark.wheels if each.kernel in LARGE | {"xformers"} else ())
-    for each in CASES
-    if each.library.min_version and each.library.name == each.wheel.name
-]
 
 
 @pytest.mark.parametrize("case", OLD)

@@ -21,9 +21,6 @@ def attention(q, scale=2.0, *, twice=False):
     out = torch.empty_like(q)
     kernels.write(q, out, scale)
     return out + out if twice else out
-
-def plain(q):
-    return torch.relu(q)
 """
 
 

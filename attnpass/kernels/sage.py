@@ -120,7 +120,7 @@ class SageKernel(Kernel):
     entries: tuple[EntryPoint, ...] = ()
 
     def entry(self, capability: str) -> EntryPoint | None:
-        """What this kernel calls on a GPU of this generation."""
+        """The function that this kernel calls on a GPU of this generation."""
         return next((entry for entry in self.entries if capability in entry.gpus), None)
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
@@ -215,7 +215,7 @@ def _infer_impl(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_ca
 
 
 def _is_on_default_stream(device: torch.device) -> bool:
-    """Asked at each call, so by the stream's handle and without stream objects."""
+    """Is there nothing to do? Asked at each call, so by the stream's handle and without stream objects."""
     return device.type != "cuda" or torch._C._cuda_getCurrentRawStream(device.index) == 0
 
 

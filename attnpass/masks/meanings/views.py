@@ -45,25 +45,21 @@ def _transpose(like: Like, x: Array, dim0: int, dim1: int) -> Array:
     return permuted(x, order)
 
 
-@meaning("t")
-def _t(like: Like, x: Array) -> Array:
-    return permuted(x, range(x.ndim)[::-1])
-
-
-@meaning("permute")
-def _permute(like: Like, x: Array, *dims: Any, **named: Any) -> Array:
-    dims = dims or (named["dims"],)
-    return permuted(x, dims[0] if isinstance(dims[0], (list, tuple)) else dims)
-
-
-@meaning("T", "numpy_T")
+@meaning("t", "T", "numpy_T")
 def _reversed(like: Like, x: Array, *_: str) -> Array:
     return permuted(x, range(x.ndim)[::-1])
 
 
 @meaning("mT")
 def _swapped(like: Like, x: Array, *_: str) -> Array:
-    return permuted(x, [*range(x.ndim)[:-2], *range(x.ndim)[-2:][::-1]])
+    swapped: Array = _transpose(like, x, -2, -1)
+    return swapped
+
+
+@meaning("permute")
+def _permute(like: Like, x: Array, *dims: Any, **named: Any) -> Array:
+    dims = dims or (named["dims"],)
+    return permuted(x, dims[0] if isinstance(dims[0], (list, tuple)) else dims)
 
 
 @meaning("getattr")
