@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -23,6 +25,7 @@ def _fixed_layouts(xs: list[Tensor]) -> list[Tensor]:
 
 
 _copies = ops.define("fixed_layouts(Tensor[] xs) -> Tensor[]", _fixed_layouts, _fixed_layouts)
+_buffers = ops.define("own_buffers(Tensor[] xs) -> Tensor[]", _fixed_layouts, _fixed_layouts)
 
 
 def fixed(emitter: Emitter, operand: Node) -> Node:
@@ -41,7 +44,12 @@ def fixed(emitter: Emitter, operand: Node) -> Node:
     return emitter.once(key, lambda: emitter(_copy, operand))
 
 
-def all_fixed(emitter: Emitter, operands: list[Node]) -> list[Node]:
+def all_fixed(emitter: Emitter, operands: list[Node], op: Any = _copies) -> list[Node]:
     """Each operand as a contiguous buffer of its own, by one op."""
-    copies = emitter(_copies, operands)
+    copies = emitter(op, operands)
     return [emitter.item(copies, i) for i in range(len(operands))]
+
+
+def own_buffers(emitter: Emitter, operands: list[Node]) -> list[Node]:
+    """q, k and v as three tensors where they may be parts of one: by one op, since of equal ops Inductor keeps one."""
+    return all_fixed(emitter, operands, _buffers)

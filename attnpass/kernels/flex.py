@@ -20,7 +20,7 @@ from torch.torch_version import TorchVersion
 
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter, aten
-from attnpass.fixed_layout import all_fixed, fixed
+from attnpass.fixed_layout import fixed, own_buffers
 from attnpass.kernel import Kernel, Operands
 from attnpass.kernels.flex_masks import Captured, captured, element_function
 from attnpass.limits import FLOATS, Code, Limits, Rejection
@@ -74,8 +74,8 @@ class Flex(Kernel):
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         if call.device.type == "cpu":
             operands = [args.q, args.k, args.v]
-            alone = all_fixed(emitter, operands) if WANTS_OWN_BUFFERS else [fixed(emitter, node) for node in operands]
-            args = replace(args, q=alone[0], k=alone[1], v=alone[2])
+            lying = own_buffers(emitter, operands) if WANTS_OWN_BUFFERS else [fixed(emitter, x) for x in operands]
+            args = replace(args, q=lying[0], k=lying[1], v=lying[2])
         meaning = args.meaning or Meaning.of_rules(call.mask)
         mask = captured(emitter, call, args.q, args.k, meaning)
         score_mod, score_buffers = _score_mod(emitter, call, args, mask)
