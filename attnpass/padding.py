@@ -4,7 +4,8 @@ Softmax does not know the order of its keys. So where a mask says no more than w
 are moved to the front, K and V alike, and the kernel is told how many they are. That is exact for any padding, left,
 right or scattered; nothing is read from the device to decide it; and keys that are padding cost nothing, where a mask
 tensor makes every kernel slower. The order is worked out once for all layers that share the mask; a mask that is a
-prefix by its meaning (``k < lengths[b]``) needs none.
+prefix by its meaning (``k < lengths[b]``) needs none. A kernel that reads keys through a table of pages is given the
+order instead, and K and V stay where they are (`by_order`, `pages_of_keys`).
 
 With causal or a window the places of the keys matter, and in training the gradients of the keys behind the last one
 would be whatever lies in memory: such calls are refused (`Limits.padding_by_length`).
@@ -36,21 +37,64 @@ def by_length(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Op
     Raises:
         EmitRefusedError: the mask is another for each head, or reads a size that no operand has.
     """
+    args, lengths, order = by_order(emitter, call, args)
+    if order is not None:
+        example = _examples(emitter, call, args)
+        args = replace(args, k=_moved(emitter, args.k, example, order), v=_moved(emitter, args.v, example, order))
+    return args, lengths
+
+
+def by_order(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Operands, Node | None, Node | None]:
+    """As `by_length`, with K and V as they were, and the order in which to read their keys.
+
+    The order is (B, Sk) int32, those that take part first; None without padding, and where they stand in front already.
+    """
     if not call.mask.has(Term.KEY_PADDING):
-        return args, None
+        return args, None, None
     assert args.meaning is not None, "a mask that was proved has a meaning"
     order, lengths, empty = _shared(emitter, call, args, args.meaning.allowed)
-    if order is not None:
-        args = replace(args, k=_moved(emitter, args.k, order), v=_moved(emitter, args.v, order))
     if empty is not None:  # equal scores for all keys: their average
         zero = emitter(aten.full.default, [], 0.0, dtype=call.dtype, device=call.device)
         args = replace(args, q=emitter(aten.where.self, empty, zero, args.q))
-    return args, lengths
+    return args, lengths, order
+
+
+def pages_of_keys(k: Tensor, v: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """K and V as pages of one key each, for kernels that look keys up in a table of pages.
+
+    Nothing is copied, unless the keys of two examples lie a fraction of a key apart, or K and V lie differently.
+
+    Args:
+        k: (B, Sk, Hkv, D).
+        v: (B, Sk, Hkv, Dv).
+        order: (B, Sk) int32.
+
+    Returns:
+        Views (pages, 1, Hkv, D) and (pages, 1, Hkv, Dv), and the page of each key in ``order``: (B, Sk) int32.
+    """
+    if _keys_apart(k) != _keys_apart(v) or _keys_apart(k) is None:
+        k, v = k.contiguous(), v.contiguous()
+    apart = _keys_apart(k)
+    assert apart is not None
+    examples, keys = order.shape
+    pages = (examples - 1) * apart + keys
+    if examples > 1 and apart:
+        order = order + torch.arange(0, examples * apart, apart, dtype=order.dtype, device=order.device).unsqueeze(1)
+    k, v = (x.as_strided((pages, 1, *x.shape[2:]), (x.stride(1), x.stride(1), *x.stride()[2:])) for x in (k, v))
+    return k, v, order
+
+
+def _keys_apart(x: Tensor) -> int | None:
+    """How many keys further the next example of (B, Sk, Hkv, D) begins; None if that is no whole number."""
+    example, key = x.stride()[:2]
+    if x.shape[0] == 1:
+        return 0
+    return None if key == 0 or example % key else example // key
 
 
 def _shared(
     emitter: Emitter, call: AttentionCall, args: Operands, allowed: Expr
-) -> tuple[tuple[Node, Node] | None, Node, Node | None]:
+) -> tuple[Node | None, Node, Node | None]:
     """The order of the keys, their number, and which examples give an average: once for all calls with this mask."""
     averages = call.mask.rows_may_be_empty and call.mask.empty is EmptyRows.AVERAGE
     key = ("padding", allowed, averages, *map(str, sizes_of(call)), emitter.writes_before())
@@ -59,7 +103,7 @@ def _shared(
 
 def _make(
     emitter: Emitter, call: AttentionCall, args: Operands, allowed: Expr, averages: bool
-) -> tuple[tuple[Node, Node] | None, Node, Node | None]:
+) -> tuple[Node | None, Node, Node | None]:
     if not axes_of(allowed) <= {B, K}:
         raise EmitRefusedError(Rejection(Code.MASK, "padding", "another one for each head", "one for all heads"))
     seen = computed(emitter, call, args.q, args.k, allowed, (B, K))
@@ -71,18 +115,29 @@ def _make(
         empty = (found == 0)[:, None, None, None] if averages else None
         lengths = torch.where(found == 0, k.shape[2], found).to(torch.int32) if averages else found
         if is_prefix:
-            return None, None, lengths, empty
-        example = torch.arange(q.shape[0], device=q.device).unsqueeze(1)
+            return None, lengths, empty
         order = seen.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices
-        return example, order, lengths, empty
+        return order.to(torch.int32), lengths, empty
 
-    example, order, lengths, empty = emitter.inline(compute, args.q, args.k, seen)
-    return None if is_prefix else (example, order), lengths, empty
+    order, lengths, empty = emitter.inline(compute, args.q, args.k, seen)
+    return order, lengths, empty
 
 
-def _moved(emitter: Emitter, x: Node, order: tuple[Node, Node]) -> Node:
+def _examples(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    """The number of each example, (B, 1): once for all calls with as many."""
+
+    def make() -> Node:
+        numbers = emitter(aten.arange.default, count, dtype=torch.int32, device=call.device)
+        return emitter(aten.unsqueeze.default, numbers, 1)
+
+    count = emitter.size(args.q, 0)
+    node: Node = emitter.once(("examples", str(call.B), str(call.device)), make)
+    return node
+
+
+def _moved(emitter: Emitter, x: Node, example: Node, order: Node) -> Node:
     """K or V (B, Hkv, Sk, D) with its keys in another order, stored as (B, Sk, Hkv, D)."""
-    return transposed(emitter, emitter(aten.index.Tensor, transposed(emitter, x), list(order)))
+    return transposed(emitter, emitter(aten.index.Tensor, transposed(emitter, x), [example, order]))
 
 
 def _hides_a_tail(part: Expr) -> bool:

@@ -66,9 +66,11 @@ def flash2() -> Iterator[Checked]:
 def flash3() -> Iterator[Checked]:
     ops = torch.ops.attnpass
     q, k, v = bshd(Hkv=2)
-    yield ops.flash3.default, (q, k, v, None, None, *CAUSAL)
-    yield ops.flash3.default, (q, k, v, None, None, *CAUSAL, True)
-    yield ops.flash3.default, (q, k, v, None, LENGTHS.cuda(), *UNBOUNDED)
+    yield ops.flash3.default, (q, k, v, None, None, None, *CAUSAL)
+    yield ops.flash3.default, (q, k, v, None, None, None, *CAUSAL, True)
+    yield ops.flash3.default, (q, k, v, None, LENGTHS.cuda(), None, *UNBOUNDED)
+    order = torch.stack([torch.randperm(64), torch.randperm(64)]).int().cuda()
+    yield ops.flash3.default, (q, k, v, None, LENGTHS.cuda(), order, *UNBOUNDED)
     out, lse = ops.flash3_train(q, k, v, *CAUSAL)
     yield ops.flash3_train.default, (q, k, v, *CAUSAL)
     library = registry()["flash3"].limits.library

@@ -32,6 +32,7 @@ LIBRARIES: dict[str, tuple[ModuleType, Library, str, dict[str, Any]]] = {
 }
 KERNELS = (*LIBRARIES, "native_flash")
 LENGTHS = torch.tensor([33, 12])
+MOVES = {"flash2": 2, "flash3": 0}  # indexed reads a call: K and V moved, or read where they lie
 PADDINGS = {
     "right": torch.arange(33) < LENGTHS[:, None],
     "left": torch.arange(33) >= 33 - LENGTHS[:, None],
@@ -135,21 +136,23 @@ def test_ops(bshd: bool) -> None:
     torch.library.opcheck(ops.flash2_padded.default, (q, k, v, lengths, 0.2, 0.0))
     starts = (torch.tensor([0, 33, 66], dtype=torch.int32),) * 2
     torch.library.opcheck(ops.native_flash_padded.default, (q, k, v, lengths, *starts, 0.2))
-    for op in (ops.flash3.default, ops.flash4.default):
-        torch.library.opcheck(op, (q, k, v, None, lengths, 0.2, -1, -1, 0.0))
+    torch.library.opcheck(ops.flash4.default, (q, k, v, None, lengths, 0.2, -1, -1, 0.0))
+    for order in (None, torch.stack([torch.randperm(33), torch.randperm(33)]).int()):
+        torch.library.opcheck(ops.flash3.default, (q, k, v, None, lengths, order, 0.2, -1, -1, 0.0))
 
 
 class TestGraph:
-    def test_layers_share_one_order(self) -> None:
+    @pytest.mark.parametrize("kernel", MOVES)
+    def test_layers_share_one_order(self, kernel: str) -> None:
         def layers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
             for _ in range(3):
                 q = S(q, k, v, mask)
             return q
 
         q, k, v = qkv()
-        run(layers, q, k, v, PADDINGS["left"][:, None, None], kernel="flash3", options={"attnpass.log": "debug"})
-        assert kernels_used() == ["flash3"] * 3
-        assert sorts_and_reads() == (1, 1 + 6)  # of the mask; of K and V in each layer
+        run(layers, q, k, v, PADDINGS["left"][:, None, None], kernel=kernel, options={"attnpass.log": "debug"})
+        assert kernels_used() == [kernel] * 3
+        assert sorts_and_reads() == (1, 1 + 3 * MOVES[kernel])  # of the mask; of K and V in each layer
 
     def test_a_prefix_by_its_meaning_moves_nothing(self) -> None:
         def model(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
@@ -160,20 +163,22 @@ class TestGraph:
         assert kernels_used() == ["flash3"] and sorts_and_reads() == (0, 1)
         assert_near(out, model(*operands))
 
+    @pytest.mark.parametrize("kernel", MOVES)
     @pytest.mark.parametrize("spelling", ("at least", "not equal"))
-    def test_what_is_no_prefix_is_moved(self, spelling: str) -> None:
+    def test_what_is_no_prefix_is_put_in_order(self, spelling: str, kernel: str) -> None:
         def model(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
             key = torch.arange(33)
             seen = key >= 33 - lengths[:, None] if spelling == "at least" else key != lengths[:, None]
             return S(q, k, v, seen[:, None, None])
 
         operands = (*qkv(), LENGTHS)
-        out = run(model, *operands, kernel="flash3", options={"attnpass.log": "debug"})
-        assert kernels_used() == ["flash3"] and sorts_and_reads() == (1, 1 + 2)
+        out = run(model, *operands, kernel=kernel, options={"attnpass.log": "debug"})
+        assert kernels_used() == [kernel] and sorts_and_reads() == (1, 1 + MOVES[kernel])
         assert_near(out, model(*operands))
 
-    def test_any_length(self) -> None:
-        options = {"attnpass.kernel": "flash3", "attnpass.compiler": "aot_eager"}
+    @pytest.mark.parametrize("kernel", MOVES)
+    def test_any_length(self, kernel: str) -> None:
+        options = {"attnpass.kernel": kernel, "attnpass.compiler": "aot_eager"}
         compiled = torch.compile(spelled_by_transformers, backend="attnpass", options=options)
         for length in (33, 40, 57):
             q, k, v = qkv(Sq=length)
@@ -181,7 +186,7 @@ class TestGraph:
             for each, dim in ((q, 2), (k, 2), (v, 2), (padding, 1)):
                 torch._dynamo.mark_dynamic(each, dim)
             assert_near(compiled(q, k, v, padding), spelled_by_transformers(q, k, v, padding))
-        assert kernels_used() == ["flash3"]
+        assert kernels_used() == [kernel]
 
     def test_a_mask_changed_between_two_layers(self) -> None:
         def model(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
@@ -235,7 +240,9 @@ class TestRefused:
         pretend_all(monkeypatch, "mi300", {})
         assert refused("native_flash", *qkv(), PADDINGS["left"][:, None, None]) == {"mask"}
 
-    @pytest.mark.parametrize("how", ({"without": ("VARLEN",), "raw": True}, {"raw": False}))
+    @pytest.mark.parametrize(
+        "how", ({"without": ("VARLEN",), "raw": True}, {"without": ("PAGEDKV",), "raw": True}, {"raw": False})
+    )
     def test_a_build_without_lengths(self, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         flash_attn_3.install(monkeypatch, **how)
         pretend_all(monkeypatch, "h100", {FLASH_ATTN_3: "3.0.0"})

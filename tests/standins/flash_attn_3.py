@@ -118,7 +118,7 @@ class RawOp:
     """The C++ op ``fwd`` behind the Python functions, with the names of its arguments that matter here."""
 
     _schema = torch._C.parse_schema(
-        "fwd(Tensor q, Tensor k, Tensor v, Tensor? out=None, Tensor? seqused_k=None, "
+        "fwd(Tensor q, Tensor k, Tensor v, Tensor? out=None, Tensor? seqused_k=None, Tensor? page_table=None, "
         "float? softmax_scale=None, bool is_causal=False, "
         "int window_size_left=-1, int window_size_right=-1, float softcap=0.0, int num_splits=0, int sm_margin=0, "
         "Tensor? sinks=None) -> (Tensor, Tensor, Tensor?, Tensor?)"
@@ -140,8 +140,14 @@ class RawOp:
         sinks: Tensor | None = None,
         out: Tensor | None = None,
         seqused_k: Tensor | None = None,
+        page_table: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, None, None]:
         RawOp.calls += 1
+        if page_table is not None:
+            assert "PAGEDKV" not in disabled, "This flash attention build does not support paged KV."
+            assert page_table.dtype == torch.int32 and page_table.stride(-1) == 1 and seqused_k is not None
+            assert page_table.shape[0] == q.shape[0] and k.shape[:2] == v.shape[:2] and k.stride(-1) == 1
+            k, v = (x[page_table.long()].flatten(1, 2) for x in (k, v))
         assert out is None or out.stride(-1) == 1, "Output tensor must have contiguous last dimension"
         assert {q.stride(-1), k.stride(-1), v.stride(-1)} == {1}, "Input tensor must have contiguous last dimension"
         window = (window_size_left, window_size_right)
@@ -205,6 +211,7 @@ def install(
     if config:
         names = (
             "VARLEN",
+            "PAGEDKV",
             "BACKWARD",
             "SOFTCAP",
             "LOCAL",
