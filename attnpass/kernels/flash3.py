@@ -180,9 +180,7 @@ def _infer_impl(
     given = {"q": q, "k": k, "v": v, "sinks": sinks, "seqused_k": lengths, "page_table": order, "out": stored}
     found = _forward({name: x for name, x in given.items() if x is not None}, False, scale, left, right, softcap)
     out: Tensor = found if isinstance(found, Tensor) else found[0]
-    if stored is None:
-        return out
-    return stored if out.data_ptr() == stored.data_ptr() else stored.copy_(out)  # not every distribution writes there
+    return out if stored is None or out.data_ptr() == stored.data_ptr() else stored.copy_(out)
 
 
 def _infer_fake(q: Tensor, *rest: Any) -> Tensor:
