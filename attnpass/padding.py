@@ -4,8 +4,8 @@ Softmax does not know the order of its keys. So where a mask says no more than w
 are moved to the front, K and V alike, and the kernel is told how many they are. That is exact for any padding, left,
 right or scattered; nothing is read from the device to decide it; and keys that are padding cost nothing, where a mask
 tensor makes every kernel slower. The order is worked out once for all layers that share the mask; a mask that is a
-prefix by its meaning (``k < lengths[b]``) needs none. A kernel that reads keys through a table of pages is given the
-order instead, and K and V stay where they are (`by_order`, `pages_of_keys`).
+prefix by its meaning (``k < lengths[b]``) needs none. A kernel that looks keys up in a table is given the order
+instead, and K and V stay where they are (`by_order`).
 
 With causal or a window the places of the keys matter, and in training the gradients of the keys behind the last one
 would be whatever lies in memory: such calls are refused (`Limits.padding_by_length`).
@@ -59,39 +59,6 @@ def by_order(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Ope
     return args, lengths, order
 
 
-def pages_of_keys(k: Tensor, v: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """K and V as pages of one key each, for kernels that look keys up in a table of pages.
-
-    Nothing is copied, unless the keys of two examples lie a fraction of a key apart, or K and V lie differently.
-
-    Args:
-        k: (B, Sk, Hkv, D).
-        v: (B, Sk, Hkv, Dv).
-        order: (B, Sk) int32.
-
-    Returns:
-        Views (pages, 1, Hkv, D) and (pages, 1, Hkv, Dv), and the page of each key in ``order``: (B, Sk) int32.
-    """
-    if _keys_apart(k) != _keys_apart(v) or _keys_apart(k) is None:
-        k, v = k.contiguous(), v.contiguous()
-    apart = _keys_apart(k)
-    assert apart is not None
-    examples, keys = order.shape
-    pages = (examples - 1) * apart + keys
-    if examples > 1 and apart:
-        order = order + torch.arange(0, examples * apart, apart, dtype=order.dtype, device=order.device).unsqueeze(1)
-    k, v = (x.as_strided((pages, 1, *x.shape[2:]), (x.stride(1), x.stride(1), *x.stride()[2:])) for x in (k, v))
-    return k, v, order
-
-
-def _keys_apart(x: Tensor) -> int | None:
-    """How many keys further the next example of (B, Sk, Hkv, D) begins; None if that is no whole number."""
-    example, key = x.stride()[:2]
-    if x.shape[0] == 1:
-        return 0
-    return None if key == 0 or example % key else example // key
-
-
 def _shared(
     emitter: Emitter, call: AttentionCall, args: Operands, allowed: Expr
 ) -> tuple[Node | None, Node, Node | None]:
@@ -114,13 +81,18 @@ def _make(
         found = seen.sum(1, dtype=torch.int32)
         empty = (found == 0)[:, None, None, None] if averages else None
         lengths = torch.where(found == 0, k.shape[2], found).to(torch.int32) if averages else found
-        if is_prefix:
-            return None, lengths, empty
-        order = seen.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices
-        return order.to(torch.int32), lengths, empty
+        return None if is_prefix else in_order(seen, found), lengths, empty
 
     order, lengths, empty = emitter.inline(compute, args.q, args.k, seen)
     return order, lengths, empty
+
+
+def in_order(seen: Tensor, found: Tensor) -> Tensor:
+    """The keys of each example, those that are ``seen`` (B, Sk) first: (B, Sk) int32, by counting, not by sorting."""
+    key = torch.arange(seen.shape[1], dtype=torch.int32, device=seen.device).expand(seen.shape)
+    before = seen.cumsum(1, dtype=torch.int32)  # seen keys up to and with this one
+    place = torch.where(seen, before - 1, found.unsqueeze(1) + key - before)
+    return torch.empty_like(key, memory_format=torch.contiguous_format).scatter(1, place.long(), key)
 
 
 def _examples(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:

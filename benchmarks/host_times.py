@@ -97,7 +97,7 @@ def beside(kernel: str, scale: float) -> Beside | None:
     if kernel == "flash3":
         from flash_attn_interface import flash_attn_func
 
-        more = (None, None, None, scale, -1, -1, 0.0, False)
+        more = (None, None, scale, -1, -1, 0.0, False)
         return Beside(flash3._infer, more, lambda q, k, v, *_, **__: flash_attn_func(q, k, v))
     if kernel == "flash4":
         from flash_attn.cute import flash_attn_func

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnpass.kernels import registry
+from attnpass.kernels import flash3_pages, registry
 from attnpass.machine import Machine
 from attnpass.masks.blocks import band_blocks
+from attnpass.padding import in_order
 from tests.compiled import qkv, skip_without
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -66,11 +67,14 @@ def flash2() -> Iterator[Checked]:
 def flash3() -> Iterator[Checked]:
     ops = torch.ops.attnpass
     q, k, v = bshd(Hkv=2)
-    yield ops.flash3.default, (q, k, v, None, None, None, *CAUSAL)
-    yield ops.flash3.default, (q, k, v, None, None, None, *CAUSAL, True)
-    yield ops.flash3.default, (q, k, v, None, LENGTHS.cuda(), None, *UNBOUNDED)
-    order = torch.stack([torch.randperm(64), torch.randperm(64)]).int().cuda()
-    yield ops.flash3.default, (q, k, v, None, LENGTHS.cuda(), order, *UNBOUNDED)
+    yield ops.flash3.default, (q, k, v, None, None, *CAUSAL)
+    yield ops.flash3.default, (q, k, v, None, None, *CAUSAL, True)
+    yield ops.flash3.default, (q, k, v, None, LENGTHS.cuda(), *UNBOUNDED)
+    k, v = (x.repeat(1, 4, 1, 1) for x in (k, v))
+    seen = torch.stack([torch.arange(256) < 200, torch.arange(256) % 3 > 0]).cuda()
+    lengths = seen.sum(1, dtype=torch.int32)
+    tables = flash3_pages.tables_of(in_order(seen, lengths), lengths, q.shape[1], flash3_pages.page_size(q.shape[-1]))
+    yield ops.flash3_paged.default, (q, k, v, lengths, *tables, SCALE, 0.0, False)
     out, lse = ops.flash3_train(q, k, v, *CAUSAL)
     yield ops.flash3_train.default, (q, k, v, *CAUSAL)
     library = registry()["flash3"].limits.library

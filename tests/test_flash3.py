@@ -124,8 +124,8 @@ def test_ops(bshd: bool) -> None:
     ops = torch.ops.attnpass
     numbers = (0.2, -1, 0, 0.0)
     q, k, v = (x.transpose(1, 2) for x in qkv(bshd=not bshd, Hkv=2))
-    torch.library.opcheck(ops.flash3.default, (q, k, v, None, None, None, *numbers))
-    torch.library.opcheck(ops.flash3.default, (q, k, v, torch.randn(4, dtype=q.dtype), None, None, *numbers))
+    torch.library.opcheck(ops.flash3.default, (q, k, v, None, None, *numbers))
+    torch.library.opcheck(ops.flash3.default, (q, k, v, torch.randn(4, dtype=q.dtype), None, *numbers))
     out, lse = ops.flash3_train(q, k, v, *numbers)
     torch.library.opcheck(ops.flash3_backward.default, (out, q, k, v, out, lse, *numbers))
     torch.library.opcheck(ops.flash3_train.default, (*(x.detach().requires_grad_() for x in (q, k, v)), *numbers))

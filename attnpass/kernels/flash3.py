@@ -11,9 +11,10 @@ What the source says (``hopper/flash_attn_interface.py``, ``flash_api.cpp``):
 - a head dim that is no multiple of 8 is an error (FlashAttention-2 pads; here the graph does);
 - Dv != D passes the host's checks even if its kernels are not compiled in: refused;
 - its own op's autograd is wrong for causal calls (25 gradients for 26 arguments), so it is not used;
-- its C++ op, called where it takes our arguments by name, goes through no autograd function and no ``custom_op``, and
-  makes no empty tensors; its ``seqused_k`` is how many keys of each example are read (none gives 0), its ``page_table``
-  says where they lie (in pages of one key: 1.14 times the time at head dim 128, 1.04 at 64, on an H100).
+- ``seqused_k`` of its C++ op is how many keys of each example are read, and none gives 0; ``page_table`` says where
+  they lie;
+- its Python functions make two empty tensors a call on the GPU, and go through an autograd function and a
+  ``custom_op``: its C++ op is called where it takes our arguments by name.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from attnpass import ops
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter
 from attnpass.kernel import Kernel, Operands
+from attnpass.kernels import flash3_pages
 from attnpass.layout import bhsd, bshd, multiple_of
 from attnpass.library import Build, Library
 from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
 from attnpass.machine import Machine
 from attnpass.masks import Term
-from attnpass.padding import by_order, pages_of_keys
+from attnpass.padding import by_order
 from attnpass.symbolic import known, shown
 
 HEAD_DIMS = (64, 96, 128, 192, 256)  # of which a build has some
@@ -59,7 +61,7 @@ def _read_build() -> Build:
     return {
         **build,
         "sinks": "sinks" in inspect.signature(flash_attn_interface.flash_attn_func).parameters,
-        "lengths": build["varlen"] and build["pagedkv"] and {"seqused_k", "page_table"} <= arguments,
+        "lengths": build["varlen"] and build["pagedkv"] and flash3_pages.ARGUMENTS <= arguments,
     }
 
 
@@ -126,9 +128,11 @@ class Flash3(Kernel):
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
         if call.needs_grad:
             out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
+        elif lengths is not None and order is not None:
+            out = flash3_pages.emit(emitter, (q, k, v), order, lengths, (args.scale, numbers[-1]), args.heads_first)
         else:
             sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
-            out = emitter(_infer, q, k, v, sinks, lengths, order, *numbers, args.heads_first)
+            out = emitter(_infer, q, k, v, sinks, lengths, *numbers, args.heads_first)
         return bhsd(emitter, out, call.Dv)
 
 
@@ -163,34 +167,27 @@ def _infer_impl(
     v: Tensor,
     sinks: Tensor | None,
     lengths: Tensor | None,
-    order: Tensor | None,
     scale: float,
     left: int,
     right: int,
     softcap: float,
     heads_first: bool = False,
 ) -> Tensor:
-    """(B, Sq, H, D), twice (B, Sk, Hkv, D) -> (B, Sq, H, D), stored so or, ``heads_first``, as BHSD.
+    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), stored so or, ``heads_first``, as BHSD.
 
-    Read are the first ``lengths[b]`` keys; of ``order`` (B, Sk), where it is given.
+    ``lengths``: (B,) int32, how many keys are read. The library writes into any tensor whose last stride is 1.
     """
-    if order is not None:
-        k, v, order = pages_of_keys(k, v, order)
-    stored = _empty(q, heads_first=True) if heads_first else None
-    given = {"q": q, "k": k, "v": v, "sinks": sinks, "seqused_k": lengths, "page_table": order, "out": stored}
+    stored = flash3_pages.empty_output(q, heads_first=True) if heads_first else None
+    given = {"q": q, "k": k, "v": v, "sinks": sinks, "seqused_k": lengths, "out": stored}
     found = _forward({name: x for name, x in given.items() if x is not None}, False, scale, left, right, softcap)
     out: Tensor = found if isinstance(found, Tensor) else found[0]
-    return out if stored is None or out.data_ptr() == stored.data_ptr() else stored.copy_(out)
+    if stored is None or out.data_ptr() == stored.data_ptr():
+        return out if stored is None else stored
+    return stored.copy_(out)  # a distribution that cannot write there
 
 
 def _infer_fake(q: Tensor, *rest: Any) -> Tensor:
-    return _empty(q, heads_first=rest[-1] is True)
-
-
-def _empty(q: Tensor, heads_first: bool) -> Tensor:
-    """An output (B, Sq, H, D)."""
-    B, Sq, H, D = q.shape
-    return q.new_empty((B, H, Sq, D)).transpose(1, 2) if heads_first else q.new_empty(q.shape)
+    return flash3_pages.empty_output(q, heads_first=rest[-1] is True)
 
 
 def _train_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
@@ -234,7 +231,7 @@ def _backward_impl(
 _OPERANDS = "Tensor q, Tensor k, Tensor v"
 _NUMBERS = "float scale, SymInt left, SymInt right, float softcap"
 _infer = ops.define(
-    f"flash3({_OPERANDS}, Tensor? sinks, Tensor? lengths, Tensor? order, {_NUMBERS}, bool heads_first=False) -> Tensor",
+    f"flash3({_OPERANDS}, Tensor? sinks, Tensor? lengths, {_NUMBERS}, bool heads_first=False) -> Tensor",
     _infer_impl,
     _infer_fake,
     vmap=True,

@@ -118,8 +118,8 @@ class RawOp:
     """The C++ op ``fwd`` behind the Python functions, with the names of its arguments that matter here."""
 
     _schema = torch._C.parse_schema(
-        "fwd(Tensor q, Tensor k, Tensor v, Tensor? out=None, Tensor? seqused_k=None, Tensor? page_table=None, "
-        "float? softmax_scale=None, bool is_causal=False, "
+        "fwd(Tensor q, Tensor k, Tensor v, Tensor? out=None, Tensor? seqused_q=None, "
+        "Tensor? seqused_k=None, Tensor? page_table=None, float? softmax_scale=None, bool is_causal=False, "
         "int window_size_left=-1, int window_size_right=-1, float softcap=0.0, int num_splits=0, int sm_margin=0, "
         "Tensor? sinks=None) -> (Tensor, Tensor, Tensor?, Tensor?)"
     )
@@ -132,28 +132,37 @@ class RawOp:
         k: Tensor,
         v: Tensor,
         softmax_scale: float,
-        is_causal: bool,
-        window_size_left: int,
-        window_size_right: int,
-        softcap: float,
-        num_splits: int,
+        is_causal: bool = False,
+        window_size_left: int = -1,
+        window_size_right: int = -1,
+        softcap: float = 0.0,
+        num_splits: int = 0,
         sinks: Tensor | None = None,
         out: Tensor | None = None,
         seqused_k: Tensor | None = None,
+        seqused_q: Tensor | None = None,
         page_table: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, None, None]:
         RawOp.calls += 1
-        if page_table is not None:
-            assert "PAGEDKV" not in disabled, "This flash attention build does not support paged KV."
-            assert page_table.dtype == torch.int32 and page_table.stride(-1) == 1 and seqused_k is not None
-            assert page_table.shape[0] == q.shape[0] and k.shape[:2] == v.shape[:2] and k.stride(-1) == 1
-            k, v = (x[page_table.long()].flatten(1, 2) for x in (k, v))
         assert out is None or out.stride(-1) == 1, "Output tensor must have contiguous last dimension"
         assert {q.stride(-1), k.stride(-1), v.stride(-1)} == {1}, "Input tensor must have contiguous last dimension"
+        if page_table is not None:
+            k, v = (_looked_up(x, page_table) for x in (k, v))
         window = (window_size_left, window_size_right)
         more = (softcap, num_splits, True, sinks, seqused_k)
         result, lse = _forward(q, k, v, softmax_scale, is_causal, window, *more)
+        if seqused_q is not None:  # the rows of the other queries are not written
+            assert seqused_q.dtype == torch.int32 and seqused_q.is_contiguous() and out is not None
+            written = (torch.arange(q.shape[1]) < seqused_q[:, None])[..., None, None]
+            result = torch.where(written, result, out)
         return (result if out is None else out.copy_(result)), lse, None, None
+
+
+def _looked_up(x: Tensor, page_table: Tensor) -> Tensor:
+    """Pages (count, size, Hkv, D) as each example's keys: (B, Sk, Hkv, D)."""
+    assert "PAGEDKV" not in disabled, "This flash attention build does not support paged KV."
+    assert page_table.dtype == torch.int32 and page_table.stride(-1) == 1
+    return x[page_table.long()].flatten(1, 2)
 
 
 def _flash_attn_backward(
