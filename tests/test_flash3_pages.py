@@ -92,11 +92,11 @@ def test_every_key_is_read_once(drawn: list[list[bool]], size: int, Sq: int) -> 
 
 KEYS = torch.arange(400)
 PADDINGS = {
-    "right": KEYS < torch.tensor([[400], [313], [1]]),
-    "left": KEYS >= torch.tensor([[0], [87], [399]]),
-    "both sides": (KEYS >= 11) & (KEYS < torch.tensor([[400], [203], [202]])),
+    "right": torch.tensor([[400], [313], [1]]) > KEYS,
+    "left": torch.tensor([[0], [87], [399]]) <= KEYS,
+    "both sides": (KEYS >= 11) & (torch.tensor([[400], [203], [202]]) > KEYS),
     "scattered and not": (KEYS % 3 > 0) | torch.tensor([[True], [False], [True]]),
-    "an example without keys": (KEYS < torch.tensor([[0], [200], [400]])),
+    "an example without keys": (torch.tensor([[0], [200], [400]]) > KEYS),
 }
 
 

@@ -61,7 +61,7 @@ def _read_build() -> Build:
     return {
         **build,
         "sinks": "sinks" in inspect.signature(flash_attn_interface.flash_attn_func).parameters,
-        "lengths": build["varlen"] and build["pagedkv"] and flash3_pages.ARGUMENTS <= arguments,
+        "lengths": build["varlen"] and build["pagedkv"] and arguments >= flash3_pages.ARGUMENTS,
     }
 
 
