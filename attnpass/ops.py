@@ -53,6 +53,17 @@ def define(
     return op
 
 
+def compose(schema: str, function: Callable[..., Any]) -> Any:
+    """Define ``attnpass::<schema>`` as what ``function`` computes with PyTorch's own ops, and return its overload.
+
+    A graph holds one node for it; Inductor sees what it is made of, and fuses it with what stands around it.
+    """
+    name = schema.partition("(")[0]
+    _ops.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _ops.impl(name, function, "CompositeImplicitAutograd")
+    return getattr(torch.ops.attnpass, name).default
+
+
 def differentiable(op: Any, backward: Any, operands: int) -> None:
     """Give ``op`` its gradient: ``backward(grad, *operands, *results, *rest)``.
 

@@ -76,9 +76,10 @@ class Beside:
     """An op of ours beside the function of the library that it calls.
 
     Attributes:
-        op: takes q, k and v as (B, S, H, D), and more.
+        op: takes q, k and v as (B, S, H, D), and more; None where the graph does a part of what the function does.
         more: what it takes beside them, in a call without a mask.
-        library: the library's own function, with the arguments of the op.
+        library: the library's own function, with the arguments of the op; without an op all that the graph does, with
+            the function in it.
     """
 
     op: Any
@@ -88,7 +89,7 @@ class Beside:
 
 def beside(kernel: str, scale: float) -> Beside | None:
     """None for kernels of PyTorch's own, which have no op of ours."""
-    from attnpass.kernels import flash2, flash3, flash4, sage, sage1, xformers
+    from attnpass.kernels import flash2, flash3, flash4, sage, xformers
 
     if kernel == "flash2":
         from flash_attn import flash_attn_func
@@ -107,10 +108,9 @@ def beside(kernel: str, scale: float) -> Beside | None:
     if kernel == "sage1":
         from sageattention import sageattn
 
+        smooth = torch.compile(lambda k: k - k.mean(1, keepdim=True), dynamic=False)
         return Beside(
-            sage1._infer,
-            ("NHD", False, scale),
-            lambda q, k, v, layout, *_: sageattn(q, k, v, tensor_layout=layout, smooth_k=False),
+            None, (), lambda q, k, v: sageattn(q, smooth(k), v, tensor_layout="NHD", sm_scale=scale, smooth_k=False)
         )
     if kernel.startswith("sage"):
         from sageattention import sageattn_qk_int8_pv_fp8_cuda_sm90 as best
@@ -148,6 +148,8 @@ def of_a_kernel(kernel: str, call: Call, plain: Call, operands: list[Tensor]) ->
     if pair is None:
         return microseconds(calls, operands)
     bshd = [x.transpose(1, 2) for x in operands]
+    if pair.op is None:
+        return microseconds(calls | {"compiled_library_us": _alone(pair.library, bshd, ())}, operands)
     alone = {name: _alone(function, bshd, pair.more) for name, function in (("op", pair.op), ("library", pair.library))}
     calls |= {"compiled_library_us": call, **{f"{name}_us": function for name, function in alone.items()}}
     found = microseconds(calls, operands, within={"compiled_library_us": partial(instead_of, pair.op, pair.library)})

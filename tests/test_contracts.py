@@ -27,7 +27,7 @@ from attnpass.kernels.flash2 import FLASH_ATTN
 from attnpass.kernels.flash3 import FLASH_ATTN_3
 from attnpass.kernels.flash4 import FLASH_ATTN_4
 from attnpass.kernels.npu import TORCH_NPU
-from attnpass.kernels.sage1 import SAGE_1
+from attnpass.kernels.sage1 import KEY_BLOCK, QUERY_BLOCK, SAGE_1
 from attnpass.kernels.xformers import XFORMERS
 from attnpass.kernels.xla import TORCH_XLA
 from attnpass.library import Library, UnusableError
@@ -88,9 +88,9 @@ CASES = (
         "sage1",
         SAGE_1,
         sageattention_1,
-        "sageattention",
+        "sageattention.attn_qk_int8_per_block",
         "h100",
-        Wheel("sageattention", "1.0.6", "sageattention/core.py"),
+        Wheel("sageattention", "1.0.6", "sageattention/attn_qk_int8_per_block.py"),
         trains=False,
     ),
     Case(
@@ -224,6 +224,17 @@ def test_our_calls_bind_to_the_oldest_version(monkeypatch: pytest.MonkeyPatch, t
     old = replace(case.wheel, version=case.library.min_version)
     calls = make_calls(monkeypatch, case._replace(wheel=old))
     assert_binds(calls, signatures(old.source(tmp_path)))
+
+
+@pytest.mark.parametrize("version", ("1.0.5", "1.0.6"))
+@pytest.mark.parametrize("name", sageattention_1.KERNELS)
+def test_the_four_kernels_of_sageattention_1(tmp_path: Path, name: str, version: str) -> None:
+    """They are called by the same names, and sageattn rounds in the blocks that ours have."""
+    wheel = Wheel("sageattention", version, f"sageattention/{name}.py")
+    real = signatures(wheel.source(tmp_path))["forward"]
+    assert list(real.parameters) == list(inspect.signature(sageattention_1.forward).parameters)
+    rounding = signatures(replace(wheel, file="sageattention/quant_per_block.py").source(tmp_path))["per_block_int8"]
+    assert [rounding.parameters[each].default for each in ("BLKQ", "BLKK")] == [QUERY_BLOCK, KEY_BLOCK]
 
 
 def test_flash_attn_2_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

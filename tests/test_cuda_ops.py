@@ -114,8 +114,10 @@ def sage() -> Iterator[Checked]:
 
 
 def sage1() -> Iterator[Checked]:
+    ops = torch.ops.attnpass
     for q, k, v in (bshd(), bshd(bshd=False)):
-        yield torch.ops.attnpass.sage1.default, (q, k, v, "NHD", False, SCALE)
+        (q, q_steps), (k, k_steps) = ops.int8_blocks(q, "NHD", 128, SCALE), ops.int8_blocks(k, "NHD", 64, 1.0)
+        yield ops.sage1.default, (q, k, v.half(), q_steps, k_steps, "NHD", False, torch.bfloat16)
 
 
 OPS = (native_cudnn, native_flash, flash2, flash3, flash4, xformers, sage, sage1)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from attnpass.kernels.sage import SAGE
-from attnpass.kernels.sage1 import SAGE_1
+from attnpass.kernels.sage1 import SAGE_1, int8_blocks
 from attnpass.kernels.sage3 import SAGE_3
 from tests.compiled import assert_right, codes, decisions, kernels_used, qkv, refused, run
 from tests.standins import pretend_all, sageattention_1, sageattention_2, sageattn3
@@ -178,8 +178,27 @@ class TestSage1:
         assert refused("sage1", *qkv(Sk=64, grad=True)) == {"backward"}
 
     def test_op(self) -> None:
-        q, k, v = qkv(Sk=64, bshd=False)
-        torch.library.opcheck(torch.ops.attnpass.sage1.default, (q, k, v, "HND", False, 0.2))
+        q, k, v = qkv(Sq=64, bshd=False)
+        ops = torch.ops.attnpass
+        for layout in ("HND", "NHD"):
+            (q8, q_steps), (k8, k_steps) = ops.int8_blocks(q, layout, 128, 0.2), ops.int8_blocks(k, layout, 64, 1.0)
+            torch.library.opcheck(ops.int8_blocks.default, (q, layout, 128, 0.2))
+            operands = (q8, k8, v.half(), q_steps, k_steps, layout, False, torch.bfloat16)
+            torch.library.opcheck(ops.sage1.default, operands)
+
+    @pytest.mark.parametrize("S", (1, 63, 64, 65, 130))
+    @pytest.mark.parametrize("layout", ("HND", "NHD"))
+    def test_rounding_in_blocks(self, layout: str, S: int) -> None:
+        x = torch.randn(2, S, 3, 8, dtype=torch.bfloat16)
+        rounded, steps = int8_blocks(x if layout == "NHD" else x.transpose(1, 2), layout, 64, -0.3)
+        rounded = rounded if layout == "NHD" else rounded.transpose(1, 2)
+        assert (rounded.dtype, steps.dtype, steps.is_contiguous()) == (torch.int8, torch.float32, True)
+        for i, part in enumerate(x.split(64, 1)):
+            wanted = part.float() * -0.3
+            step = wanted.abs().amax((1, 3), keepdim=True) / 127.0
+            assert torch.equal(steps[:, :, i].unsqueeze(1), step)
+            numbers = wanted.abs() / step + 0.5
+            assert torch.equal(rounded[:, i * 64 : i * 64 + 64], (numbers.floor() * wanted.sign()).to(torch.int8))
 
 
 @pytest.mark.usefixtures("sage3")

@@ -2,10 +2,11 @@
 
 What its source says (``sageattention/core.py``, 1.0.6):
 
-- ``smooth_k=True``, the default, subtracts K's mean *in place* from the caller's K; so it is off here and the graph
-  subtracts it;
-- before 1.0.5 there is no ``sm_scale`` (1.0.1 to 1.0.4 take a ``scale`` and a mask, and read neither);
-- unknown keywords are swallowed: a mask handed over would be dropped in silence;
+- ``sageattn`` rounds q and k to int8 in two Triton kernels, casts v to fp16, and calls the kernel proper. Our op is the
+  kernel alone: the graph rounds and casts, and Inductor fuses that with what computed q, k and v;
+- ``sageattn``'s ``smooth_k``, the default, subtracts K's mean *in place* from the caller's K; the graph subtracts it;
+- before 1.0.5 the scale was ignored;
+- unknown keywords are swallowed by ``sageattn``: a mask handed over would be dropped in silence;
 - head dims 64, 96 and 128, nothing is padded; the value head dim is not checked and has to be the same;
 - causal wants Sq == Sk; the number of heads is divided without a check;
 - there is no backward, and the output has no ``grad_fn``: gradients would vanish.
@@ -16,8 +17,11 @@ relative at Sk = 77, 0.15 at 197), because the last block of keys is read beyond
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -35,7 +39,8 @@ from attnpass.symbolic import Size, as_int, known, known_multiple, shown
 SAGE_1 = Library(
     "sageattention", "1.0.5", below="2", modules=("sageattention",), install="pip install sageattention==1.0.6"
 )
-KEY_BLOCK = 64
+QUERY_BLOCK, KEY_BLOCK = 128, 64  # positions of a head that share one step
+LOG2_E = 1.44269504  # as the library writes it: its softmax is one of powers of 2
 EVEN_BLOCKS = "a length whose number of blocks of 64 keys is known to be even (may be NaN else)"
 
 
@@ -87,27 +92,66 @@ class Sage1(Kernel):
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         layout, q, k, v = either_layout(emitter, args)
-        k = without_mean(emitter, k, layout)
-        return from_layout(emitter, emitter(_infer, q, k, v, layout, call.is_causal, args.scale), layout, call.Dv)
+        q, q_steps = _rounded(emitter, q, layout, QUERY_BLOCK, (args.scale or 0.0) * LOG2_E)
+        k, k_steps = _rounded(emitter, without_mean(emitter, k, layout), layout, KEY_BLOCK, 1.0)
+        v = emitter.cast(v, torch.float16)
+        out = emitter(_infer, q, k, v, q_steps, k_steps, layout, call.is_causal, call.dtype)
+        return from_layout(emitter, out, layout, call.Dv)
 
 
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, layout: str, is_causal: bool, scale: float) -> Tensor:
-    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous; "HND" is BHSD.
+def _rounded(emitter: Emitter, x: Node, layout: str, block: int, factor: float) -> tuple[Node, Node]:
+    both = emitter(_int8_blocks, x, layout, block, factor)
+    return emitter.item(both, 0), emitter.item(both, 1)
 
-    K is best given `without_mean`.
+
+def int8_blocks(x: Tensor, layout: str, block: int, factor: float) -> tuple[Tensor, Tensor]:
+    """``x * factor`` in steps of 1/127 of the largest number among ``block`` positions of a head.
+
+    As ``sageattention/quant_per_block.py`` rounds: to the nearest, halves away from 0.
+
+    Returns:
+        The numbers of steps, int8, shaped as ``x``; and the steps, fp32: (B, H, ceil(S / block), 1).
     """
-    from sageattention import sageattn
+    at = 1 if layout == "NHD" else 2
+    x = x.float() * factor
+    S = x.shape[at]
+    count = (S + block - 1) // block
+    whole = x
+    if not known_multiple(S, block):  # the last position again, which is no larger than itself
+        whole = x.index_select(at, torch.arange(count * block, device=x.device).clamp_max(S - 1))
+    steps = whole.unflatten(at, (count, block)).abs().amax((at + 1, 4), keepdim=True) / 127.0
+    each = steps.expand(*[block if dim == at + 1 else -1 for dim in range(5)]).flatten(at, at + 1).narrow(at, 0, S)
+    numbers = x / each
+    rounded = (numbers + torch.where(numbers >= 0, 0.5, -0.5)).to(torch.int8)
+    heads_first = steps.squeeze(at + 1) if layout == "HND" else steps.squeeze(at + 1).transpose(1, 2)
+    return rounded, heads_first.contiguous()
 
-    out: Tensor = sageattn(q=q, k=k, v=v, tensor_layout=layout, is_causal=is_causal, sm_scale=scale, smooth_k=False)
+
+def _infer_impl(
+    q: Tensor, k: Tensor, v: Tensor, q_steps: Tensor, k_steps: Tensor, layout: str, is_causal: bool, dtype: torch.dtype
+) -> Tensor:
+    """(B, Sq, H, D) and (B, Sk, Hkv, D) int8, (B, Sk, Hkv, D) fp16, their steps -> (B, Sq, H, D), contiguous.
+
+    "HND" is BHSD.
+    """
+    name = f"attn_qk_int8_per_block{'_h96' if q.shape[-1] == 96 else ''}{'_causal' if is_causal else ''}"
+    kernel: Any = importlib.import_module(f"sageattention.{name}")
+    out: Tensor = kernel.forward(
+        q=q, k=k, v=v, q_scale=q_steps, k_scale=k_steps, tensor_layout=layout, output_dtype=dtype
+    )
     return out
 
 
-def _infer_fake(q: Tensor, *_: object) -> Tensor:
-    return q.new_empty(q.shape)
+def _infer_fake(q: Tensor, *rest: Any) -> Tensor:
+    return q.new_empty(q.shape, dtype=rest[-1])
 
 
+_int8_blocks = ops.compose(
+    "int8_blocks(Tensor x, str layout, int block, float factor) -> (Tensor, Tensor)", int8_blocks
+)
 _infer = ops.define(
-    "sage1(Tensor q, Tensor k, Tensor v, str layout, bool is_causal, float scale) -> Tensor",
+    "sage1(Tensor q, Tensor k, Tensor v, Tensor q_steps, Tensor k_steps, str layout, bool is_causal, ScalarType dtype)"
+    " -> Tensor",
     _infer_impl,
     _infer_fake,
     vmap=True,

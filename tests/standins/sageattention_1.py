@@ -1,12 +1,13 @@
-"""sageattention 1.0.6: ``sageattn`` as its source computes it.
+"""sageattention 1.0.6: ``sageattn``, and the ``forward`` of its four kernels, as the source computes them.
 
-Traps kept: K is smoothed in place, unknown keywords are swallowed, head dims are exactly 64, 96 and 128, Dv is not
-checked, causal asserts Sq == Sk and reads one factor too many if the number of key blocks is odd, and without causal
-the last block's keys beyond the end take part with score 0.
+Traps kept: ``sageattn`` smooths K in place and swallows unknown keywords; head dims are exactly 64, 96 and 128, and 96
+has kernels of its own; Dv is not checked; causal asserts Sq == Sk and reads one factor too many if the number of key
+blocks is odd; and without causal the last block's keys beyond the end take part with score 0.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -49,21 +50,77 @@ def sageattn(
     scale = q.size(-1) ** -0.5 if sm_scale is None else sm_scale
     if tensor_layout == "HND":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    dtype, Sq, Sk = q.dtype, q.shape[1], k.shape[1]
-    q8, k8 = quantised(q * scale, QUERIES), quantised(k, KEYS)
+    out = _attended(quantised(q * scale, QUERIES), quantised(k, KEYS), v.half(), is_causal, q.dtype)
+    return out if tensor_layout == "NHD" else out.transpose(1, 2).contiguous()
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, dtype: torch.dtype) -> Tensor:
+    """What the kernels make of rounded q and k, BSHD."""
+    Sq, Sk = q.shape[1], k.shape[1]
     if is_causal:
         assert Sq == Sk, "qo_len and kv_len must be equal for causal attention"
         seen = band(Sq, Sk, None, 0)
     else:
         missing = -Sk % KEYS
-        k8, v = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)) for x in (k8, v))
+        k, v = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)) for x in (k, v))
         seen = band(Sq, Sk + missing, None, None)
-    out = attention(q8, k8, v.half().float(), 1.0, seen)[0].to(dtype)
+    out = attention(q, k, v.float(), 1.0, seen)[0].to(dtype)
     if is_causal and -(-Sk // KEYS) % 2:
         out[:, -1] = torch.nan  # what lies behind the factors, at its worst
-    return out.contiguous() if tensor_layout == "NHD" else out.transpose(1, 2).contiguous()
+    return out.contiguous()
+
+
+def _forward(
+    is_causal: bool,
+    head_dims: tuple[int, ...],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    tensor_layout: str = "HND",
+    output_dtype: torch.dtype = torch.float16,
+) -> Tensor:
+    assert q.shape[-1] in head_dims and q.dtype == k.dtype == torch.int8 and v.dtype == torch.float16
+    assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1, "the kernels assume it"
+    if tensor_layout == "HND":
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    for x, steps, block in ((q, q_scale, QUERIES), (k, k_scale, KEYS)):
+        blocks = -(-x.shape[1] // block)
+        assert steps.shape == (x.shape[0], x.shape[2], blocks, 1), "read by their place, without strides"
+        assert steps.dtype == torch.float32 and steps.is_contiguous()
+    scores_in_powers_of_2 = _times_steps(q, q_scale, QUERIES) / 1.44269504
+    out = _attended(scores_in_powers_of_2, _times_steps(k, k_scale, KEYS), v, is_causal, output_dtype)
+    return out if tensor_layout == "NHD" else out.transpose(1, 2).contiguous()
+
+
+def _times_steps(x: Tensor, steps: Tensor, block: int) -> Tensor:
+    return x.float() * steps.transpose(1, 2).repeat_interleave(block, 1)[:, : x.shape[1]]
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    tensor_layout: str = "HND",
+    output_dtype: torch.dtype = torch.float16,
+) -> Tensor:
+    """Without causal, head dims 64 and 128; the others differ in these alone."""
+    return _forward(False, (64, 128), q, k, v, q_scale, k_scale, tensor_layout, output_dtype)
+
+
+KERNELS = {
+    "attn_qk_int8_per_block": forward,
+    "attn_qk_int8_per_block_causal": functools.partial(_forward, True, (64, 128)),
+    "attn_qk_int8_per_block_h96": functools.partial(_forward, False, (96,)),
+    "attn_qk_int8_per_block_h96_causal": functools.partial(_forward, True, (96,)),
+}
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``import sageattention`` find this."""
     module(monkeypatch, "sageattention", sageattn=sageattn)
+    for name, kernel in KERNELS.items():
+        module(monkeypatch, f"sageattention.{name}", forward=kernel)
