@@ -149,6 +149,15 @@ def test_what_is_no_faster_is_listed_slowest_first(tmp_path: Path) -> None:
     assert tables.models(source).rows[1][:4] == ["GPT-2, 16 × 1024 tokens, training", "not measured", "–", "failed"]
 
 
+def test_memory_is_the_newest_lines_even_if_its_time_was_disturbed(tmp_path: Path) -> None:
+    old = {"form": "padding", "compiler": "auto", "step": "forward", "ran": "flash3", "ok": True} | FACTS
+    old |= {"ms": 0.8, "spread_ms": 0.001, "memory_mib": 97.0}
+    new = old | {"ms": 0.81, "spread_ms": 0.2, "memory_mib": 65.0, "date": "2026-11-28"}
+    other = new | {"ran": "flash2", "memory_mib": 80.0, "date": "2026-11-29"}
+    (shown,) = tables.forms_of(write(tmp_path, "forms", old, new, other)).values()
+    assert (shown["ms"], shown["memory_mib"]) == (0.8, 65.0)
+
+
 def test_every_form_model_and_approximate_kernel_is_known_here() -> None:
     assert set(labels.FORMS) == set(forms.FORMS)
     assert set(labels.MODELS) == set(subjects.CASES) - {"small"}
