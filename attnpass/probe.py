@@ -135,9 +135,13 @@ def key_of(kernel: Kernel, sample: Sample, machine: Machine) -> dict[str, str]:
 
 
 def _source_digest(cls: type) -> str:
-    """A digest of the file that defines the kernel: another way to call the library has to prove itself anew."""
+    """A digest of the file that defines the kernel and of those beside it that have its name in front (flash3_pages.py).
+
+    Another way to call the library has to prove itself anew.
+    """
     try:
-        text = inspect.getsource(inspect.getmodule(cls) or cls)
+        file = Path(inspect.getfile(cls))
+        parts = [file, *sorted(file.parent.glob(f"{file.stem}_*.py"))]
+        return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()[:12]
     except (OSError, TypeError):
         return ""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

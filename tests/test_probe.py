@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,19 @@ class TestProof:
         torch._dynamo.reset()
         run(causal, *qkv(), kernel="flash2")
         assert len(trials) == len(verdict_files(tmp_path)) == 2
+
+    def test_an_edited_kernel_has_to_prove_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(tmp_path)
+        files = [tmp_path / name for name in ("a_kernel.py", "a_kernel_parts.py", "another.py")]
+        for file in files:
+            file.write_text("class Kernel: ...\n")
+        kernel = importlib.import_module("a_kernel").Kernel
+        digests = [probe._source_digest(kernel)]
+        for file in files:
+            file.write_text("class Kernel: ...  # edited\n")
+            digests.append(probe._source_digest(kernel))
+        assert digests[0] != digests[1] != digests[2] == digests[3] != ""
+        assert probe._source_digest(int) == ""
 
     def test_a_damaged_verdict_is_as_good_as_none(self, trials: list[str], tmp_path: Path) -> None:
         run(causal, *qkv(), kernel="flash2")
