@@ -39,7 +39,7 @@ def forms_of(source: Source, shape: str = FORMS_SHAPE) -> dict[Key, Record]:
     lines = [line for line in source.read("forms") if line.get("shape", FORMS_SHAPE) == shape]
     memory = newest(map(_without_time, lines), *FORM, "ran")
     return {
-        key: {**line, "memory_mib": memory[*key, line.get("ran")].get("memory_mib")}
+        key: {**line, "memory_mib": memory[(*key, line.get("ran"))].get("memory_mib")}
         for key, line in newest(lines, *FORM).items()
     }
 
