@@ -135,7 +135,7 @@ def key_of(kernel: Kernel, sample: Sample, machine: Machine) -> dict[str, str]:
 
 
 def _source_digest(cls: type) -> str:
-    """A digest of the file that defines the kernel, and of those beside it with its name in front (``flash3_pages.py``).
+    """A digest of the file that defines the kernel, and of those beside it with its name in front (flash3_pages.py).
 
     Another way to call the library has to prove itself anew.
     """
