@@ -232,7 +232,7 @@ def test_the_four_kernels_of_sageattention_1(tmp_path: Path, name: str, version:
     """They are called by the same names, and sageattn rounds in the blocks that ours have."""
     wheel = Wheel("sageattention", version, f"sageattention/{name}.py")
     real = signatures(wheel.source(tmp_path))["forward"]
-    assert list(real.parameters) == list(inspect.signature(sageattention_1.forward).parameters)
+    assert list(real.parameters) == list(inspect.signature(sageattention_1.KERNELS[name]).parameters)
     rounding = signatures(replace(wheel, file="sageattention/quant_per_block.py").source(tmp_path))["per_block_int8"]
     assert [rounding.parameters[each].default for each in ("BLKQ", "BLKK")] == [QUERY_BLOCK, KEY_BLOCK]
 

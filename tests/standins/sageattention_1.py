@@ -7,7 +7,7 @@ blocks is odd; and without causal the last block's keys beyond the end take part
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -70,52 +70,42 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, dtype: torch.dty
     return out.contiguous()
 
 
-def _forward(
-    is_causal: bool,
-    head_dims: tuple[int, ...],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    tensor_layout: str = "HND",
-    output_dtype: torch.dtype = torch.float16,
-) -> Tensor:
-    assert q.shape[-1] in head_dims and q.dtype == k.dtype == torch.int8 and v.dtype == torch.float16
-    assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1, "the kernels assume it"
-    if tensor_layout == "HND":
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    for x, steps, block in ((q, q_scale, QUERIES), (k, k_scale, KEYS)):
-        blocks = -(-x.shape[1] // block)
-        assert steps.shape == (x.shape[0], x.shape[2], blocks, 1), "read by their place, without strides"
-        assert steps.dtype == torch.float32 and steps.is_contiguous()
-    scores_in_powers_of_2 = _times_steps(q, q_scale, QUERIES) / 1.44269504
-    out = _attended(scores_in_powers_of_2, _times_steps(k, k_scale, KEYS), v, is_causal, output_dtype)
-    return out if tensor_layout == "NHD" else out.transpose(1, 2).contiguous()
-
-
 def _times_steps(x: Tensor, steps: Tensor, block: int) -> Tensor:
     return x.float() * steps.transpose(1, 2).repeat_interleave(block, 1)[:, : x.shape[1]]
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    tensor_layout: str = "HND",
-    output_dtype: torch.dtype = torch.float16,
-) -> Tensor:
-    """Without causal, head dims 64 and 128; the others differ in these alone."""
-    return _forward(False, (64, 128), q, k, v, q_scale, k_scale, tensor_layout, output_dtype)
+def _kernel(is_causal: bool, head_dims: tuple[int, ...]) -> Callable[..., Tensor]:
+    """The ``forward`` of one of the four modules."""
+
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_scale: Tensor,
+        k_scale: Tensor,
+        tensor_layout: str = "HND",
+        output_dtype: torch.dtype = torch.float16,
+    ) -> Tensor:
+        assert q.shape[-1] in head_dims and q.dtype == k.dtype == torch.int8 and v.dtype == torch.float16
+        assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1, "the kernels assume it"
+        if tensor_layout == "HND":
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        for x, steps, block in ((q, q_scale, QUERIES), (k, k_scale, KEYS)):
+            blocks = -(-x.shape[1] // block)
+            assert steps.shape == (x.shape[0], x.shape[2], blocks, 1), "read by their place, without strides"
+            assert steps.dtype == torch.float32 and steps.is_contiguous()
+        natural = _times_steps(q, q_scale, QUERIES) / 1.44269504  # the kernels' softmax is one of powers of 2
+        out = _attended(natural, _times_steps(k, k_scale, KEYS), v, is_causal, output_dtype)
+        return out if tensor_layout == "NHD" else out.transpose(1, 2).contiguous()
+
+    return forward
 
 
 KERNELS = {
-    "attn_qk_int8_per_block": forward,
-    "attn_qk_int8_per_block_causal": functools.partial(_forward, True, (64, 128)),
-    "attn_qk_int8_per_block_h96": functools.partial(_forward, False, (96,)),
-    "attn_qk_int8_per_block_h96_causal": functools.partial(_forward, True, (96,)),
+    "attn_qk_int8_per_block": _kernel(False, (64, 128)),
+    "attn_qk_int8_per_block_causal": _kernel(True, (64, 128)),
+    "attn_qk_int8_per_block_h96": _kernel(False, (96,)),
+    "attn_qk_int8_per_block_h96_causal": _kernel(True, (96,)),
 }
 
 
