@@ -56,7 +56,8 @@ def define(
 def compose(schema: str, function: Callable[..., Any]) -> Any:
     """Define ``attnpass::<schema>`` as what ``function`` computes with PyTorch's own ops, and return its overload.
 
-    A graph holds one node for it; Inductor sees what it is made of, and fuses it with what stands around it.
+    A graph holds one node for it; Inductor sees what it is made of, and fuses it with what stands around it. PyTorch's
+    caches on disk know the op by its name and schema alone: a ``function`` that computes something else needs another.
     """
     name = schema.partition("(")[0]
     _ops.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
