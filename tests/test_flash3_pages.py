@@ -49,6 +49,16 @@ def stored(how: str, B: int, S: int = 33, H: int = 2, D: int = 64) -> Tensor:
 
 @pytest.mark.parametrize("v_lies", HOW)
 @pytest.mark.parametrize("k_lies", HOW)
+def test_a_single_key_is_found_however_it_lies(k_lies: str, v_lies: str) -> None:
+    """Its stride says nothing about where the next example begins."""
+    k, v = stored(k_lies, 3, S=1), stored(v_lies, 3, S=1)
+    *found, table = flash3_pages.in_place(k, v, torch.zeros(3, 1, dtype=torch.int32))
+    for x, y in zip((k, v), found, strict=True):
+        assert torch.equal(flash3_pages.pages(y, 1)[table].squeeze(2), x)
+
+
+@pytest.mark.parametrize("v_lies", HOW)
+@pytest.mark.parametrize("k_lies", HOW)
 def test_pages_hold_the_keys_where_they_lie(k_lies: str, v_lies: str) -> None:
     for B, size in itertools.product((1, 3), (1, 8, 33)):
         k, v = stored(k_lies, B), stored(v_lies, B)

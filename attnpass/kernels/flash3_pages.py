@@ -122,11 +122,12 @@ def in_place(k: Tensor, v: Tensor, tables: Tensor) -> tuple[Tensor, Tensor, Tens
 
     K and V are copied only if the examples of one lie a fraction of a key apart, or those of both differently.
     """
-    if keys_apart(k) is None or keys_apart(k) != keys_apart(v):
-        k, v = k.contiguous(), v.contiguous()
-    apart = keys_apart(k)
-    B = tables.shape[0]
-    if apart and B > 1:
+    apart, B = keys_apart(k), tables.shape[0]
+    if apart is None or apart != keys_apart(v):
+        # not contiguous(), which leaves any stride to a dimension of size 1, such as that of a single key
+        k, v = (x.clone(memory_format=torch.contiguous_format) for x in (k, v))
+        apart = keys_apart(k)
+    if apart:
         tables = tables + torch.arange(0, B * apart, apart, dtype=tables.dtype, device=tables.device).unsqueeze(1)
     return k, v, tables
 
