@@ -99,10 +99,10 @@ def _examples(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
     """The number of each example, (B, 1): once for all calls with as many."""
 
     def make() -> Node:
+        count = emitter.size(args.q, 0)
         numbers = emitter(aten.arange.default, count, dtype=torch.int32, device=call.device)
         return emitter(aten.unsqueeze.default, numbers, 1)
 
-    count = emitter.size(args.q, 0)
     node: Node = emitter.once(("examples", str(call.B), str(call.device)), make)
     return node
 

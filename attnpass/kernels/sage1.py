@@ -123,8 +123,8 @@ def int8_blocks(x: Tensor, layout: str, block: int, factor: float) -> tuple[Tens
     each = steps.expand(*[block if dim == at + 1 else -1 for dim in range(5)]).flatten(at, at + 1).narrow(at, 0, S)
     numbers = x / each
     rounded = (numbers + torch.where(numbers >= 0, 0.5, -0.5)).to(torch.int8)
-    heads_first = steps.squeeze(at + 1) if layout == "HND" else steps.squeeze(at + 1).transpose(1, 2)
-    return rounded, heads_first.contiguous()
+    steps = steps.squeeze(at + 1)
+    return rounded, (steps if layout == "HND" else steps.transpose(1, 2)).contiguous()
 
 
 def _infer_impl(
