@@ -34,6 +34,7 @@ from benchmarks.timing import alone, median_ms, peak_mib
 
 SHAPES = {  # B, H, Hkv, S, D
     "llama": (2, 32, 8, 4096, 128),
+    "halves": (4, 32, 8, 2048, 128),  # as many rows of tiles as llama, and half of its tiles
     "short": (8, 16, 16, 1024, 64),
     "long": (1, 16, 4, 8192, 128),
     "small": (2, 4, 2, 256, 32),  # to try the script
