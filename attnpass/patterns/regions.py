@@ -40,6 +40,7 @@ class Region:
         functorch: the transforms around this place, outermost first.
         sdpa_kernel: backends that a ``with sdpa_kernel(...)`` inside the graph allows, or None.
         nested_in: higher-order ops whose body this is, outermost first.
+        unreadable: what the metadata of the nodes here only guesses, or "".
     """
 
     grad: bool
@@ -47,6 +48,7 @@ class Region:
     functorch: tuple[str, ...] = ()
     sdpa_kernel: tuple[str, ...] | None = None
     nested_in: tuple[str, ...] = ()
+    unreadable: str = ""
 
     @classmethod
     def around(cls, device_types: set[str]) -> Region:
@@ -126,11 +128,16 @@ def _bodies(gm: GraphModule, node: Node, region: Region) -> Iterator[tuple[Graph
     elif name == "wrap_with_autocast":
         device, dtype, enabled = node.args[:3]
         inside = replace(inside, autocast=_with_autocast(region.autocast, device, dtype, enabled))
-    elif name == "autograd_function_apply":
-        inside = replace(inside, grad=False)  # the user's own backward; forward runs without autograd
+    elif name == "autograd_function_apply":  # the user's forward and backward, neither of which autograd looks into
+        inside = replace(inside, grad=False)
     elif name.startswith("flex_attention"):
         return  # score_mod and mask_mod: index arithmetic, no attention inside
-    yield from ((body, inside) for body in bodies_of(gm, node))
+    for index, body in enumerate(bodies_of(gm, node)):
+        if name == "autograd_function_apply" and index == 1:
+            # Dynamo takes a gradient for contiguous; that of a sum has strides of 0 (torch 2.13)
+            yield body, replace(inside, unreadable="layout of gradients")
+        else:
+            yield body, inside
 
 
 def bodies_of(gm: GraphModule, node: Node) -> list[GraphModule]:

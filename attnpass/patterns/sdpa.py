@@ -131,7 +131,7 @@ def context_of(region: Region, q: TensorSpec, operands: list[torch.Tensor], unre
         sdpa_kernel=region.sdpa_kernel,
         nested_in=region.nested_in,
         subclass=next((name for name in map(_subclass, operands) if name), ""),
-        unreadable=unreadable,
+        unreadable=unreadable or region.unreadable,
     )
 
 
