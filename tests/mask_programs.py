@@ -196,8 +196,10 @@ def _filled_in_place(p: Program, draw: Draw, left: Node, test: Node) -> Node:
     if draw(st.booleans()):
         p.emit("masked_fill_", full, test, draw(st.booleans()))
     else:
-        end = draw(st.integers(1, 6))
-        p.emit(operator.setitem, full, (Ellipsis, slice(None, min(end, p.sizes[3]))), draw(st.booleans()))
+        Sk = p.sizes[3]
+        start, end = draw(st.integers(-Sk, Sk - 1)), draw(st.integers(1, 6))
+        part = draw(st.sampled_from((slice(None, min(end, Sk)), slice(start, None), start)))
+        p.emit(operator.setitem, full, (Ellipsis, part), draw(st.booleans()))
     return full
 
 
@@ -236,7 +238,9 @@ def _outside(p: Program, draw: Draw, x: Node) -> Node:
     way = draw(st.sampled_from(("bit", "transposed", "unknown", "cummax", "alias", "later write", "sorted")))
     row, column = draw(st.integers(0, Sq - 1)), draw(st.integers(0, Sk - 1))
     if way == "bit":
-        inside = (Ellipsis, slice(row, row + 1), slice(column, column + 1))
+        inside = (Ellipsis, row, column - Sk)
+        if draw(st.booleans()):
+            inside = (Ellipsis, slice(row, row + 1), slice(column, column + 1))
         flipped = p.emit(operator.invert, p.emit("clone", p.emit(operator.getitem, full, inside)))
         p.emit(operator.setitem, full, inside, flipped)
         return full

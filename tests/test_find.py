@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,24 @@ def test_module_path_and_source_line() -> None:
     run(model, torch.randn(1, 2, 8, 16))
     assert [d.call.module for d in decisions()] == ["0", "1.0"]
     assert all(d.call.source.function == "forward" for d in decisions())
+
+
+def test_module_path_where_a_model_has_a_getattr_of_its_own() -> None:
+    """As diffusers' models do: Dynamo then names children by ``__dict__['_modules']``."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Block(), Block()])
+
+        def __getattr__(self, name: str) -> Any:
+            return super().__getattr__(name)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks[1](self.blocks[0](x))
+
+    run(Model(), torch.randn(1, 2, 8, 16))
+    assert [d.call.module for d in decisions()] == ["blocks.0", "blocks.1"]
 
 
 @pytest.mark.parametrize("training", (True, False))

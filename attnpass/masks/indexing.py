@@ -23,16 +23,22 @@ def regrouped(x: Array, like: Like) -> Array:
             if len(old) == len(new) == 1:
                 source[old[0]] = index[new[0]]
                 continue
-            flat: Lin = ZERO
-            for position in new:
-                size, part = as_int(like.shape[position]), index[position]
-                if size is None or not isinstance(part, Lin):
-                    raise StopError(f"a view that merges dimensions at {part}")
-                flat = plus(scaled(flat, size), part)
+            flat = _merged([index[i] for i in new], [like.shape[i] for i in new])
             _split(flat, [x.shape[i] for i in old], old, source)
         return x.at(tuple(source))
 
     return like.made_of(element)
+
+
+def _merged(parts: Sequence[Expr], sizes: Sequence[Size]) -> Lin:
+    """The flat position of an index; only the first dimension's size may be symbolic, which it does not take."""
+    flat: Lin = ZERO
+    for part, symbolic in zip(parts, sizes, strict=True):
+        size = 1 if flat == ZERO else as_int(symbolic)
+        if size is None or not isinstance(part, Lin):
+            raise StopError(f"a view that merges dimensions at {part}")
+        flat = plus(scaled(flat, size), part)
+    return flat
 
 
 def _split(flat: Lin, sizes: Sequence[Size], positions: Sequence[int], source: list[Expr]) -> None:

@@ -143,7 +143,7 @@ def _subclass(tensor: torch.Tensor) -> str:
 
 
 _FRAME = re.compile(r'File "(.*)", line (\d+), in (.*)')
-_STRUCTURE = re.compile(r"\._modules\['([^']+)'\]|\['([^']+)'\]|\[(\d+)\]")
+_STRUCTURE = re.compile(r"\.(?:__dict__\['_modules'\]|_modules)\['([^']+)'\]|\['([^']+)'\]|\[(\d+)\]")
 
 
 def source_of(meta: Mapping[str, Any]) -> Source:

@@ -31,29 +31,25 @@ def _setitem(like: Like, x: Array, item: Any, value: Any) -> Array:
     if any(part is Ellipsis for part in parts):
         at = next(i for i, part in enumerate(parts) if part is Ellipsis)
         parts = (*parts[:at], *[slice(None)] * (x.ndim - len(parts) + 1), *parts[at + 1 :])
-    if any(not isinstance(part, slice) or part.step not in (None, 1) for part in parts):
-        raise StopError("an assignment to anything but slices")
-    starts: list[Size] = []
-    ends: list[Size | None] = []
-    for part, size in zip(parts, x.shape, strict=False):
-        for bound in (part.start, part.stop):
-            if bound is not None and not known(bound >= 0):
-                raise StopError(f"an assignment to a slice with the bound {bound}")
-        starts.append(0 if part.start is None else part.start)
-        ends.append(None if part.stop is None or known(part.stop >= size) else part.stop)
+    spans = [_span(part, size) for part, size in zip(parts, x.shape, strict=False)]
+    gone = {dim for dim, part in enumerate(parts) if not isinstance(part, slice)}  # dimensions that the value lacks
 
     def element(index: Index) -> Expr:
         inside: list[Expr] = []
         there = list(index)
-        for dim, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        for dim, (start, end) in enumerate(spans):
+            from_first = isinstance(start, int) and start == 0
+            if from_first and end is None:
+                continue  # here may stand an index that is no linear form
             form = form_of(index[dim])
             there[dim] = plus(form, number(start), -1)
-            if not (isinstance(start, int) and start == 0):
-                inside.append(is_positive(plus(form, number(start), -1)))
+            if not from_first:
+                inside.append(is_positive(there[dim]))
             if end is not None:
                 inside.append(is_positive(plus(number(end - 1), form, -1)))
         if isinstance(value, Array):
-            part = Element(value.broadcast_at(tuple(there)), value.dtype, value.ndim)
+            kept = tuple(form for dim, form in enumerate(there) if dim not in gone)
+            part = Element(value.broadcast_at(kept), value.dtype, value.ndim)
             new = pointwise("cast", lambda t: t.to(x.dtype), [part], x.dtype)
         else:
             new = constant(value, x.dtype)
@@ -63,6 +59,25 @@ def _setitem(like: Like, x: Array, item: Any, value: Any) -> Array:
         return new
 
     return Array(x.shape, x.dtype, element)
+
+
+def _span(part: Any, size: Size) -> tuple[Size, Size | None]:
+    """Where a slice or a number in an index begins along a dimension of ``size``, and ends; None for at its end."""
+
+    def from_start(bound: Size) -> Size:
+        if known(bound >= 0):
+            return bound
+        if known(bound < 0) and known(bound + size >= 0):
+            return bound + size
+        raise StopError(f"an assignment at {bound} of {size}")
+
+    if isinstance(part, (int, torch.SymInt)) and not isinstance(part, bool):
+        start = from_start(part)
+        return start, start + 1
+    if not isinstance(part, slice) or part.step not in (None, 1):
+        raise StopError("an assignment to anything but slices and numbers")
+    end = None if part.stop is None or known(part.stop >= size) else from_start(part.stop)
+    return 0 if part.start is None else from_start(part.start), end
 
 
 @meaning("cat", "concat", "concatenate")
