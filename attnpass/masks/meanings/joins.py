@@ -42,9 +42,9 @@ def _setitem(like: Like, x: Array, item: Any, value: Any) -> Array:
             if from_first and end is None:
                 continue  # here may stand an index that is no linear form
             form = form_of(index[dim])
-            there[dim] = plus(form, number(start), -1)
+            there[dim] = behind = plus(form, number(start), -1)
             if not from_first:
-                inside.append(is_positive(there[dim]))
+                inside.append(is_positive(behind))
             if end is not None:
                 inside.append(is_positive(plus(number(end - 1), form, -1)))
         if isinstance(value, Array):
