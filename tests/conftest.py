@@ -1,4 +1,4 @@
-"""What every test starts from: no settings in the environment, no compiled code, no reports."""
+"""What every test starts from: no settings in the environment, no compiled code, no reports, nothing tried or timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import attnpass
-from attnpass import log, verify
+from attnpass import backend, log, verify
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers that each use every core get in each other's way: ten times slower
@@ -26,6 +26,8 @@ def clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     torch._dynamo.reset()
     attnpass.clear_reports()
     verify.forget()
+    backend._provers.clear()
+    backend._tuners.clear()
     yield
     log.configure("warning")
     logging.getLogger("attnpass").setLevel(logging.NOTSET)

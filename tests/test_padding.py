@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -67,14 +67,12 @@ def variable_length(
 
 
 @pytest.fixture(autouse=True)
-def libraries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNPASS_PROBE", "0")
     for standin, _, _, how in LIBRARIES.values():
         standin.install(monkeypatch, **how)
     pretend_all(monkeypatch, "h100", {library: version for _, library, version, _ in LIBRARIES.values()})
     monkeypatch.setattr(native_flash, "variable_length", variable_length)
-    yield
-    _provers.clear()
 
 
 @pytest.mark.parametrize("padding", PADDINGS)

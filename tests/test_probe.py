@@ -30,11 +30,6 @@ from tests.standins import flash_attn_2, pretend, sageattention_1
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def fresh_provers() -> None:
-    _provers.clear()
-
-
 @pytest.fixture
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was tried, in order."""

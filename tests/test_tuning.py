@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,13 +45,6 @@ def make_call(
 def found(call: AttentionCall, machine: Machine | None = None) -> list[Candidate]:
     machine = machine or Machine.look(call.device)
     return candidates(select(call, registry(), machine, Config()), registry(), machine, None)
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    _tuners.clear()
-    yield
-    _tuners.clear()
 
 
 @pytest.fixture
