@@ -35,6 +35,25 @@ def test_masks_changed_in_place_behind_the_call_or_before_it() -> None:
         torch.testing.assert_close(run(fn, q, mask.clone(), kernel=kernel), wanted)
 
 
+@pytest.mark.parametrize("dynamic", (False, True))
+def test_assignment_at_numbers(dynamic: bool) -> None:
+    """The mask of HunyuanVideo's refiner in diffusers: both tokens are there, or the key is the first."""
+
+    def fn(q: Tensor, there: Tensor) -> Tensor:
+        B, _, n, _ = q.shape
+        keys = there.view(B, 1, 1, n).repeat(1, 1, n, 1)
+        mask = (keys & keys.transpose(2, 3)).bool()
+        mask[:, :, :, 0] = True
+        mask[..., -1, -1:] = there[:, None, -1:]
+        return S(q, q, q, mask.repeat_interleave(3, dim=0).view(B, 3, -1, n))
+
+    q, there = torch.randn(2, 3, 8, 16), torch.rand(2, 8) > 0.5
+    torch.testing.assert_close(run(fn, q, there, kernel="native_math", dynamic=dynamic), fn(q, there))
+    (decision,) = decisions()
+    assert str(decision.call.mask) == "function", decision.call.mask.stop
+    assert "k <= 0 or" in decision.call.mask.meaning
+
+
 class Buffered(nn.Module):
     """A model that keeps its causal mask, as GPT-2 did."""
 
