@@ -54,6 +54,20 @@ def test_assignment_at_numbers(dynamic: bool) -> None:
     assert "k <= 0 or" in decision.call.mask.meaning
 
 
+def test_assignment_to_a_new_dimension_is_not_followed() -> None:
+    """Its value has one dimension more than what is written, so its elements lie elsewhere."""
+
+    def fn(q: Tensor, there: Tensor) -> Tensor:
+        mask = torch.zeros(8, 8, dtype=torch.bool)
+        mask[:, :, None] = there[0, :, None]
+        own = torch.arange(8)[None] == torch.arange(8)[:, None]
+        return S(q, q, q, mask | own)
+
+    q, there = torch.randn(2, 3, 8, 16), torch.rand(2, 8) > 0.5
+    torch.testing.assert_close(run(fn, q, there, kernel="native_math"), fn(q, there))
+    assert "new dimension" in decisions()[0].call.mask.stop
+
+
 class Buffered(nn.Module):
     """A model that keeps its causal mask, as GPT-2 did."""
 

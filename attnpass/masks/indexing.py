@@ -87,13 +87,7 @@ def sliced(x: Array, like: Like, dim: int, start: Size | None, step: int) -> Arr
         StopError: it is not known from which end ``start`` counts.
     """
     dim, size = axis_of(x, dim), x.shape[axis_of(x, dim)]
-    first: Size = 0 if start is None else start
-    if known(first < 0):
-        if not known(size + first >= 0):
-            raise StopError(f"a slice from {first} of {size}")
-        first = size + first
-    elif not known(first >= 0):
-        raise StopError(f"a slice from {first} of {size}")
+    first = slice_start(start, size)
 
     def element(index: Index) -> Expr:
         return x.at(replaced(index, dim, shifted(index[dim], step, first)))
@@ -107,14 +101,14 @@ def indexed(x: Array, parts: Sequence[Any], like: Like) -> Array:
     Raises:
         StopError: an index array is of truth values, or its values may be negative.
     """
-    parts = _without_ellipsis(x, parts)
+    parts = without_ellipsis(x, parts)
     fancy = [i for i, part in enumerate(parts) if isinstance(part, Array)]
     depth = max((parts[i].ndim for i in fancy), default=0)
     if any(parts[i].dtype == torch.bool for i in fancy):
         raise StopError("indexing by truth values")
-    beside = [i for i, part in enumerate(parts) if isinstance(part, Array) or (fancy and _is_size(part))]
+    beside = [i for i, part in enumerate(parts) if isinstance(part, Array) or (fancy and is_size(part))]
     together = not beside or beside == list(range(beside[0], beside[-1] + 1))
-    front = 0 if not together else sum(not _is_size(part) for part in parts[: beside[0]]) if beside else 0
+    front = 0 if not together else sum(not is_size(part) for part in parts[: beside[0]]) if beside else 0
 
     def element(index: Index) -> Expr:
         array_index = index[front : front + depth]
@@ -129,7 +123,7 @@ def indexed(x: Array, parts: Sequence[Any], like: Like) -> Array:
                 if not not_negative(there):
                     raise StopError(f"an index that may be negative: {there}")
                 source.append(there)
-            elif _is_size(part):
+            elif is_size(part):
                 source.append(number(_from_start(part, x.shape[dim])))
             else:
                 source.append(_slice_at(part, x.shape[dim], next(plain)))
@@ -138,11 +132,13 @@ def indexed(x: Array, parts: Sequence[Any], like: Like) -> Array:
     return like.made_of(element)
 
 
-def _is_size(part: Any) -> bool:
+def is_size(part: Any) -> bool:
+    """Is this part of an index a number?"""
     return isinstance(part, (int, torch.SymInt)) and not isinstance(part, bool)
 
 
-def _without_ellipsis(x: Array, parts: Sequence[Any]) -> list[Any]:
+def without_ellipsis(x: Array, parts: Sequence[Any]) -> list[Any]:
+    """The parts of an index of ``x``, one for each dimension, beside any None."""
     taken = sum(part is not None and part is not Ellipsis for part in parts)
     rest = [slice(None)] * (x.ndim - taken)
     if not any(part is Ellipsis for part in parts):
@@ -160,7 +156,18 @@ def _from_start(position: Size, size: Size) -> Size:
 
 
 def _slice_at(part: slice, size: Size, index: Expr) -> Expr:
-    first: Size = 0 if part.start is None else _from_start(part.start, size)
-    if part.start is not None and known(part.start < 0) and not known(first >= 0):
-        raise StopError(f"a slice from {part.start} of {size}")
-    return shifted(index, part.step or 1, first)
+    return shifted(index, part.step or 1, slice_start(part.start, size))
+
+
+def slice_start(start: Size | None, size: Size) -> Size:
+    """Where a slice from ``start`` begins, counted from the first element.
+
+    Raises:
+        StopError: it is not known from which end ``start`` counts, or whether it is inside.
+    """
+    first: Size = 0 if start is None else start
+    if known(first < 0):
+        first = size + first
+    if not known(first >= 0):
+        raise StopError(f"a slice from {start} of {size}")
+    return first

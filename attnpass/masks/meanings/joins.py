@@ -18,6 +18,7 @@ from attnpass.masks.arrays import (
 from attnpass.masks.bounds import Bounds
 from attnpass.masks.elements import Element, StopError, constant, fitting
 from attnpass.masks.expr import Expr, Lin, as_number, number, plus, scaled
+from attnpass.masks.indexing import is_size, slice_start, without_ellipsis
 from attnpass.masks.logic import is_positive, where
 from attnpass.masks.meanings.table import form_of, meaning
 from attnpass.masks.simplify import simplified
@@ -27,11 +28,10 @@ from attnpass.symbolic import Size, known
 @meaning("setitem")
 def _setitem(like: Like, x: Array, item: Any, value: Any) -> Array:
     """``x[item] = value``, for slices and numbers along each dimension."""
-    parts = item if isinstance(item, tuple) else (item,)
-    if any(part is Ellipsis for part in parts):
-        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
-        parts = (*parts[:at], *[slice(None)] * (x.ndim - len(parts) + 1), *parts[at + 1 :])
-    spans = [_span(part, size) for part, size in zip(parts, x.shape, strict=False)]
+    parts = without_ellipsis(x, item if isinstance(item, tuple) else (item,))
+    if any(part is None for part in parts):
+        raise StopError("an assignment to a new dimension")
+    spans = [_span(part, size) for part, size in zip(parts, x.shape, strict=True)]
     gone = {dim for dim, part in enumerate(parts) if not isinstance(part, slice)}  # dimensions that the value lacks
 
     def element(index: Index) -> Expr:
@@ -63,21 +63,13 @@ def _setitem(like: Like, x: Array, item: Any, value: Any) -> Array:
 
 def _span(part: Any, size: Size) -> tuple[Size, Size | None]:
     """Where a slice or a number in an index begins along a dimension of ``size``, and ends; None for at its end."""
-
-    def from_start(bound: Size) -> Size:
-        if known(bound >= 0):
-            return bound
-        if known(bound < 0) and known(bound + size >= 0):
-            return bound + size
-        raise StopError(f"an assignment at {bound} of {size}")
-
-    if isinstance(part, (int, torch.SymInt)) and not isinstance(part, bool):
-        start = from_start(part)
+    if is_size(part):
+        start = slice_start(part, size)
         return start, start + 1
     if not isinstance(part, slice) or part.step not in (None, 1):
         raise StopError("an assignment to anything but slices and numbers")
-    end = None if part.stop is None or known(part.stop >= size) else from_start(part.stop)
-    return 0 if part.start is None else from_start(part.start), end
+    end = None if part.stop is None or known(part.stop >= size) else slice_start(part.stop, size)
+    return slice_start(part.start, size), end
 
 
 @meaning("cat", "concat", "concatenate")
