@@ -20,8 +20,7 @@ from attnpass.layout import is_heads_first, layout_is_free, repeated_heads, rest
 from attnpass.limits import Rejection
 from attnpass.masks import EmptyRows
 from attnpass.masks.meaning import Meaning
-from attnpass.masks.trace import is_pure
-from attnpass.patterns import FoundCall
+from attnpass.patterns import Findings, FoundCall
 from attnpass.patterns.multihead import Opened
 from attnpass.patterns.wiring import Addition, Operand, Wiring
 from attnpass.select import NATIVE, Decision, Reason, Trial
@@ -30,7 +29,7 @@ from attnpass.verify import Verifier
 
 def apply(
     copied: GraphCopy,
-    calls: Sequence[FoundCall],
+    findings: Findings,
     decisions: Sequence[Decision],
     kernels: Mapping[str, Kernel],
     verifier: Verifier | None = None,
@@ -40,12 +39,12 @@ def apply(
     shared: dict[Any, Any] = {}
     inlined: dict[Node, dict[Node, Node]] = {}
     read_before: list[Node] = []
-    for index, (found, decision) in enumerate(zip(calls, decisions, strict=True)):
+    for index, (found, decision) in enumerate(zip(findings.calls, decisions, strict=True)):
         if not decision.rewritten:
             done.append(decision)
             continue
         owner, node, wiring, meaning = _place(copied, found, decision.call, inlined)
-        emitter = Emitter(owner, node, shared)
+        emitter = Emitter(owner, node, shared, found.epoch)
         try:
             watch = _watcher(verifier, emitter, decision, _written(copied, found, inlined), index)
             out = emit_call(emitter, node, decision.asked, kernels[decision.kernel], wiring, meaning, watch)
@@ -60,7 +59,8 @@ def apply(
         operands = _written(copied, found, inlined)[1]
         read_before += [operands.k.node, operands.v.node, *(each.operand.node for each in operands.additions)]
         done.append(decision)
-    copied.erase_unread(read_before, is_pure)  # masks that became rules, repeats that were undone
+    quiet = {copied.nodes[node] for node in findings.reading.quiet() if node in copied.nodes}
+    copied.erase_unread(read_before, quiet)  # masks that became rules, repeats that were undone
     return done
 
 
@@ -68,8 +68,8 @@ def _written(
     copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]]
 ) -> tuple[AttentionCall, Wiring]:
     """The call as the program wrote it, with the operands that it reads: what a rewrite is compared with."""
-    call, wiring = found.written or (found.call, found.wiring)
-    return call, wiring.map_nodes(_mapping(copied, found, inlined))
+    found = (found.alternatives() or (found,))[0]
+    return found.call, found.wiring.map_nodes(_mapping(copied, found, inlined))
 
 
 def _watcher(

@@ -14,21 +14,10 @@ from enum import Enum
 
 import torch
 
+from attnpass.graph.values import Source
 from attnpass.masks import MaskSpec, Term
 from attnpass.symbolic import Size, as_int, known_equal, shown
 from attnpass.tensor import TensorSpec, dtype_name
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a call stands in the user's program."""
-
-    file: str = ""
-    line: int = 0
-    function: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}" if self.file else "unknown source"
 
 
 class Pattern(Enum):

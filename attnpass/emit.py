@@ -20,11 +20,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from attnpass.limits import Rejection
-from attnpass.patterns.sdpa import unwrapped, value_of
+from attnpass.graph.values import unwrapped, value_of
 from attnpass.patterns.wiring import Operand
 from attnpass.symbolic import is_hashable
 from attnpass.tensor import TensorSpec
-from attnpass.writes import Writes
 
 aten = torch.ops.aten
 T = TypeVar("T")
@@ -47,10 +46,14 @@ class Emitter:
         made: the nodes inserted so far, in order.
         shared: values that later calls of the same graph may reuse, such as block masks, by key.
         mode: the fake tensor mode of the values.
+        epoch: how many writes the program makes before this place: at two places of one epoch, tensors are the same.
     """
 
-    def __init__(self, owner: GraphModule, anchor: Node, shared: dict[Any, Any] | None = None) -> None:
+    def __init__(
+        self, owner: GraphModule, anchor: Node, shared: dict[Any, Any] | None = None, epoch: int = 0
+    ) -> None:
         self.owner = owner
+        self.epoch = epoch
         self.made: list[Node] = []
         self.shared: dict[Any, Any] = {} if shared is None else shared
         self._anchor = anchor
@@ -151,17 +154,6 @@ class Emitter:
     def cast(self, node: Node, dtype: torch.dtype) -> Node:
         """``node`` in ``dtype``; nothing is emitted if it is."""
         return node if self.value(node).dtype == dtype else self(aten._to_copy.default, node, dtype=dtype)
-
-    def writes_before(self) -> int:
-        """How many nodes before this place may write into a tensor: two places with the same count see the same values.
-
-        Dynamo's graphs are not functionalised, so a mask may be changed in place between two calls that read it.
-        """
-        writes = self.once("writes", lambda: Writes.of(self.owner.graph))
-        place = self._anchor
-        while place not in writes.position:  # a node of an opened layer, inlined later
-            place = place.prev
-        return writes.before(writes.position[place])
 
     def inline(self, function: Callable[..., Any], *inputs: Node) -> Any:
         """Trace ``function`` on the values of ``inputs`` and insert its ATen ops. Returns its outputs as nodes."""

@@ -40,7 +40,7 @@ def fixed(emitter: Emitter, operand: Node) -> Node:
     source = operand
     while source.target is aten.unsqueeze.default and isinstance(source.args[0], Node):
         source = source.args[0]  # each call lifts the same mask to 4-D anew
-    key = ("flex operand", source, emitter.spec(operand).ndim, emitter.writes_before())
+    key = ("flex operand", source, emitter.spec(operand).ndim, emitter.epoch)
     return emitter.once(key, lambda: emitter(_copy, operand))
 
 

@@ -7,13 +7,11 @@ something runs the copy (as Dynamo does for its own graphs): making it twice for
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Graph, GraphModule, Node
 from torch.fx._lazy_graph_module import _make_graph_module, _use_lazy_graph_module
-
-from attnpass.writes import may_write
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +51,15 @@ class GraphCopy:
         Random ops and ops in place would not go by themselves, and with them whatever they read.
         """
         for node in reversed(nodes):
-            if node in self.replaced:
-                continue
-            for reader in list(node.users):  # what asked for nothing but sizes
-                if not reader.users and not may_write(reader) and reader.op != "output":
-                    reader.graph.erase_node(reader)
-            if not node.users:
+            if node not in self.replaced and not node.users:
                 node.graph.erase_node(node)
 
-    def erase_unread(self, nodes: Sequence[Node], is_pure: Callable[[Node], bool]) -> None:
-        """Erase nodes of the copy that nobody reads any more, and then what only they read, as far as it is pure."""
+    def erase_unread(self, nodes: Sequence[Node], quiet: Collection[Node]) -> None:
+        """Erase nodes of the copy that nobody reads any more, and then what only they read, as far as it is quiet."""
         queue, gone = list(nodes), set[Node]()
         while queue:
             node = queue.pop()
-            if node in gone or node in self.replaced or node.users or not is_pure(node):
+            if node in gone or node in self.replaced or node.users or node not in quiet:
                 continue
             queue += node.all_input_nodes
             node.graph.erase_node(node)

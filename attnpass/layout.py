@@ -17,7 +17,6 @@ from attnpass.call import AttentionCall
 from attnpass.emit import EmitRefusedError, Emitter, additive_mask, aten
 from attnpass.kernel import Operands
 from attnpass.limits import Code, Rejection
-from attnpass.patterns.canonical import permutation
 from attnpass.symbolic import Size, known, known_equal, known_multiple, shown
 from attnpass.tensor import TensorSpec
 
@@ -173,7 +172,7 @@ def layout_is_free(emitter: Emitter, value: torch.Tensor, node: Node) -> bool:
 
 def _same_behind(emitter: Emitter, value: torch.Tensor, reader: Node, depth: int = 0) -> bool:
     """Does ``reader`` give the same strides when it reads ``value``? Only transposes and what copies are looked at."""
-    order = permutation(reader)
+    order = _permutation(reader)
     if order is not None and depth == 0 and reader.users:
         with emitter.mode, torch.no_grad():
             moved = value.permute(order)
@@ -187,6 +186,20 @@ def _same_behind(emitter: Emitter, value: torch.Tensor, reader: Node, depth: int
         return False  # whether it is a view or a copy would be a guard
     with emitter.mode, torch.no_grad():
         return same_strides(TensorSpec.of(value.reshape(wanted.shape)), TensorSpec.of(wanted))
+
+
+def _permutation(node: Node) -> list[int] | None:
+    """The order in which a method of tensors puts the dimensions; None for anything else."""
+    if node.op != "call_method" or node.target not in ("transpose", "permute") or node.kwargs:
+        return None
+    order, dims = list(range(node.meta["example_value"].ndim)), node.args[1:]
+    if node.target == "transpose" and len(dims) == 2 and all(isinstance(dim, int) for dim in dims):
+        one, other = dims
+        order[one], order[other] = order[other], order[one]  # type: ignore[index]
+        return order
+    dims = dims[0] if len(dims) == 1 and isinstance(dims[0], (list, tuple)) else dims  # type: ignore[assignment]
+    numbers = [dim % len(order) for dim in dims if isinstance(dim, int)]
+    return numbers if node.target == "permute" and len(numbers) == len(order) else None
 
 
 def same_strides(left: TensorSpec, right: TensorSpec) -> bool:

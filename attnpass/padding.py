@@ -64,7 +64,7 @@ def _shared(
 ) -> tuple[Node | None, Node, Node | None]:
     """The order of the keys, their number, and which examples give an average: once for all calls with this mask."""
     averages = call.mask.rows_may_be_empty and call.mask.empty is EmptyRows.AVERAGE
-    key = ("padding", allowed, averages, *map(str, sizes_of(call)), emitter.writes_before())
+    key = ("padding", allowed, averages, *map(str, sizes_of(call)), emitter.epoch)
     return emitter.once(key, lambda: _make(emitter, call, args, allowed, averages))
 
 

@@ -26,7 +26,7 @@ from attnpass.lowering import lowered
 from attnpass.machine import Machine
 from attnpass.masks.understand import Reader
 from attnpass.patterns import Findings, find
-from attnpass.patterns.sdpa import value_of
+from attnpass.graph.values import value_of
 from attnpass.policy import Choice
 from attnpass.probe import Prover
 from attnpass.report.record import Report
@@ -88,7 +88,7 @@ def run_pass(
     start = time.perf_counter()
     code_before = gm.print_readable(print_output=False) if config.log == "debug" or config.report else ""
     assumptions = Assumptions()
-    findings = understand(gm, find(gm, grad), assumptions)
+    findings = understand(find(gm, grad), assumptions)
     read, spent = time.perf_counter(), tuner.spent if tuner else 0.0
     machines = look([found.call for found in findings.calls])
     start += time.perf_counter() - read  # importing a library is not the pass
@@ -123,16 +123,16 @@ def _applied(
     if not any(decision.rewritten for decision in decisions):
         return gm, decisions
     copied = GraphCopy.of(gm)
-    decisions = apply(copied, findings.calls, decisions, kernels, verifier)
+    decisions = apply(copied, findings, decisions, kernels, verifier)
     if not any(decision.rewritten for decision in decisions):
         return gm, decisions
     copied.finish()
     return copied.module, decisions
 
 
-def understand(gm: GraphModule, findings: Findings, assumptions: Assumptions) -> Findings:
+def understand(findings: Findings, assumptions: Assumptions) -> Findings:
     """The same calls with what their masks mean; ``assumptions`` notes the buffers that were read for it."""
-    reader = Reader(gm, assumptions.array)
+    reader = Reader(findings.reading, assumptions.array)
     return replace(findings, calls=tuple(map(reader.understood, findings.calls)))
 
 

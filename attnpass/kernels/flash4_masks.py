@@ -96,7 +96,7 @@ def _shared(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Any,
     """
     assert args.meaning is not None, "a mask that was proved has a meaning"
     allowed = args.meaning.allowed
-    key = ("flash4 mask", allowed, *map(str, sizes_of(call)), emitter.writes_before())
+    key = ("flash4 mask", allowed, *map(str, sizes_of(call)), emitter.epoch)
     return emitter.once(key, lambda: _make(emitter, call, args, allowed))
 
 

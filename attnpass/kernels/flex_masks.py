@@ -45,7 +45,7 @@ class Captured:
 
 def captured(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: Meaning) -> Captured:
     """Prepare what a mask reads. Shared by all calls with the same mask."""
-    key = ("flex captured", meaning.allowed, meaning.bias, *map(str, sizes_of(call)), emitter.writes_before())
+    key = ("flex captured", meaning.allowed, meaning.bias, *map(str, sizes_of(call)), emitter.epoch)
     return emitter.once(key, lambda: _capture(emitter, call, q, k, meaning))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -95,68 +94,47 @@ def sliced(x: Array, like: Like, dim: int, start: Size | None, step: int) -> Arr
     return like.made_of(element)
 
 
-def indexed(x: Array, parts: Sequence[Any], like: Like) -> Array:
-    """Indexing by None, slices, numbers and integer arrays, as Python writes it.
+def indexed(x: Array, items: Sequence[Array | None], like: Like) -> Array:
+    """``aten.index``: integer arrays in some dimensions; None, and what is left, are taken whole.
+
+    The dimensions of the arrays stand where the first array stood if they are neighbours, else in front.
 
     Raises:
         StopError: an index array is of truth values, or its values may be negative.
     """
-    parts = without_ellipsis(x, parts)
-    fancy = [i for i, part in enumerate(parts) if isinstance(part, Array)]
-    depth = max((parts[i].ndim for i in fancy), default=0)
-    if any(parts[i].dtype == torch.bool for i in fancy):
+    parts = [*items, *[None] * (x.ndim - len(items))]
+    fancy = [i for i, part in enumerate(parts) if part is not None]
+    arrays = [part for part in parts if part is not None]
+    if any(part.dtype == torch.bool or part.dtype == torch.uint8 for part in arrays):
         raise StopError("indexing by truth values")
-    beside = [i for i, part in enumerate(parts) if isinstance(part, Array) or (fancy and is_size(part))]
-    together = not beside or beside == list(range(beside[0], beside[-1] + 1))
-    front = 0 if not together else sum(not is_size(part) for part in parts[: beside[0]]) if beside else 0
+    depth = max((part.ndim for part in arrays), default=0)
+    front = fancy[0] if fancy and fancy == list(range(fancy[0], fancy[-1] + 1)) else 0
 
     def element(index: Index) -> Expr:
         array_index = index[front : front + depth]
-        plain = iter((*index[:front], *index[front + depth :]) if fancy else index)
+        plain = iter((*index[:front], *index[front + depth :]))
         source: list[Expr] = []
         for part in parts:
-            dim = len(source)
-            if part is None:
-                next(plain)
-            elif isinstance(part, Array):
-                there = part.broadcast_at(array_index)
-                if not not_negative(there):
-                    raise StopError(f"an index that may be negative: {there}")
-                source.append(there)
-            elif is_size(part):
-                source.append(number(_from_start(part, x.shape[dim])))
-            else:
-                source.append(_slice_at(part, x.shape[dim], next(plain)))
+            there = next(plain) if part is None else part.broadcast_at(array_index)
+            if part is not None and not not_negative(there):
+                raise StopError(f"an index that may be negative: {there}")
+            source.append(there)
         return x.at(tuple(source))
 
     return like.made_of(element)
 
 
-def is_size(part: Any) -> bool:
-    """Is this part of an index a number?"""
-    return isinstance(part, (int, torch.SymInt)) and not isinstance(part, bool)
+def from_start(position: Size, size: Size) -> Size:
+    """A position counted from the first element.
 
-
-def without_ellipsis(x: Array, parts: Sequence[Any]) -> list[Any]:
-    """The parts of an index of ``x``, one for each dimension, beside any None."""
-    taken = sum(part is not None and part is not Ellipsis for part in parts)
-    rest = [slice(None)] * (x.ndim - taken)
-    if not any(part is Ellipsis for part in parts):
-        return [*parts, *rest]
-    at = next(i for i, part in enumerate(parts) if part is Ellipsis)
-    return [*parts[:at], *rest, *parts[at + 1 :]]
-
-
-def _from_start(position: Size, size: Size) -> Size:
+    Raises:
+        StopError: it is not known from which end it counts.
+    """
     if known(position >= 0):
         return position
     if known(position < 0):
         return size + position
     raise StopError(f"an index of unknown sign: {position}")
-
-
-def _slice_at(part: slice, size: Size, index: Expr) -> Expr:
-    return shifted(index, part.step or 1, slice_start(part.start, size))
 
 
 def slice_start(start: Size | None, size: Size) -> Size:

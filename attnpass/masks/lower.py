@@ -33,7 +33,7 @@ from attnpass.masks.expr import (
     size_key,
 )
 from attnpass.masks.logic import loads_of, walk
-from attnpass.patterns.sdpa import value_of
+from attnpass.graph.values import value_of
 from attnpass.symbolic import Size, known
 
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {

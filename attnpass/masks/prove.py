@@ -33,7 +33,7 @@ from attnpass.masks.meaning import Meaning
 from attnpass.masks.simplify import conjuncts, simplified
 from attnpass.masks.spec import EmptyRows, MaskSpec, MaskTerm, Term
 from attnpass.masks.substitute import substituted
-from attnpass.patterns.sdpa import value_of
+from attnpass.graph.values import value_of
 from attnpass.symbolic import Size, known_equal
 from attnpass.tensor import TensorSpec
 

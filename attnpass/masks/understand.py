@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch._ops import HigherOrderOperator
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Node
 
 from attnpass.call import Pattern
+from attnpass.graph.ops import spelled
+from attnpass.graph.reading import Reading
+from attnpass.graph.values import source_of
 from attnpass.masks.elements import StopError
 from attnpass.masks.expr import AXES, Apply, B, Expr, H, K, Q, axis
 from attnpass.masks.logic import all_of, loads_of
@@ -21,121 +24,78 @@ from attnpass.masks.prove import Split, hides, only_a_tensor, prove, taken_apart
 from attnpass.masks.spec import EmptyRows
 from attnpass.masks.trace import Constants, Tracer
 from attnpass.patterns import FoundCall
-from attnpass.patterns.regions import bodies_of, given_to
-from attnpass.patterns.sdpa import source_of, value_of
 from attnpass.patterns.wiring import Addition
 from attnpass.symbolic import Size, known_equal
 
+DEPTH = 20_000  # Python frames: an element of a mask is read through every op that made it
 
-@dataclass(slots=True)
+
 class Reader:
-    """Reads the masks of one graph and of the bodies inside it.
+    """Reads the masks of one program.
 
-    Attributes:
-        root: the graph module that holds the calls.
+    Args:
+        reading: what the program computes.
         constants: the array of an input whose values may be assumed, or None.
-        tracers: one for each graph.
-        read: what was understood, by the operands that it was read from.
     """
 
-    root: GraphModule
-    constants: Constants = lambda _: None
-    tracers: dict[Graph, Tracer] = field(default_factory=dict)
-    read: dict[Any, Meaning] = field(default_factory=dict)
-    _sites: dict[Graph, list[Node]] | None = None
+    def __init__(self, reading: Reading, constants: Constants = lambda _: None) -> None:
+        self.reading = reading
+        self.tracer = Tracer(reading, constants)
+        self.read: dict[Any, Meaning] = {}
 
     def understood(self, found: FoundCall) -> FoundCall:
         """The call with the meaning of its mask, if there is a mask tensor and its meaning could be proved."""
-        call, additions = found.call, found.wiring.additions
-        if not additions or call.mask_and_causal or call.context.functorch:
+        call, values = found.call, found.values
+        if values is None or not values.additions or call.mask_and_causal or call.context.functorch:
             return found
-        tracer = self._tracer(found)
         sizes = {B: call.B, H: call.H, Q: call.Sq, K: call.Sk}
-        writes = tracer.writes.before(tracer.writes.position[found.node])
         kept = call.mask.tensor
         kind = (call.pattern, call.mask.empty, call.mask.bias is None, None if kept is None else kept.dtype)
-        key = (additions, tuple(map(str, sizes.values())), kind, writes)
+        key = (values.additions, tuple(map(str, sizes.values())), kind, found.epoch, found.node.graph)
         if key not in self.read:
             try:
-                self.read[key] = self._meaning(found, tracer, sizes)
+                with _deep_recursion():
+                    self.read[key] = self._meaning(found, values.additions, sizes)
             except StopError as stop:
                 self.read[key] = Meaning.unknown(call.mask, str(stop))
+            except RecursionError:
+                self.read[key] = Meaning.unknown(call.mask, "it is made by too many ops to be followed")
         meaning = self.read[key]
+        if not meaning.stop:
+            meaning = meaning.map_nodes(lambda value: self._holder(value, found.node))
         return replace(found, call=replace(call, mask=meaning.spec), meaning=meaning)
 
-    def _meaning(self, found: FoundCall, tracer: Tracer, sizes: dict[str, Size]) -> Meaning:
-        call = found.call
-        split, hiding = _combined(found.wiring.additions, tracer, found, sizes)
-        spelled = call.mask.tensor
+    def _holder(self, value: Node, place: Node) -> Node:
+        node = self.reading.holder(value, place)
+        assert node is not None, "a mask reads a value that nobody holds"
+        return node
+
+    def _meaning(self, found: FoundCall, additions: Sequence[Addition], sizes: dict[str, Size]) -> Meaning:
+        call, tracer = found.call, self.tracer
+        split, hiding = _combined(additions, tracer, found, sizes)
+        spelled_mask = call.mask.tensor
         by_hand = call.pattern is Pattern.HANDWRITTEN and call.mask.empty is not EmptyRows.ZERO  # as sinks leave it
-        meaning = prove(split, sizes, by_hand, spelled, several=hiding > 1)
-        filled = any(each.fill is not None and each.fill > -math.inf for each in found.wiring.additions)
+        meaning = prove(split, sizes, by_hand, spelled_mask, several=hiding > 1)
+        filled = any(each.fill is not None and each.fill > -math.inf for each in additions)
         if filled and meaning.bias is not None and meaning.spec.rows_may_be_empty:
             return Meaning.unknown(call.mask, "a hidden row reads its bias or not, by the order of both")
         loads = [*loads_of(meaning.allowed), *([] if meaning.bias is None else loads_of(meaning.bias))]
-        stop = _first_stop(tracer, found)
+        stop = _first_stop(tracer, additions)
         if only_a_tensor(meaning):
             return Meaning.unknown(call.mask, stop or "its values are an input of the graph")
         if loads and call.context.nested_in:
             return Meaning.unknown(call.mask, "it reads data inside the body of another operation")
         return meaning
 
-    def _tracer(self, found: FoundCall) -> Tracer:
-        opened = found.opened
-        if opened is None:
-            return self._tracer_of(found.node.graph)
-        tracer = self._tracer_of(found.node.graph)
-        around = self._tracer_of(opened.node.graph)
-        inner = found.node.graph.find_nodes(op="placeholder")
-        tracer.outside = {p: (o, around, opened.node) for p, o in zip(inner, opened.inputs, strict=True)}
-        tracer.loads_outside = True  # its nodes move into the graph around it
-        return tracer
 
-    def _tracer_of(self, graph: Graph) -> Tracer:
-        if graph not in self.tracers:
-            tracer = Tracer(graph, self.constants)
-            self.tracers[graph] = tracer
-            tracer.outside = self._outside(tracer)
-        return self.tracers[graph]
-
-    def _outside(self, tracer: Tracer) -> dict[Node, tuple[Node, Tracer, Node]]:
-        """What is passed for the inputs of a body; of one that runs at several places, what is the same at all."""
-        places = self._places(tracer.graph)
-        several = len(places) > 1
-        if not places or len({place.graph for place in places}) > 1 or (several and tracer.writes.places):
-            return {}
-        around = self._tracer_of(places[0].graph)
-        start, end = (around.writes.position[place] for place in (places[0], places[-1]))
-        passed, *elsewhere = (_operands(tracer.graph, place) for place in places)
-        return {
-            inner: (outer, around, places[0])
-            for inner, outer in passed.items()
-            if all(other.get(inner) is outer for other in elsewhere) and not around.writes.between(outer, start, end)
-        }
-
-    def _places(self, body: Graph) -> list[Node]:
-        """The nodes that run a body, in program order; none for the graph itself."""
-        if self._sites is None:
-            self._sites = defaultdict(list)
-            for module in (m for m in self.root.modules() if isinstance(m, GraphModule)):
-                for node in module.graph.nodes:
-                    for inner in bodies_of(module, node) if isinstance(node.target, HigherOrderOperator) else ():
-                        self._sites[inner.graph].append(node)
-        return self._sites.get(body, [])
-
-
-def _operands(body: Graph, site: Node) -> dict[Node, Node]:
-    """The placeholders of a body and the nodes that are passed for them; nothing where that is not plain."""
-    passed = given_to(site, body)
-    if passed is None:
-        return {}
-    pairs = [(p, o) for p, o in zip(body.find_nodes(op="placeholder"), passed, strict=True) if isinstance(o, Node)]
-    return {} if any(_spec(p) != _spec(o) for p, o in pairs) else dict(pairs)
-
-
-def _spec(node: Node) -> Any:
-    value = value_of(node)
-    return (str(tuple(value.shape)), value.dtype) if isinstance(value, torch.Tensor) else str(value)
+@contextmanager
+def _deep_recursion() -> Iterator[None]:
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, DEPTH))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _combined(
@@ -178,17 +138,19 @@ def _broadcasts(shape: Sequence[Size], sizes: dict[str, Size]) -> bool:
     return all(known_equal(n, 1) or known_equal(n, sizes[name]) for n, name in zip(shape, names, strict=True))
 
 
-def _first_stop(tracer: Tracer, found: FoundCall) -> str:
-    """The node that understanding ended at, nearest to the call, with its source line."""
-    queue: list[Node] = [addition.operand.node for addition in found.wiring.additions]
+def _first_stop(tracer: Tracer, additions: Sequence[Addition]) -> str:
+    """The value that understanding ended at, nearest to the call, with its source line."""
+    queue: list[Node] = [addition.operand.node for addition in additions]
     seen: set[Node] = set()
     while queue:
-        node = queue.pop(0)
-        if node in seen:
+        value = queue.pop(0)
+        if value in seen:
             continue
-        seen.add(node)
-        if node in tracer.stops:
-            where = source_of(node.meta)
-            return f"{tracer.stops[node]} ({node.name}{f', {where}' if where.file else ''})"
-        queue += node.all_input_nodes
+        seen.add(value)
+        if value in tracer.stops:
+            maker = value.meta["maker"]
+            where = source_of({} if maker is None else maker.meta)
+            name = spelled(value) if maker is None else maker.name
+            return f"{tracer.stops[value]} ({name}{f', {where}' if where.file else ''})"
+        queue += value.all_input_nodes
     return ""

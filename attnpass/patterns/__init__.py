@@ -1,27 +1,33 @@
 """find: graph -> attention calls and near misses. Read only.
 
-To add a spelling, write a file beside `sdpa` that turns a node into an `AttentionCall`, and name it in `find`.
+A call of SDPA is a node of the program; attention written by hand is found in the program's `Reading`. Both end as a
+`FoundCall`: what is computed, the nodes of the program that hold the operands at that place, and the operands' values.
+
+To add a spelling, write a file beside `sdpa` that turns a node or a value into an `AttentionCall`, and name it in `find`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from attnpass.call import AttentionCall, Pattern
-from attnpass.patterns.chain import Surroundings, is_softmax
+from attnpass.graph import Reading, read
+from attnpass.graph.regions import Region, walk
+from attnpass.graph.values import module_path, source_of, value_of
+from attnpass.patterns.chain import is_softmax
 from attnpass.patterns.elements import RefusedError
 from attnpass.patterns.handwritten import read_handwritten
 from attnpass.patterns.kind import with_kinds
 from attnpass.patterns.multihead import Opened, is_multihead, open_up
 from attnpass.patterns.near_misses import near_miss, near_misses
-from attnpass.patterns.operands import spec_of
-from attnpass.patterns.regions import Region, walk
+from attnpass.patterns.operands import Held, spec_of
 from attnpass.patterns.repeats import repeated_operands
-from attnpass.patterns.sdpa import is_sdpa, module_path, read_call, source_of, value_of, wiring_of
+from attnpass.patterns.sdpa import is_sdpa, read_call, wiring_of
 from attnpass.patterns.wiring import Operand, Wiring
 from attnpass.report.record import NearMiss
 
@@ -36,24 +42,28 @@ class FoundCall:
     Attributes:
         call: what it means.
         owner: the (sub)module whose graph holds ``node``; the opened body if ``opened`` is set.
-        node: the node whose value the call gives.
-        wiring: the nodes that it reads.
+        node: the node of the program whose value the call gives.
+        wiring: the nodes that hold its operands there.
+        values: its operands as values of the Reading; None inside a functorch transform, which none is read through.
         opened: the opaque layer that the node was found in, or None.
         dead: the other nodes of a chain written by hand, which nobody needs once ``node`` is replaced.
         repeated: k and v with their heads repeated, where the call reads them before that.
-        written: the call and its operands as the program has them, before anything is proved about them.
         meaning: what was understood of the mask tensors, or None where there are none.
+        epoch: how many writes the program makes before the call: two calls of the same epoch see the same memory.
+        changed: does the program write to the output later on?
     """
 
     call: AttentionCall
     owner: GraphModule
     node: Node
     wiring: Wiring
+    values: Wiring | None = None
     opened: Opened | None = None
     dead: tuple[Node, ...] = ()
     repeated: tuple[Operand, Operand] | None = None
-    written: tuple[AttentionCall, Wiring] | None = None
     meaning: Meaning | None = None
+    epoch: int = 0
+    changed: bool = False
 
     def alternatives(self) -> tuple[FoundCall, ...]:
         """Other readings, to be asked when no kernel takes this one: k and v as the program has them."""
@@ -70,11 +80,12 @@ class FoundCall:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What is in a graph, and its size in nodes."""
+    """What is in a graph, its size in nodes, and what it computes."""
 
     calls: tuple[FoundCall, ...]
     near_misses: tuple[NearMiss, ...]
     nodes: int
+    reading: Reading
 
 
 def find(gm: GraphModule, grad: bool | None = None) -> Findings:
@@ -82,8 +93,6 @@ def find(gm: GraphModule, grad: bool | None = None) -> Findings:
 
     ``grad`` says whether gradients flow, where the values on the nodes do not know it.
     """
-    calls: list[FoundCall] = []
-    misses: list[NearMiss] = []
     owners: dict[Node, GraphModule] = {}
     regions: dict[Node, Region] = {}
     torn: set[Node] = set()
@@ -92,79 +101,139 @@ def find(gm: GraphModule, grad: bool | None = None) -> Findings:
             owners[node], regions[node] = owner, region
         elif regions[node] != region:  # a body that several ops share, as invoke_subgraph's, is rewritten once
             torn.add(node)
-    around = Surroundings(regions, {node: place for place, node in enumerate(regions)})
+    layers = {node: open_up(owner, node, regions[node]) for node, owner in owners.items() if is_multihead(node)}
+    finder = _Finder(_with_layers(owners, layers), regions, layers, grad)
+    finder.search(gm)
+    calls = [_undecided(found) if found.node in torn else found for found in finder.calls]
+    calls = with_kinds(gm, finder.reading, calls)
+    misses = (*finder.misses, *near_misses(finder.reading))
+    return Findings(tuple(calls), misses, len(owners), finder.reading)
+
+
+class _Finder:
+    """The search through one graph."""
+
+    def __init__(
+        self,
+        owners: Mapping[Node, GraphModule],
+        regions: dict[Node, Region],
+        layers: Mapping[Node, Opened | str],
+        grad: bool | None,
+    ) -> None:
+        self.calls: list[FoundCall] = []
+        self.misses: list[NearMiss] = []
+        self._owners, self._regions, self._layers, self._grad = owners, regions, layers, grad
+        self._inside: dict[Node, Opened] = {}
+        for node, opened in layers.items():
+            if isinstance(opened, Opened):
+                for inner in opened.body.graph.nodes:
+                    self._inside[inner] = opened
+                    regions[inner] = regions[node]
+
+    def search(self, gm: GraphModule) -> None:
+        self.reading = read(gm, self._regions, self._opened)
+        softmaxes: dict[Node, list[Node]] = {}
+        for value in self.reading.graph.nodes:
+            if is_softmax(value):
+                softmaxes.setdefault(value.meta["maker"], []).append(value)
+        for node in self._owners:
+            layer = self._layers.get(node)
+            if is_sdpa(node) and node in self.reading.places:
+                self.calls.append(self._sdpa(node))
+            elif isinstance(layer, str):
+                self.misses.append(NearMiss(node.name, layer, source_of(node.meta)))
+            for softmax in softmaxes.get(node, ()):
+                self._by_hand(softmax)
+
+    def _opened(self, gm: GraphModule, node: Node) -> GraphModule | None:
+        opened = self._layers.get(node)
+        return opened.body if isinstance(opened, Opened) else None
+
+    def _sdpa(self, node: Node) -> FoundCall:
+        """An SDPA call; if its k and v are repeats of fewer heads, reading those."""
+        opened = self._inside.get(node)
+        region = self._regions[node]
+        if opened is None:
+            call = read_call(node, region, grad=self._grad)
+        else:
+            call = read_call(node, region, Pattern.MULTIHEAD, opened.node, _any_grad(opened))
+        wiring = wiring_of(node)
+        found = FoundCall(call, self._owners[node], node, wiring, self._values(wiring, node), opened)
+        found = replace(found, **self._memory_of(node))
+        small = None
+        if found.values is not None and opened is None:
+            small = repeated_operands(found.call, found.values, Held(self.reading, node))
+        if small is None:
+            return found
+        k, v = small
+        call = replace(found.call, k=spec_of(k), v=spec_of(v), enable_gqa=True)
+        values = replace(found.values, k=k, v=v)
+        held = self._held(node)
+        wiring = replace(wiring, k=k.map_nodes(held), v=v.map_nodes(held))
+        return replace(found, call=call, wiring=wiring, values=values, repeated=(found.wiring.k, found.wiring.v))
+
+    def _by_hand(self, softmax: Node) -> None:
+        """The attention around a softmax, or why it is none if it looks like one."""
+        try:
+            hand = read_handwritten(softmax, self.reading, self._grad)
+        except RefusedError as refused:
+            self.misses += near_miss(softmax, refused)
+            return
+        held = self._held(hand.node)
+        repeated = hand.repeated and (hand.repeated[0].map_nodes(held), hand.repeated[1].map_nodes(held))
+        opened, call = self._inside.get(hand.node), hand.call
+        if opened is not None:
+            meta = opened.node.meta
+            call = replace(call, node=opened.node.name, module=module_path(meta), source=source_of(meta))
+        owner, wiring = self._owners[hand.node], hand.values.map_nodes(held)
+        found = FoundCall(call, owner, hand.node, wiring, hand.values, opened, hand.dead, repeated)
+        self.calls.append(replace(found, **self._memory_of(hand.node)))
+
+    def _memory_of(self, node: Node) -> dict[str, int | bool]:
+        return {"epoch": self.reading.writes_before(node), "changed": self.reading.written_behind(node)}
+
+    def _values(self, wiring: Wiring, place: Node) -> Wiring | None:
+        """The operands of an SDPA node as values."""
+        values = {node: self.reading.value_at(node, place) for node in wiring.nodes()}
+        if any(value is None for value in values.values()):
+            return None
+        return wiring.map_nodes(values.__getitem__)  # type: ignore[arg-type]
+
+    def _held(self, place: Node) -> Callable[[Any], Node]:
+        """Value -> the node of the program that holds it at ``place``."""
+
+        def node(value: Any) -> Node:
+            if not isinstance(value, Node):
+                found = self.reading.number(value, place)
+            else:
+                found = self.reading.holder(value, place)
+            assert found is not None, "an operand was found that nobody holds"
+            return found
+
+        return node
+
+
+def _with_layers(
+    owners: Mapping[Node, GraphModule], layers: Mapping[Node, Opened | str]
+) -> Mapping[Node, GraphModule]:
+    """The nodes of opened layers in the place of the layer, so that what is found stands in program order."""
+    result: dict[Node, GraphModule] = {}
     for node, owner in owners.items():
-        region = regions[node]
-        if is_sdpa(node):
-            calls.append(_sdpa(FoundCall(read_call(node, region, grad=grad), owner, node, wiring_of(node))))
-        elif is_multihead(node):
-            opened = open_up(owner, node, region)
-            if isinstance(opened, str):
-                misses.append(NearMiss(node.name, opened, source_of(node.meta)))
-            else:
-                found_inside, missed = _inside(opened, region)
-                calls += found_inside
-                misses += missed
-        elif is_softmax(node):
-            found = _by_hand(owner, node, around, grad)
-            if isinstance(found, FoundCall):
-                calls.append(found)
-            else:
-                misses += found
-    calls = [_undecided(found) if found.node in torn else found for found in calls]
-    calls = with_kinds(gm, calls)
-    return Findings(tuple(calls), (*misses, *near_misses(owners)), len(owners))
+        opened = layers.get(node)
+        if isinstance(opened, Opened):
+            result.update(dict.fromkeys(opened.body.graph.nodes, opened.body))
+        result[node] = owner
+    return result
 
 
-def _by_hand(
-    owner: GraphModule, softmax: Node, around: Surroundings, grad: bool | None
-) -> FoundCall | tuple[NearMiss, ...]:
-    """The attention around a softmax, or why it is none if it looks like one."""
-    try:
-        found = read_handwritten(softmax, around, grad)
-    except RefusedError as refused:
-        return near_miss(softmax, refused)
-    written = (found.call, found.wiring)
-    return FoundCall(found.call, owner, found.node, found.wiring, None, found.dead, found.repeated, written)
-
-
-def _sdpa(found: FoundCall) -> FoundCall:
-    """An SDPA call; if its k and v are repeats of fewer heads, reading those."""
-    found = replace(found, written=(found.call, found.wiring))
-    small = repeated_operands(found.call, found.wiring)
-    if small is None:
-        return found
-    k, v = small
-    call = replace(found.call, k=spec_of(k), v=spec_of(v), enable_gqa=True)
-    wiring = replace(found.wiring, k=k, v=v)
-    return replace(found, call=call, wiring=wiring, repeated=(found.wiring.k, found.wiring.v))
+def _any_grad(opened: Opened) -> bool:
+    return any(isinstance(v, torch.Tensor) and v.requires_grad for v in map(value_of, opened.inputs))
 
 
 def _undecided(found: FoundCall) -> FoundCall:
     """A call in a body that runs under different autocast, grad mode or transforms; no kernel suits all of them."""
     context = replace(found.call.context, unreadable="the state around a body that several ops share")
     return replace(found, call=replace(found.call, context=context))
-
-
-def _inside(opened: Opened, region: Region) -> tuple[list[FoundCall], list[NearMiss]]:
-    """The attention inside an opened layer: SDPA, or written by hand where the layer has weights to give."""
-    grad = any(isinstance(v, torch.Tensor) and v.requires_grad for v in map(value_of, opened.inputs))
-    nodes = list(opened.body.graph.nodes)
-    around = Surroundings(dict.fromkeys(nodes, region), {node: place for place, node in enumerate(nodes)})
-    calls, misses = [], []
-    for node in nodes:
-        if is_sdpa(node):
-            call, wiring = read_call(node, region, Pattern.MULTIHEAD, opened.node, grad), wiring_of(node)
-            calls.append(FoundCall(call, opened.body, node, wiring, opened, written=(call, wiring)))
-        elif is_softmax(node):
-            found = _by_hand(opened.body, node, around, grad)
-            if isinstance(found, FoundCall):
-                meta = opened.node.meta
-                call = replace(found.call, node=opened.node.name, module=module_path(meta), source=source_of(meta))
-                calls.append(replace(found, call=call, opened=opened))
-            else:
-                misses += [replace(miss, source=source_of(opened.node.meta)) for miss in found]
-    return calls, misses
 
 
 def _device_types(gm: GraphModule) -> set[str]:

@@ -6,41 +6,25 @@ Every refusal is a `RefusedError` with the node at fault; `attnpass.patterns.nea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from attnpass.patterns.canonical import argument, is_getitem, name_of, reads_metadata, spelled, tensor
+from attnpass.graph.ops import argument, is_getitem, name_of, spelled
+from attnpass.graph.reading import Reading
+from attnpass.graph.values import tensor, value_of
 from attnpass.patterns.elements import CAT, DROPOUT, SAME, SHIFT, SLICE, Element, RefusedError, on_probabilities
 from attnpass.patterns.products import Product, is_product, read_product
-from attnpass.patterns.regions import Region
 from attnpass.patterns.score_elements import element_of
-from attnpass.patterns.sdpa import value_of
 from attnpass.symbolic import known_equal
-from attnpass.writes import may_write
 
 SOFTMAXES = ("softmax", "safe_softmax")
-REACH = 16  # nodes between a product and the softmax
-METADATA_ONLY = {"full_like", "zeros_like", "ones_like", "empty_like", "new_full", "new_zeros", "new_ones", "new_empty"}
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the matcher knows about the graph around a chain.
-
-    Attributes:
-        regions: the program state at each node.
-        order: the place of each node in its graph.
-    """
-
-    regions: Mapping[Node, Region]
-    order: Mapping[Node, int]
+REACH = 24  # ops between a product and the softmax
 
 
 @dataclass(slots=True)
 class Chain:
-    """A softmax and what is around it, in program order.
+    """A softmax and what is around it, in program order. All nodes are values of a Reading.
 
     Attributes:
         softmax: the softmax.
@@ -49,7 +33,7 @@ class Chain:
         probabilities: what is done between `softmax` and `last`.
         last: the product with V.
         weights: the operand of `last` that holds the probabilities.
-        nodes: every node that is dead once `last` is replaced.
+        nodes: every value that is dead once `last` is replaced.
     """
 
     softmax: Node
@@ -61,20 +45,20 @@ class Chain:
     nodes: set[Node] = field(default_factory=set)
 
 
-def read_chain(softmax: Node, around: Surroundings) -> Chain:
+def read_chain(softmax: Node, reading: Reading) -> Chain:
     """The chain through ``softmax``.
 
     Raises:
         RefusedError: it is no attention that can be followed, with the node at fault.
     """
-    first, scores = _upwards(softmax, around)
+    first, scores = _upwards(softmax)
     probabilities, last, weights = _downwards(softmax)
     chain = Chain(softmax, first, scores, probabilities, last, weights)
     chain.nodes = {softmax, first.node, last.node}
     for element in (*scores, *probabilities):
         chain.nodes.update((element.node, *element.members))
     _refuse_other_readers(chain)
-    _refuse_changing_state(chain, around)
+    _refuse_changing_state(chain, reading)
     return chain
 
 
@@ -83,19 +67,14 @@ def is_softmax(node: Node) -> bool:
     return name_of(node) in SOFTMAXES and tensor(node) is not None
 
 
-def readers(node: Node) -> list[Node]:
-    """Who reads the values of ``node``; asking for its sizes is no reading."""
-    return [u for u in node.users if not reads_metadata(u) and name_of(u) not in METADATA_ONLY]
-
-
-def _upwards(softmax: Node, around: Surroundings) -> tuple[Product, list[Element]]:
+def _upwards(softmax: Node) -> tuple[Product, list[Element]]:
     found: list[Element] = []
     asked: dict[Node, bool] = {}
-    reader, source = softmax, argument(softmax, 0, "input", "self")
+    reader, source = softmax, argument(softmax, 0)
     while len(found) <= REACH:
         if not isinstance(source, Node):
             raise RefusedError(reader, "its input is no tensor of the graph")
-        node = _as_seen_by(reader, source, around)
+        node = source
         if is_product(node):
             product = read_product(node)
             if isinstance(product, str):
@@ -107,15 +86,6 @@ def _upwards(softmax: Node, around: Surroundings) -> tuple[Product, list[Element
         found.append(element)
         reader, source = node, element.x
     raise RefusedError(softmax, f"more than {REACH} steps lie between the product of q and k and the softmax")
-
-
-def _as_seen_by(reader: Node, node: Node, around: Surroundings) -> Node:
-    """``node``, or the last op before ``reader`` that changes it in place: what stands in its memory by then."""
-    if reader.graph is not node.graph:
-        return node
-    writes = [u for u in node.users if u is not reader and may_write(u) and u.args and u.args[0] is node]
-    writes = [u for u in writes if around.order[u] < around.order[reader]]
-    return max(writes, key=around.order.__getitem__) if writes else node
 
 
 def _leads_to_product(node: Node, asked: dict[Node, bool], depth: int = 0) -> bool:
@@ -137,10 +107,10 @@ def _downwards(softmax: Node) -> tuple[list[Element], Product, Node]:
     found: list[Element] = []
     node = softmax
     while len(found) <= REACH:
-        reading = readers(node)
-        if len(reading) != 1:
-            _refuse_several(node, reading)
-        (reader,) = reading
+        readers = list(node.users)
+        if len(readers) != 1:
+            _refuse_several(node, readers)
+        (reader,) = readers
         if is_product(reader):
             product = read_product(reader)
             if isinstance(product, str):
@@ -158,10 +128,10 @@ def _downwards(softmax: Node) -> tuple[list[Element], Product, Node]:
     raise RefusedError(softmax, f"more than {REACH} steps lie between the softmax and the product with V")
 
 
-def _refuse_several(node: Node, reading: list[Node]) -> None:
-    if not reading:
+def _refuse_several(node: Node, readers: list[Node]) -> None:
+    if not readers:
         raise RefusedError(node, "nobody reads the probabilities")
-    others = [r for r in reading if not is_product(r)] or reading[1:]
+    others = [r for r in readers if not is_product(r)] or readers[1:]
     raise _used_elsewhere(node, others[0], "probabilities")
 
 
@@ -174,17 +144,17 @@ def _used_elsewhere(node: Node, reader: Node, what: str) -> RefusedError:
 def _refuse_other_readers(chain: Chain) -> None:
     after = {element.node for element in chain.probabilities} | {chain.softmax}
     for node in chain.nodes - {chain.last.node}:
-        for reader in readers(node):
+        for reader in node.users:
             if reader not in chain.nodes:
                 raise _used_elsewhere(node, reader, "probabilities" if node in after else "scores")
 
 
-def _refuse_changing_state(chain: Chain, around: Surroundings) -> None:
+def _refuse_changing_state(chain: Chain, reading: Reading) -> None:
     """Both products under the same grad mode, autocast and transforms; nothing inside a functorch transform."""
-    regions = [around.regions.get(node) for node in (chain.first.node, chain.softmax, chain.last.node)]
+    regions = [reading.region(node) for node in (chain.first.node, chain.softmax, chain.last.node)]
     first, middle, last = regions
     if first is None or middle is None or last is None:
-        return
+        raise RefusedError(chain.softmax, "the program state around it is not known")
     if first.functorch:
         raise RefusedError(chain.softmax, f"it stands inside {' of '.join(first.functorch)}, and is left alone there")
     if first != last or first.grad != middle.grad or first.functorch != middle.functorch:
@@ -202,7 +172,7 @@ def dropout_of(chain: Chain) -> float:
 def softmax_dim(chain: Chain) -> int:
     """The dimension of the softmax, counted from the front."""
     node = chain.softmax
-    value, dim = tensor(node), argument(node, 1, "dim")
+    value, dim = tensor(node), argument(node, 1)
     if value is None or not isinstance(dim, int):
         raise RefusedError(node, f"the dimension of the softmax is {dim!r}, not a number in the graph")
     return dim % value.ndim
@@ -225,12 +195,3 @@ def added_sinks(chain: Chain, dim: int) -> Node | None:
     if not whole or cat.dim % scores.ndim != dim or cut.dim % before.ndim != dim or cut.first != cat.first:
         raise RefusedError(cut.node, "what is appended to the scores is not one column that is cut off again")
     return cat.operand
-
-
-def writers_between(chain: Chain, since: int, around: Surroundings) -> Iterator[Node]:
-    """Nodes outside the chain, from a place in the graph up to the product with V."""
-    node = chain.last.node.prev
-    while node.op != "root" and around.order[node] >= since:
-        if node not in chain.nodes:
-            yield node
-        node = node.prev

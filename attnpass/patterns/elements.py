@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
-from attnpass.patterns.canonical import (
-    argument,
-    does_nothing,
-    full_slices,
-    name_of,
-    number,
-    permutation,
-    spelled,
-    tensor,
-)
+from attnpass.graph.ops import argument, is_copy, name_of, number, permutation, spelled
+from attnpass.graph.values import tensor
 from attnpass.symbolic import known_equal
 
 # The kinds of elements.
@@ -45,10 +38,11 @@ class Element:
         factor: SCALE: the factor; ADD: the factor on the operand; FILL: the number; DROPOUT: the probability.
         operand: ADD, FILL, CAT: the other tensor; SCALE and DIVIDE: a tensor of one element.
         where_true: FILL: is the number put where the operand is True?
-        order: PERMUTE: as in `attnpass.patterns.canonical.permutation`.
+        order: PERMUTE: as in `attnpass.graph.ops.permutation`.
         dim: CAT, SLICE: the dimension.
         first: CAT, SLICE: does the column stand in front of the scores?
         members: more nodes that belong to it.
+        symbol: SCALE and DIVIDE: a factor that is a float of the model under dynamic shapes.
     """
 
     node: Node
@@ -61,6 +55,7 @@ class Element:
     dim: int = -1
     first: bool = False
     members: tuple[Node, ...] = ()
+    symbol: torch.SymFloat | None = None
 
 
 def on_probabilities(node: Node, x: Node) -> Element:
@@ -73,7 +68,7 @@ def on_probabilities(node: Node, x: Node) -> Element:
     if node.op == "output":
         raise RefusedError(x, "the attention probabilities are returned by the graph, so they have to be materialised")
     if node.args and node.args[0] is x and not any(a is x for a in node.args[1:]):
-        if name == "dropout":
+        if name == "native_dropout":
             p = dropout_probability(node)
             if p is None:
                 raise RefusedError(node, "the probability of dropout is not a number in the graph")
@@ -94,37 +89,27 @@ def moved(node: Node, x: Node) -> Element | None:
     order = permutation(node)
     if order is not None:
         return Element(node, PERMUTE, x, order=tuple(order))
-    if does_nothing(node):
+    if is_copy(node):
         return Element(node, SAME, x)
     if name == "to" and value.dtype.is_floating_point and value.device == before.device:
         return Element(node, SAME, x)
-    if (name == "view" and spelled(node) != "view_dtype" and value.dtype == before.dtype) or full_slices(node):
-        return Element(node, VIEW, x)
-    return None
+    return Element(node, VIEW, x) if name == "view" else None
 
 
 def dropout_probability(node: Node) -> float | None:
     """The probability in force; None if it is not written in the graph."""
-    p, training = argument(node, 1, "p", default=0.5), argument(node, 2, "training", "train", default=True)
-    found = number(p)
-    if training is False or found == 0:
-        return 0.0
-    return found if training is True else None
+    p, training = number(argument(node, 1)), argument(node, 2)
+    return p if training is True or training is None else 0.0 if training is False else None
 
 
 def _sliced(node: Node, x: Node) -> Element | None:
-    """``x[..., :-1]`` or ``x[..., 1:]``: the last dimension without one column."""
+    """``x[..., :-1]`` or ``x[..., 1:]``: a dimension without one column."""
     value, before = tensor(node), tensor(x)
-    if name_of(node) != "getitem" or value is None or before is None or value.ndim != before.ndim:
+    if name_of(node) != "slice" or value is None or before is None:
         return None
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    if any(isinstance(i, Node) for i in index) or not isinstance(index[-1], slice) or index[-1].step not in (None, 1):
+    dim, start, step = node.args[1], node.args[2], node.args[4]
+    if not isinstance(dim, int) or step != 1 or not known_equal(value.shape[dim] + 1, before.shape[dim]):
         return None
-    if any(i is not Ellipsis and i != slice(None) for i in index[:-1]) or (
-        Ellipsis not in index and len(index) != value.ndim
-    ):
-        return None
-    if not known_equal(value.shape[-1] + 1, before.shape[-1]):
-        return None
-    first = index[-1].start == 1
-    return Element(node, SLICE, x, first=first) if first or index[-1].start in (None, 0) else None
+    first = start == 1
+    dim = dim % value.ndim - value.ndim
+    return Element(node, SLICE, x, dim=dim, first=first) if first or start in (None, 0) else None

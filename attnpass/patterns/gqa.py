@@ -7,13 +7,15 @@ copies behind each other; query head i would read head i % Hkv, and such a call 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch.fx import Node
 
 from attnpass.patterns.axes import merged_dimension
-from attnpass.patterns.canonical import argument, does_nothing, full_slices, name_of, permutation, tensor
+from attnpass.graph.ops import argument, is_copy, name_of, permutation
+from attnpass.graph.values import tensor
 from attnpass.symbolic import Size, known, known_equal
 
 HEADS, COPIES = "h", "copies"
@@ -26,38 +28,37 @@ class Repeated:
     Attributes:
         source: the tensor with Hkv heads.
         labels: what its dimensions are, in its own order.
-        passed: the nodes between; they are dead when the call reads ``source``.
     """
 
     source: Node
     labels: tuple[Any, ...]
-    passed: tuple[Node, ...]
 
 
-def undo_repeat(node: Node, labels: tuple[Any, ...], heads: Any = HEADS) -> Repeated | None:
+def undo_repeat(
+    node: Node, labels: tuple[Any, ...], held: Callable[[Node], bool], heads: Any = HEADS
+) -> Repeated | None:
     """Look behind the repeat of the heads of ``node``, through views of it; None if they are not repeated in a row.
 
     Args:
         node: K or V.
         labels: a name for each of its dimensions; ``heads`` is one of them.
+        held: is a value there where the call reads it?
         heads: the name of the heads.
     """
-    passed: list[Node] = []
     names: list[Any] = list(labels)
     while True:
         done = _repeat_interleave(node, names, heads) or _expanded_single_head(node, names, heads)
         if done is not None:
-            return Repeated(done, tuple(names), (*passed, node))
+            return _first_held(done, names, held)
         step = _before(node, names, heads)
         if step is None:
             return None
-        passed.append(node)
         node, names = step
         if COPIES in names and _is_expand(node):
-            return _finish(node, names, heads, passed)
+            return _finish(node, names, held, heads)
 
 
-def _finish(node: Node, names: list[Any], heads: Any, passed: list[Node]) -> Repeated | None:
+def _finish(node: Node, names: list[Any], held: Callable[[Node], bool], heads: Any) -> Repeated | None:
     """``node`` expands (or repeats) a dimension of size 1 beside the heads, and nothing else."""
     source = node.args[0]
     before, after = tensor(source), tensor(node)
@@ -69,25 +70,34 @@ def _finish(node: Node, names: list[Any], heads: Any, passed: list[Node]) -> Rep
         return None
     if not all(known_equal(before.shape[i], after.shape[i]) for i in others):
         return None
-    passed.append(node)
     node, names = source, list(names)
     while COPIES in names:
         step = _before(node, names, heads)
         if step is None:
             return None
-        passed.append(node)
         node, names = step
-    return Repeated(node, tuple(names), tuple(passed))
+    return _first_held(node, names, held)
+
+
+def _first_held(node: Node, names: list[Any], held: Callable[[Node], bool]) -> Repeated | None:
+    """The nearest value that is still there."""
+    while not held(node):
+        order, source = permutation(node), node.args[0] if node.args else None
+        if not isinstance(source, Node) or (order is None and not is_copy(node)):
+            return None
+        names = names if order is None else [names[order.index(i)] for i in range(len(order))]
+        node = source
+    return Repeated(node, tuple(names))
 
 
 def _is_expand(node: Node) -> bool:
-    return name_of(node) in ("expand", "expand_as", "broadcast_to", "repeat", "tile")
+    return name_of(node) in ("expand", "repeat")
 
 
 def _repeat_interleave(node: Node, names: list[Any], heads: Any) -> Node | None:
     if name_of(node) != "repeat_interleave" or tensor(node.args[0] if node.args else None) is None:
         return None
-    times, dim = argument(node, 1, "repeats"), argument(node, 2, "dim")
+    times, dim = argument(node, 1), argument(node, 2)
     if not isinstance(times, int) or not isinstance(dim, int) or names[dim] != heads:
         return None
     source: Node = node.args[0]  # type: ignore[assignment]
@@ -118,9 +128,9 @@ def _before(node: Node, names: list[Any], heads: Any) -> tuple[Node, list[Any]] 
     if order is not None:
         return source, [names[order.index(i)] for i in range(len(order))]
     name = name_of(node)
-    if does_nothing(node):
+    if is_copy(node):
         return source, names
-    if name == "view" or full_slices(node):
+    if name == "view":
         return _before_view(source, tuple(before.shape), tuple(after.shape), names, heads)
     return None
 

@@ -18,19 +18,22 @@ from torch.fx import Node
 from attnpass.call import AttentionCall, Pattern
 from attnpass.masks import EmptyRows, MaskSpec, MaskTerm, Term
 from attnpass.patterns.axes import LostTrackError, arranged, leaves
-from attnpass.patterns.canonical import name_of, tensor
-from attnpass.patterns.chain import Chain, Surroundings, added_sinks, dropout_of, read_chain, softmax_dim
+from attnpass.patterns.chain import Chain, added_sinks, dropout_of, read_chain, softmax_dim
 from attnpass.patterns.elements import RefusedError
-from attnpass.patterns.operands import Traced, aten, placed, spec_of, trace_back, without_repeats
+from attnpass.patterns.operands import Held, Traced, aten, placed, spec_of, trace_back, without_repeats
 from attnpass.patterns.roles import Group, Roles, label_axes, read_roles
 from attnpass.patterns.scores import Change, Scores, broadcast_axes, size_of
-from attnpass.patterns.sdpa import context_of, module_path, source_of
+from attnpass.graph.ops import name_of
+from attnpass.graph.reading import Reading
+from attnpass.graph.regions import Region
+from attnpass.graph.values import module_path, source_of, tensor, value_of
+from attnpass.patterns.sdpa import context_of
 from attnpass.patterns.wiring import Addition, Operand, Wiring
-from attnpass.patterns.writes import refuse_writes
 from attnpass.symbolic import Size, known, known_equal
 from attnpass.tensor import TensorSpec
 
 HALF = (torch.float16, torch.bfloat16)
+NEGATIONS = ("logical_not", "bitwise_not")  # of truth values, the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +42,26 @@ class Handwritten:
 
     Attributes:
         call: what it means.
-        node: the product with V, whose value the call gives.
-        wiring: the nodes that it reads.
+        node: the node of the program whose result is the product with V, which the call gives.
+        values: the values that it reads.
         dead: the nodes that nobody needs once ``node`` is replaced, in program order.
         repeated: k and v with their heads repeated, if the call reads them before that.
     """
 
     call: AttentionCall
     node: Node
-    wiring: Wiring
+    values: Wiring
     dead: tuple[Node, ...]
     repeated: tuple[Operand, Operand] | None = None
 
 
-def read_handwritten(softmax: Node, around: Surroundings, grad: bool | None = None) -> Handwritten:
-    """The attention around a softmax.
+def read_handwritten(softmax: Node, reading: Reading, grad: bool | None = None) -> Handwritten:
+    """The attention around a softmax, which is a value of the reading.
 
     Raises:
         RefusedError: it is none, with the node at fault and one sentence.
     """
-    chain = read_chain(softmax, around)
+    chain = read_chain(softmax, reading)
     left, right, atoms = label_axes(chain.first)
     scores = Scores(tuple(atoms[label or ""] for label in chain.first.labels[2]), chain.first.alpha)
     if chain.first.added is not None:
@@ -67,7 +70,7 @@ def read_handwritten(softmax: Node, around: Surroundings, grad: bool | None = No
         scores.apply(element)
     roles = read_roles(chain, scores, left, right, atoms)
     try:
-        return _assembled(chain, scores, roles, around, grad)
+        return _assembled(chain, scores, roles, reading, grad)
     except LostTrackError as error:
         raise RefusedError(chain.last.node, f"the dimensions of its operands cannot be followed: {error}") from None
 
@@ -79,12 +82,16 @@ def _added_by_product(chain: Chain, scores: Scores) -> Change:
     return Change(added, broadcast_axes(node, added, scores.axes), node, factor=chain.first.beta)
 
 
-def _assembled(chain: Chain, scores: Scores, roles: Roles, around: Surroundings, grad: bool | None) -> Handwritten:
+def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, grad: bool | None) -> Handwritten:
     if not known(size_of(roles.K) >= 1):
         raise RefusedError(chain.softmax, f"the number of keys, {size_of(roles.K)}, may be 0")
-    q, k, v = _traced(chain, roles)
+    node = reading.result_of(chain.last.node)
+    if node is None:
+        raise RefusedError(chain.last.node, "no node of the program gives the product with V alone")
+    held = Held(reading, node)
+    q, k, v = _traced(chain, roles, held)
     roles.update()
-    small = without_repeats(k, v, roles)
+    small = without_repeats(k, v, roles, held)
     repeated = None
     queries, keys, values = (roles.B, roles.H, roles.Q, roles.D), (roles.K, roles.D), (roles.K, roles.Dv)
     if small is not None:
@@ -94,22 +101,28 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, around: Surroundings,
     wired_q = placed(q, queries)
     for by, divide in scores.scaled_by:
         op = aten.div if divide else aten.mul
-        wired_q = wired_q.then(op.Scalar if tensor(by) is None else op.Tensor, by)
+        wired_q = wired_q.then(op.Tensor if isinstance(by, Node) else op.Scalar, by)
     wiring = Wiring(
         wired_q,
         placed(k, (roles.B, heads, *keys)),
         placed(v, (roles.B, heads, *values)),
-        tuple(_addition(change, roles) for change in scores.changes),
-        _sinks(chain, scores, roles),
+        tuple(_addition(change, roles, held) for change in scores.changes),
+        _sinks(chain, scores, roles, held),
         _steps_out(roles),
     )
-    refuse_writes(chain, (q, k, v), scores.changes, around)
-    call = _call(chain, wiring, scores.canonical_scale * q.scale * k.scale, scores.softcap, around, grad)
-    order = sorted(chain.nodes - {chain.last.node}, key=around.order.__getitem__)
-    return Handwritten(call, chain.last.node, wiring, tuple(order), repeated)
+    call = _call(chain, wiring, scores.canonical_scale * q.scale * k.scale, scores.softcap, (reading, node), grad)
+    return Handwritten(call, node, wiring, _dead(chain, node, reading), repeated)
 
 
-def _traced(chain: Chain, roles: Roles) -> tuple[Traced, Traced, Traced]:
+def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
+    """The nodes of the program that made the chain, and those that asked them for nothing but their sizes."""
+    makers = {value.meta["maker"] for value in chain.nodes} - {last, None}
+    quiet = set(reading.quiet())
+    makers |= {user for maker in makers for user in maker.users if not user.users and user in quiet}
+    return tuple(sorted(makers, key=reading.places.__getitem__))
+
+
+def _traced(chain: Chain, roles: Roles, held: Held) -> tuple[Traced, Traced, Traced]:
     """q, k and v followed back."""
 
     def batch() -> tuple:  # type: ignore[type-arg]
@@ -118,33 +131,35 @@ def _traced(chain: Chain, roles: Roles) -> tuple[Traced, Traced, Traced]:
     weights, value = tensor(chain.weights), tensor(roles.v[0])
     assert weights is not None and value is not None
     down_to = value.dtype if value.dtype in HALF and weights.dtype == value.dtype else None
-    q, k = (trace_back(side, batch, True, down_to) for side in (roles.q, roles.k))
-    return q, k, trace_back(roles.v, batch, False, None)
+    q, k = (trace_back(side, batch, held, True, down_to) for side in (roles.q, roles.k))
+    return q, k, trace_back(roles.v, batch, held, False, None)
 
 
-def _addition(change: Change, roles: Roles) -> Addition:
+def _addition(change: Change, roles: Roles, held: Held) -> Addition:
     """A change of the scores, as (B, H, Sq, Sk) with size 1 where it broadcasts."""
     groups = (roles.B, roles.H, roles.Q, roles.K)
     node, hides_true = change.node, change.where_true
     inner = node.args[0] if node.args else None
-    if change.fill is not None and hides_true and name_of(node) == "logical_not" and isinstance(inner, Node):
+    if change.fill is not None and hides_true and name_of(node) in NEGATIONS and isinstance(inner, Node):
         value = tensor(inner)
-        if value is not None and value.dtype == torch.bool:
+        if value is not None and value.dtype == torch.bool and held(inner):
             node, hides_true = inner, False
+    held.demand(node, change.at)
     operand = arranged(Operand(node), change.axes, groups, whole=False)
     if change.fill is None:
         return Addition(operand if change.factor == 1 else operand.then(aten.mul.Scalar, change.factor))
     return Addition(operand.then(aten.logical_not.default) if hides_true else operand, change.fill)
 
 
-def _sinks(chain: Chain, scores: Scores, roles: Roles) -> Operand | None:
+def _sinks(chain: Chain, scores: Scores, roles: Roles, held: Held) -> Operand | None:
     """The column that was appended to the scores, as (H,)."""
     column = added_sinks(chain, softmax_dim(chain))
     if column is None:
         return None
     node = column
-    while name_of(node) in ("expand", "contiguous") and isinstance(node.args[0], Node):
+    while name_of(node) in ("expand", "clone") and isinstance(node.args[0], Node) and held(node.args[0]):
         node = node.args[0]
+    held.demand(node, chain.softmax)
     if scores.softcap is not None:
         raise RefusedError(chain.softmax, "the scores have a softcap and sinks")
     axes = broadcast_axes(chain.softmax, node, scores.axes)
@@ -159,23 +174,22 @@ def _steps_out(roles: Roles) -> tuple:  # type: ignore[type-arg]
 
 
 def _call(
-    chain: Chain, wiring: Wiring, scale: float, softcap: float | None, around: Surroundings, grad: bool | None
+    chain: Chain, wiring: Wiring, scale: float, softcap: float | None, at: tuple[Reading, Node], grad: bool | None
 ) -> AttentionCall:
-    node, region = chain.last.node, around.regions[chain.last.node]
+    reading, node = at
+    region = reading.regions[node]
     specs = [spec_of(operand) for operand in (wiring.q, wiring.k, wiring.v)]
     masks = [spec_of(each.operand) for each in wiring.additions]
     sinks = None if wiring.sinks is None else spec_of(wiring.sinks)
     trained = any(spec.requires_grad for spec in (*specs, *masks, *([sinks] if sinks else [])))
     values = [tensor(operand.node) for operand in (wiring.q, wiring.k, wiring.v)]
     values += [tensor(each.operand.node) for each in wiring.additions]
-    value = tensor(node)
-    assert value is not None
     return AttentionCall(
         q=specs[0],
         k=specs[1],
         v=specs[2],
-        out=TensorSpec.of(value),
-        mask=_mask(chain, wiring, masks, specs[0], around),
+        out=TensorSpec.of(value_of(node)),
+        mask=_mask(chain, wiring, masks, specs[0], region),
         scale=scale,
         softcap=softcap,
         sinks=sinks,
@@ -190,7 +204,7 @@ def _call(
     )
 
 
-def _mask(chain: Chain, wiring: Wiring, masks: list[TensorSpec], q: TensorSpec, around: Surroundings) -> MaskSpec:
+def _mask(chain: Chain, wiring: Wiring, masks: list[TensorSpec], q: TensorSpec, region: Region) -> MaskSpec:
     """One bool tensor if all that is done hides keys, else one bias. Rows that see no key give what softmax gives."""
     if not masks:
         return MaskSpec()
@@ -206,7 +220,7 @@ def _mask(chain: Chain, wiring: Wiring, masks: list[TensorSpec], q: TensorSpec, 
         return MaskSpec((MaskTerm(Term.TENSOR, tensor=spec),), rows_may_be_empty=True, empty=empty)
     dtypes = [mask.dtype for mask in masks if mask.dtype != torch.bool]
     dtype = q.dtype if all(each == q.dtype for each in dtypes) else torch.float32
-    autocast = around.regions[chain.last.node].autocast.get(q.device.type)
+    autocast = region.autocast.get(q.device.type)
     if autocast is not None and q.dtype != torch.float64:
         dtype = autocast
     if finite and dtype == torch.float16:

@@ -18,32 +18,32 @@ from typing import TYPE_CHECKING
 from torch.fx import GraphModule
 
 from attnpass.call import Kind
+from attnpass.graph.reading import Reading
 from attnpass.patterns.lineage import Lineages
-from attnpass.patterns.origin import Origins, same_origin
+from attnpass.patterns.origin import origin_of, same_origin
 
 if TYPE_CHECKING:
     from attnpass.patterns import FoundCall
 
 
-def with_kinds(gm: GraphModule, calls: Sequence[FoundCall]) -> list[FoundCall]:
+def with_kinds(gm: GraphModule, reading: Reading, calls: Sequence[FoundCall]) -> list[FoundCall]:
     """The same calls with what is proved about where their K comes from. Read only; adds no guard."""
-    alone = Origins({})
-    known = [_with_kind(found, alone, apart=False) for found in calls]
+    known = [_with_kind(found, None) for found in calls]
     if all(found.call.kind is Kind.SELF for found in known):
         return known  # the usual model: no need to follow the whole graph
-    lineages = Lineages(calls)
-    lineages.trace(gm)
-    origins = Origins({inside: outer for inside, outer in lineages.outside.items() if outer is not None})
-    return [_with_kind(found, origins, lineages.apart.get(found.node, False)) for found in calls]
+    outputs = {reading.result(found.node): found.values.q.node for found in calls if found.values is not None}
+    lineages = Lineages.of(reading, {out: q for out, q in outputs.items() if out is not None}, gm.graph)
+    return [_with_kind(found, lineages) for found in calls]
 
 
-def _with_kind(found: FoundCall, origins: Origins, apart: bool) -> FoundCall:
-    call, q, k = found.call, found.wiring.q.node, found.wiring.k.node
-    if call.context.functorch or call.context.subclass:
+def _with_kind(found: FoundCall, lineages: Lineages | None) -> FoundCall:
+    call = found.call
+    if call.context.functorch or call.context.subclass or found.values is None:
         return found
+    q, k = found.values.q.node, found.values.k.node
     kind = Kind.UNKNOWN
-    if same_origin(origins, call, q, k, found.node):
+    if same_origin(call, q, k):
         kind = Kind.SELF
-    elif apart and origins.of(k, found.node).projected:
+    elif lineages is not None and lineages.apart(q, k) and origin_of(k).projected:
         kind = Kind.CROSS
     return replace(found, call=replace(call, kind=kind))

@@ -21,8 +21,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from attnpass.patterns.regions import Region
-from attnpass.patterns.sdpa import value_of
+from attnpass.graph.regions import Region
+from attnpass.graph.values import value_of
 
 MULTIHEAD = F.multi_head_attention_forward
 ENCODER_LAYER = torch._transformer_encoder_layer_fwd

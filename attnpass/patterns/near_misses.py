@@ -10,25 +10,24 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch.fx import Node
 
-from attnpass.patterns.canonical import name_of, tensor
 from attnpass.patterns.chain import is_softmax
 from attnpass.patterns.elements import RefusedError
 from attnpass.patterns.products import is_product, read_product
-from attnpass.patterns.sdpa import source_of
+from attnpass.graph.ops import name_of
+from attnpass.graph.reading import Reading
+from attnpass.graph.values import source_of, tensor
 from attnpass.report.record import NearMiss
 
 REACH = 12  # nodes between the product of q and k and the softmax: mask, bias, scale, softcap and casts fit in
-MIXING = {"linear", "layer_norm", "rms_norm", "group_norm", "embedding", "conv1d", "conv2d", "addmm"}  # no score passes
+MIXING = {"linear", "native_layer_norm", "native_group_norm", "_fused_rms_norm", "embedding", "convolution", "addmm"}
 NORMALISERS = {
     "sigmoid": "sigmoid instead of softmax",
     "relu": "relu instead of softmax",
     "log_softmax": "log_softmax instead of softmax",
     "softplus": "softplus instead of softmax",
-    "softmin": "softmin instead of softmax",
-    "gumbel_softmax": "gumbel_softmax instead of softmax",
     "exp": "exp, normalised by hand instead of by softmax",
-    "normalize": "normalize instead of softmax",
-    "square": "a square instead of softmax",
+    "linalg_vector_norm": "a norm instead of softmax",
+    "pow": "a power instead of softmax",
 }
 
 NAMED_KERNELS = {
@@ -40,16 +39,20 @@ NAMED_KERNELS = {
 }
 
 
-def near_misses(nodes: Iterable[Node]) -> Iterator[NearMiss]:
-    """Near misses without a softmax among ``nodes``, in program order."""
-    for node in nodes:
-        name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-        if node.op == "call_function" and name in NAMED_KERNELS:
-            yield NearMiss(node.name, f"{NAMED_KERNELS[name]}; it is left as it is", source_of(node.meta))
-        elif name_of(node) in NORMALISERS and _between_products(node):
-            reason = (
-                f"{NORMALISERS[name_of(node)]} between two batched matrix products: not the attention of any kernel"
-            )
+def near_misses(reading: Reading) -> Iterator[NearMiss]:
+    """Near misses without a softmax, in program order; one for each node of the program."""
+    said: set[Node] = set()
+    for value in reading.graph.nodes:
+        node, name = value.meta.get("maker"), name_of(value) or str(getattr(value.target, "__name__", ""))
+        if node is None or node in said:
+            continue
+        reason = ""
+        if name in NAMED_KERNELS:
+            reason = f"{NAMED_KERNELS[name]}; it is left as it is"
+        elif name in NORMALISERS and _between_products(value):
+            reason = f"{NORMALISERS[name]} between two batched matrix products: not the attention of any kernel"
+        if reason:
+            said.add(node)
             yield NearMiss(node.name, reason, source_of(node.meta))
 
 
@@ -57,15 +60,11 @@ def near_miss(softmax: Node, refused: RefusedError) -> tuple[NearMiss, ...]:
     """The refusal of a softmax, if that stands between two matrix products; others nobody wonders about."""
     if not (_reaches(softmax, _inputs) and _reaches(softmax, _users)):
         return ()
-    node = refused.node
+    node, own = refused.node.meta.get("maker"), softmax.meta["maker"]
+    node = own if node is None else node
     source = source_of(node.meta)
-    return (
-        NearMiss(
-            node.name,
-            f"attention written by hand, but {refused.reason}",
-            source if source.file else source_of(softmax.meta),
-        ),
-    )
+    reason = f"attention written by hand, but {refused.reason}"
+    return (NearMiss(node.name, reason, source if source.file else source_of(own.meta)),)
 
 
 def _between_products(node: Node) -> bool:

@@ -11,16 +11,44 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import Node
 
 from attnpass.patterns.axes import Atom, Axes, LostTrackError, arranged, fresh, leaves, merged_dimension, reshaped
-from attnpass.patterns.canonical import argument, does_nothing, name_of, number, permutation, tensor
+from attnpass.patterns.elements import RefusedError
 from attnpass.patterns.gqa import undo_repeat
 from attnpass.patterns.roles import Group, Roles
-from attnpass.patterns.sdpa import value_of
+from attnpass.graph.ops import is_copy, name_of, number, permutation, spelled
+from attnpass.graph.reading import Reading
+from attnpass.graph.values import tensor, value_of
 from attnpass.patterns.wiring import Operand, Step
 from attnpass.symbolic import known_equal
 from attnpass.tensor import TensorSpec
-from attnpass.writes import may_write
 
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Which values are there at the place where a call will read them: a node of the program still holds them."""
+
+    reading: Reading
+    place: Node
+
+    def __call__(self, value: Node) -> bool:
+        return self.reading.holder(value, self.place) is not None
+
+    def demand(self, value: Node, at: Node) -> None:
+        """Refuse the chain if a value is gone.
+
+        Raises:
+            RefusedError: naming the op that reads the value.
+        """
+        if not self(value):
+            name = f"an operand of `{spelled(at)}`"
+            raise RefusedError(at, f"{name} is overwritten before the product with V, or exists only inside of an op")
+
+    def is_autocasts(self, value: Node) -> bool:
+        """Did autocast make this cast? The call's kernel gets the same one."""
+        region, made = self.reading.region(value), tensor(value)
+        cast = None if region is None or made is None else region.autocast.get(made.device.type)
+        return cast is not None and cast == made.dtype and not self.reading.was_held(value)  # type: ignore[union-attr]
 
 
 @dataclass(slots=True)
@@ -28,63 +56,68 @@ class Traced:
     """An operand while it is traced back.
 
     Attributes:
-        node: the tensor that is read now.
+        node: the value that is read now.
         axes: its dimensions.
         scale: a factor that was folded into it.
-        passed: the nodes that are not read any more.
     """
 
     node: Node
     axes: Axes
     scale: float = 1.0
-    passed: list[Node] = field(default_factory=list)
 
     def to(self, node: Node, axes: Axes) -> None:
-        self.passed.append(self.node)
         self.node, self.axes = node, axes
 
 
 def trace_back(
-    start: tuple[Node, Axes], batch: Callable[[], Sequence[Atom]], scaled: bool, down_to: torch.dtype | None
+    start: tuple[Node, Axes], batch: Callable[[], Sequence[Atom]], held: Held, scaled: bool, down_to: torch.dtype | None
 ) -> Traced:
-    """Follow an operand back through transposes, copies, folded heads and numeric factors.
+    """Follow an operand back through transposes, copies, folded heads and numeric factors: as far as it is held.
 
     Args:
         start: the operand and its dimensions.
         batch: the batch and head dimensions as they are now: only these are unfolded.
+        held: which values are there where the call reads them.
         scaled: may a factor be taken out of it (and into the call's scale)?
         down_to: a cast up from this dtype is taken back, since the kernel computes scores and softmax in fp32 anyway.
+
+    Raises:
+        RefusedError: no value on the way is held.
     """
     traced = Traced(*start)
-    while _one_step_back(traced, batch, scaled, down_to):
-        pass
-    return traced
+    found = replace(traced) if held(traced.node) else None
+    while _one_step_back(traced, batch, held, scaled, down_to):
+        if held(traced.node):
+            found = replace(traced)
+    if found is None:
+        held.demand(start[0], start[0])
+    assert found is not None
+    return found
 
 
 def _one_step_back(
-    traced: Traced, batch: Callable[[], Sequence[Atom]], scaled: bool, down_to: torch.dtype | None
+    traced: Traced, batch: Callable[[], Sequence[Atom]], held: Held, scaled: bool, down_to: torch.dtype | None
 ) -> bool:
     node, name = traced.node, name_of(traced.node)
-    if may_write(node):  # what it read is not there any more
-        return False
     source = node.args[0] if node.args else None
     before, after = tensor(source), tensor(node)
     if not isinstance(source, Node) or before is None or after is None:
-        if scaled and name == "mul" and len(node.args) == 2:
-            return _unscaled(traced, node.args[1], node.args[0], divide=False)
         return False
     order = permutation(node)
     if order is not None:
         traced.to(source, tuple(traced.axes[order.index(i)] for i in range(len(order))))
         return True
-    if does_nothing(node):
+    if is_copy(node):
         traced.to(source, traced.axes)
         return True
-    if name == "to" and down_to is not None and before.dtype == down_to and before.device == after.device:
+    if name == "to" and before.device == after.device and (before.dtype == down_to or held.is_autocasts(node)):
         traced.to(source, traced.axes)
         return True
     if scaled and name in ("mul", "div"):
-        return _unscaled(traced, source, argument(node, 1, "other"), divide=name == "div")
+        other = node.args[1]
+        if name == "mul" and number(source) is not None and isinstance(other, Node):
+            source, other = other, source
+        return _unscaled(traced, source, other, divide=name == "div")
     return name == "view" and _unfold(traced, source, batch())
 
 
@@ -118,12 +151,12 @@ def _unfold(traced: Traced, source: Node, batch: Sequence[Atom]) -> bool:
     return True
 
 
-def without_repeats(k: Traced, v: Traced, roles: Roles) -> tuple[Group, Traced, Traced] | None:
+def without_repeats(k: Traced, v: Traced, roles: Roles, held: Held) -> tuple[Group, Traced, Traced] | None:
     """The heads before they were repeated, and k and v with them; None if they were not repeated, or not alike."""
     if len(roles.Hkv) != 1 or roles.own:
         return None
     head = roles.Hkv[0]
-    found = [undo_repeat(t.node, tuple(leaves(axis) for axis in t.axes), (head,)) for t in (k, v)]
+    found = [undo_repeat(t.node, tuple(leaves(axis) for axis in t.axes), held, (head,)) for t in (k, v)]
     if found[0] is None or found[1] is None:
         return None
     sizes = []
@@ -139,8 +172,7 @@ def without_repeats(k: Traced, v: Traced, roles: Roles) -> tuple[Group, Traced, 
     for traced, repeated in zip((k, v), found, strict=True):
         assert repeated is not None
         axes = tuple((fewer,) if label == (head,) else label for label in repeated.labels)
-        passed = [*traced.passed, traced.node, *repeated.passed]
-        small.append(replace(traced, node=repeated.source, axes=axes, passed=passed))
+        small.append(replace(traced, node=repeated.source, axes=axes))
     return (fewer,), small[0], small[1]
 
 
@@ -165,11 +197,10 @@ def value_behind(operand: Operand) -> torch.Tensor:
     if mode is None:  # a constant beside the graph
         mode = FakeTensorMode()
         value = mode.from_tensor(value)
-    grad = value.requires_grad
     with mode, torch.no_grad():
         for step in operand.steps:
             value = step.op(value, *_read(step))
-    return value if value.requires_grad == grad else value.detach().requires_grad_(grad)
+    return value
 
 
 def _read(step: Step) -> tuple[Any, ...]:
@@ -177,8 +208,8 @@ def _read(step: Step) -> tuple[Any, ...]:
 
 
 def spec_of(operand: Operand) -> TensorSpec:
-    """The metadata of an operand behind its steps."""
+    """The metadata of an operand behind its steps; its node is one of the program, or a value."""
     source = tensor(operand.node)
     assert source is not None
-    spec = TensorSpec.of(value_behind(replace(operand)))
-    return replace(spec, requires_grad=source.requires_grad)
+    grad = operand.node.meta.get("requires_grad", source.requires_grad)
+    return replace(TensorSpec.of(value_behind(operand)), requires_grad=grad)

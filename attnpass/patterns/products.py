@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from attnpass.patterns.canonical import argument, name_of, number, tensor
+from attnpass.graph.ops import argument, name_of, number
+from attnpass.graph.values import tensor
 from attnpass.symbolic import Size, known_equal
 
 PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
@@ -49,7 +50,7 @@ def read_product(node: Node) -> Product | str:
         return _einsum(node)
     if name == "baddbmm":
         return _baddbmm(node)
-    left, right = argument(node, 0, "input", "self"), argument(node, 1, "other", "mat2", "tensor2")
+    left, right = argument(node, 0), argument(node, 1)
     if tensor(left) is None or tensor(right) is None:
         return "an operand of the product is no tensor"
     labels = _matmul_labels(tuple(tensor(left).shape), tuple(tensor(right).shape))  # type: ignore[union-attr]
@@ -58,11 +59,11 @@ def read_product(node: Node) -> Product | str:
 
 def _baddbmm(node: Node) -> Product | str:
     added, left, right = (
-        argument(node, 0, "input", "self"),
-        argument(node, 1, "batch1"),
-        argument(node, 2, "batch2"),
+        argument(node, 0),
+        argument(node, 1),
+        argument(node, 2),
     )
-    alpha, beta = number(argument(node, 4, "alpha", default=1)), number(argument(node, 3, "beta", default=1))
+    alpha, beta = number(argument(node, 4, 1)), number(argument(node, 3, 1))
     if alpha is None or beta is None or any(tensor(each) is None for each in (added, left, right)):
         return "alpha or beta of baddbmm is no number"
     labels = _matmul_labels(tuple(tensor(left).shape), tuple(tensor(right).shape))  # type: ignore[union-attr]
@@ -92,9 +93,7 @@ def _matmul_labels(left: Sequence[Size], right: Sequence[Size]) -> tuple[Labels,
 
 
 def _einsum(node: Node) -> Product | str:
-    equation = argument(node, 0, "equation")
-    operands = argument(node, 1, "operands") if len(node.args) == 2 else node.args[1:]
-    operands = list(operands) if isinstance(operands, (list, tuple)) else [operands]
+    equation, operands = argument(node, 0), list(argument(node, 1))
     if not isinstance(equation, str) or len(operands) != 2 or any(tensor(each) is None for each in operands):
         return "einsum of other than two tensors"
     inputs, arrow, result = equation.replace(" ", "").partition("->")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from attnpass.patterns.axes import Atom, Axes, fresh, leaves
-from attnpass.patterns.canonical import spelled, tensor
+from attnpass.graph.ops import spelled
+from attnpass.graph.values import tensor
 from attnpass.patterns.chain import Chain, softmax_dim
 from attnpass.patterns.elements import PERMUTE, VIEW, RefusedError
 from attnpass.patterns.products import Product
@@ -80,6 +81,9 @@ def read_roles(chain: Chain, scores: Scores, left: Axes, right: Axes, atoms: dic
         RefusedError: the products are not those of attention.
     """
     K = leaves(scores.axes[softmax_dim(chain)])
+    for node, axis in scores.shifts:
+        if leaves(axis) != K:
+            raise RefusedError(node, f"`{spelled(node)}` takes away a maximum that is not over the keys")
     weights = _weights(chain, scores.axes)
     _check_first(chain.first)
     sides = {0: _atoms(left), 1: _atoms(right)}

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch.fx import Node
 
-from attnpass.patterns.canonical import argument, is_getitem, name_of, number, spelled, tensor
+from attnpass.graph.ops import argument, is_getitem, name_of, number, spelled, uniform
+from attnpass.graph.values import tensor
 from attnpass.patterns.elements import (
     ADD,
     CAT,
@@ -19,14 +20,9 @@ from attnpass.patterns.elements import (
     TANH,
     Element,
     RefusedError,
-    dropout_probability,
     moved,
 )
-from attnpass.patterns.sdpa import value_of
 from attnpass.symbolic import known_all_equal, known_equal
-
-CONSTANTS = ("full", "full_like", "new_full", "zeros_like", "zeros", "new_zeros")
-
 
 def element_of(node: Node, is_scores: Callable[[Node], bool]) -> Element:
     """What ``node`` does to the scores that it reads.
@@ -38,12 +34,13 @@ def element_of(node: Node, is_scores: Callable[[Node], bool]) -> Element:
     Raises:
         RefusedError: it is nothing that attention does to its scores.
     """
-    name, x = name_of(node), node.args[0] if node.args else node.kwargs.get("input")
+    name, x = name_of(node), node.args[0] if node.args else None
     readable = {
         "mul": _scaled,
         "div": _scaled,
         "add": _added,
         "sub": _added,
+        "rsub": _added,
         "masked_fill": _filled,
         "where": _chosen,
         "cat": _appended,
@@ -54,8 +51,6 @@ def element_of(node: Node, is_scores: Callable[[Node], bool]) -> Element:
         raise RefusedError(node, f"`{spelled(node)}` makes the scores, and is no product of q and k")
     if name == "tanh":
         return Element(node, TANH, x)
-    if name == "dropout" and dropout_probability(node) == 0:
-        return Element(node, SAME, x)
     same = moved(node, x)
     if same is None:
         raise RefusedError(node, f"`{spelled(node)}` changes the scores in a way that attention does not")
@@ -63,7 +58,8 @@ def element_of(node: Node, is_scores: Callable[[Node], bool]) -> Element:
 
 
 def _two(node: Node) -> tuple[object, object]:
-    return argument(node, 0, "input", "self"), argument(node, 1, "other")
+    one, other = argument(node, 0), argument(node, 1)
+    return (other, one) if name_of(node) == "rsub" else (one, other)
 
 
 def _scaled(node: Node, is_scores: Callable[[Node], bool]) -> Element:
@@ -76,21 +72,21 @@ def _scaled(node: Node, is_scores: Callable[[Node], bool]) -> Element:
         raise RefusedError(node, f"`{spelled(node)}` divides by the scores, or rounds them")
     if factor is not None and not (divide and factor == 0):
         return Element(node, SCALE, x, factor=1.0 / factor if divide else factor)
-    if isinstance(other, Node) and isinstance(value_of(other), torch.SymFloat):
-        return Element(node, DIVIDE if divide else SCALE, x, operand=other)  # dynamic=True reads floats of modules so
+    if isinstance(other, torch.SymFloat):
+        return Element(node, DIVIDE if divide else SCALE, x, symbol=other)  # dynamic=True reads floats of modules so
     if not divide and isinstance(other, Node) and not is_scores(x) and is_scores(other):
         x, other = other, x
     by = tensor(other)
     single = by is not None and all(known_equal(size, 1) for size in by.shape) and by.dtype.is_floating_point
-    if not single or by is None or by.requires_grad or not isinstance(other, Node):
+    if not single or not isinstance(other, Node) or other.meta["requires_grad"]:
         raise RefusedError(node, f"`{spelled(node)}` scales the scores by a tensor that is no constant factor")
     return Element(node, DIVIDE if divide else SCALE, x, operand=other)
 
 
 def _added(node: Node, is_scores: Callable[[Node], bool]) -> Element:
     x, other = _two(node)
-    sign = number(argument(node, 2, "alpha", default=1))
-    subtracts = name_of(node) == "sub"
+    sign = number(argument(node, 2, 1))
+    subtracts = name_of(node) in ("sub", "rsub")
     if sign is None or not isinstance(x, Node) or not isinstance(other, Node) or tensor(other) is None:
         raise RefusedError(node, f"`{spelled(node)}` adds something other than a tensor to the scores")
     if subtracts:
@@ -128,38 +124,26 @@ def _own_maximum(x: Node, other: Node) -> tuple[Node, ...]:
     value = tensor(x)
     if name_of(node) not in ("max", "amax") or node.args[0] is not x or value is None:
         return ()
-    dim, keep = argument(node, 1, "dim"), argument(node, 2, "keepdim", default=False)
+    dim, keep = argument(node, 1), argument(node, 2, False)
     dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
     return tuple(nodes) if keep is True and isinstance(dim, int) and dim % value.ndim == value.ndim - 1 else ()
 
 
 def _filled(node: Node, is_scores: Callable[[Node], bool]) -> Element:
-    x, mask, value = argument(node, 0, "input", "self"), argument(node, 1, "mask"), argument(node, 2, "value")
+    x, mask, value = argument(node, 0), argument(node, 1), argument(node, 2)
     return _fill(node, x, mask, value, where_true=True)
 
 
 def _chosen(node: Node, is_scores: Callable[[Node], bool]) -> Element:
     """``where(keep, scores, number)``, or ``where(hide, number, scores)``."""
-    first, second, third = (
-        argument(node, i, *names) for i, names in enumerate((("condition",), ("input", "self"), ("other",)))
-    )
-    if node.op == "call_method":
-        first, second = second, first
-    if _constant(third) is not None:
-        return _fill(node, second, first, third, where_true=False)
-    return _fill(node, third, first, second, where_true=True)
-
-
-def _constant(value: object) -> float | None:
-    found = number(value)
-    if found is None and isinstance(value, Node) and name_of(value) in CONSTANTS:
-        position = 2 if name_of(value) == "new_full" else 1
-        found = 0.0 if "zeros" in name_of(value) else number(argument(value, position, "fill_value"))
-    return found
+    condition, yes, no = argument(node, 0), argument(node, 1), argument(node, 2)
+    if uniform(no) is not None:
+        return _fill(node, yes, condition, no, where_true=False)
+    return _fill(node, no, condition, yes, where_true=True)
 
 
 def _fill(node: Node, x: object, mask: object, value: object, where_true: bool) -> Element:
-    fill, hidden = _constant(value), tensor(mask)
+    fill, hidden = uniform(value), tensor(mask)
     if fill is None or not isinstance(x, Node) or not isinstance(mask, Node) or hidden is None:
         raise RefusedError(node, f"`{spelled(node)}` writes something other than one number into the scores")
     if hidden.dtype != torch.bool:
@@ -171,7 +155,7 @@ def _fill(node: Node, x: object, mask: object, value: object, where_true: bool) 
 
 def _appended(node: Node, is_scores: Callable[[Node], bool]) -> Element:
     """``cat([scores, column], -1)``: attention sinks."""
-    parts, dim = argument(node, 0, "tensors"), argument(node, 1, "dim", default=0)
+    parts, dim = argument(node, 0), argument(node, 1, 0)
     if not isinstance(parts, (list, tuple)) or len(parts) != 2 or not isinstance(dim, int):
         raise RefusedError(node, f"`{spelled(node)}` appends more than one column to the scores")
     one, other = parts

@@ -9,13 +9,17 @@ import torch
 from torch.fx import Node
 
 from attnpass.patterns.axes import Atom, Axes, LostTrackError, reshaped
-from attnpass.patterns.canonical import name_of, spelled, tensor
+from attnpass.graph.ops import rounded, spelled
+from attnpass.graph.values import tensor
 from attnpass.patterns.elements import (
     ADD,
+    CAT,
     DIVIDE,
     FILL,
     PERMUTE,
+    SAME,
     SCALE,
+    SHIFT,
     TANH,
     VIEW,
     Element,
@@ -57,14 +61,16 @@ class Scores:
         scale: factor on q kᵀ, inside the softcap.
         softcap: ``softcap * tanh(scale * q kᵀ)``, or None.
         changes: biases and masks so far.
-        scaled_by: tensors of one element that they are multiplied (or divided) by.
+        scaled_by: tensors of one element, or symbolic numbers, that they are multiplied (or divided) by.
+        shifts: where their own maximum was taken away, and over which dimension.
     """
 
     axes: Axes
     scale: float = 1.0
     softcap: float | None = None
     changes: list[Change] = field(default_factory=list)
-    scaled_by: list[tuple[Node, bool]] = field(default_factory=list)
+    scaled_by: list[tuple[Node | torch.SymFloat, bool]] = field(default_factory=list)
+    shifts: list[tuple[Node, tuple[Atom, ...]]] = field(default_factory=list)
 
     def apply(self, element: Element) -> None:
         """Replay one element.
@@ -83,9 +89,33 @@ class Scores:
         elif element.kind == TANH:
             if self.changes or self.softcap is not None:
                 raise RefusedError(element.node, "`tanh` caps the scores after a mask or bias was added")
+            self._refuse_shifts(element.node)
             self.softcap = 1.0
         elif element.kind in (ADD, FILL):
             self.change(element)
+        elif element.kind == SHIFT:
+            self.shifts.append((element.node, self.axes[-1]))
+        elif element.kind == CAT:
+            self._refuse_shifts(element.node)
+        elif element.kind == SAME:
+            self._cast(element)
+
+    def _refuse_shifts(self, node: Node) -> None:
+        """Softmax does not see that a row is shifted; ``tanh`` and a column of sinks do."""
+        if self.shifts:
+            reason = f"`{spelled(node)}` reads scores whose maximum was taken away"
+            raise RefusedError(node, reason)
+
+    def _cast(self, element: Element) -> None:
+        """A cast into a narrower range makes -inf of large numbers, and that decides what hidden rows give."""
+        before, after = tensor(element.x), tensor(element.node)
+        if before is None or after is None or torch.finfo(after.dtype).max >= torch.finfo(before.dtype).max:
+            return
+        if any(change.fill is None for change in self.changes):
+            name = str(after.dtype).removeprefix("torch.")
+            raise RefusedError(element.node, f"the scores are cast to {name} after a bias, which may overflow there")
+        for place, change in enumerate(self.changes):
+            self.changes[place] = replace(change, fill=rounded(change.fill, after))
 
     def change(self, element: Element) -> None:
         """Remember a bias or a mask, with the dimensions that it has at this place."""
@@ -119,10 +149,11 @@ class Scores:
             raise RefusedError(element.node, reason)
 
     def _multiply(self, element: Element) -> None:
-        if element.operand is not None:
+        by = element.operand if element.symbol is None else element.symbol
+        if by is not None:
             if self.changes or self.softcap is not None:
                 raise RefusedError(element.node, "a tensor scales the scores after a mask, bias or softcap")
-            self.scaled_by.append((element.operand, element.kind == DIVIDE))
+            self.scaled_by.append((by, element.kind == DIVIDE))
             return
         factor = element.factor
         filled = any(change.fill is not None for change in self.changes)
@@ -187,4 +218,4 @@ def _followed(axes: Axes, node: Node, shape: tuple[Size, ...]) -> Axes:
     try:
         return reshaped(axes, shape)
     except LostTrackError as error:
-        raise RefusedError(node, f"`{name_of(node)}` mixes the dimensions of the scores: {error}") from None
+        raise RefusedError(node, f"`{spelled(node)}` mixes the dimensions of the scores: {error}") from None

@@ -6,8 +6,6 @@ exactly as the user wrote them, positional, by keyword, or mixed. ``torch.ops.at
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,9 +13,10 @@ from torch._subclasses import FakeTensor
 from torch.fx import Node
 from torch.nn.functional import scaled_dot_product_attention
 
-from attnpass.call import AttentionCall, Context, Pattern, Source
+from attnpass.call import AttentionCall, Context, Pattern
+from attnpass.graph.values import module_path, source_of, unwrapped, value_of
 from attnpass.masks import MaskSpec
-from attnpass.patterns.regions import Region
+from attnpass.graph.regions import Region
 from attnpass.patterns.wiring import Addition, Operand, Wiring
 from attnpass.symbolic import as_float, known
 from attnpass.tensor import TensorSpec
@@ -53,18 +52,6 @@ def wiring_of(node: Node) -> Wiring:
         return Wiring(q, k, v)
     fill = float("-inf") if value_of(mask).dtype == torch.bool else None
     return Wiring(q, k, v, (Addition(Operand(mask), fill),))
-
-
-def value_of(node: Node) -> Any:
-    """The fake value of a node: Dynamo keeps it in ``example_value``, torch.export in ``val``."""
-    return node.meta.get("example_value", node.meta.get("val"))
-
-
-def unwrapped(value: Any) -> Any:
-    """The tensor inside functorch's wrappers; anything else as it is."""
-    while isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
-        value = torch._C._functorch.get_unwrapped(value)
-    return value
 
 
 def read_call(
@@ -140,27 +127,3 @@ def _subclass(tensor: torch.Tensor) -> str:
         return "nested tensor"
     plain = isinstance(tensor, FakeTensor) or type(tensor) in (torch.Tensor, torch.nn.Parameter)
     return "" if plain else type(tensor).__name__
-
-
-_FRAME = re.compile(r'File "(.*)", line (\d+), in (.*)')
-_STRUCTURE = re.compile(r"\.(?:__dict__\['_modules'\]|_modules)\['([^']+)'\]|\['([^']+)'\]|\[(\d+)\]")
-
-
-def source_of(meta: Mapping[str, Any]) -> Source:
-    """The innermost frame of the user's program that made a node; empty if the code has no file."""
-    frames = _FRAME.findall(meta.get("stack_trace") or "")
-    if not frames:
-        return Source()
-    file, line, function = frames[-1]
-    return Source(file, int(line), function.strip())
-
-
-def module_path(meta: Mapping[str, Any]) -> str:
-    """``"layers.0.attn"`` from Dynamo's ``L['self'].layers.0.attn`` or torch.export's plain path; "" at the top."""
-    stack = meta.get("nn_module_stack") or {}
-    if not stack:
-        return ""
-    path = str(list(stack.values())[-1][0])
-    path = re.sub(r"^[LG]\['[^']*'\]", "", path)
-    path = _STRUCTURE.sub(lambda m: "." + next(group for group in m.groups() if group), path)
-    return path.strip(".")

@@ -7,7 +7,7 @@ heads folded into the batch, and then carry the steps that bring them into SDPA'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,10 @@ class Operand:
 
     node: Node
     steps: tuple[Step, ...] = ()
+
+    def map_nodes(self, mapped: Callable[[Any], Any]) -> Operand:
+        """The same operand of another node; ``mapped`` is also asked for symbolic numbers in the steps."""
+        return Operand(mapped(self.node), _mapped(self.steps, mapped))
 
     def then(self, op: Callable[..., Any], *args: Any) -> Operand:
         return replace(self, steps=(*self.steps, Step(op, args)))
@@ -70,17 +74,21 @@ class Wiring:
     def map_nodes(self, mapped: Callable[[Node], Node]) -> Wiring:
         """The same wiring between other nodes: those of a copy of the graph."""
 
-        def operand(one: Operand) -> Operand:
-            return Operand(mapped(one.node), steps(one.steps))
-
-        def steps(several: Iterable[Step]) -> tuple[Step, ...]:
-            return tuple(Step(s.op, torch.fx.node.map_arg(s.args, mapped)) for s in several)
-
         return Wiring(
-            operand(self.q),
-            operand(self.k),
-            operand(self.v),
-            tuple(Addition(operand(each.operand), each.fill) for each in self.additions),
-            None if self.sinks is None else operand(self.sinks),
-            steps(self.out),
+            self.q.map_nodes(mapped),
+            self.k.map_nodes(mapped),
+            self.v.map_nodes(mapped),
+            tuple(Addition(each.operand.map_nodes(mapped), each.fill) for each in self.additions),
+            None if self.sinks is None else self.sinks.map_nodes(mapped),
+            _mapped(self.out, mapped),
         )
+
+    def nodes(self) -> list[Node]:
+        """The nodes of all operands."""
+        operands = [self.q, self.k, self.v, *(each.operand for each in self.additions)]
+        return [each.node for each in (*operands, *([self.sinks] if self.sinks else []))]
+
+
+def _mapped(steps: tuple[Step, ...], mapped: Callable[[Any], Any]) -> tuple[Step, ...]:
+    symbolic = (Node, torch.SymFloat)
+    return tuple(Step(s.op, tuple(mapped(a) if isinstance(a, symbolic) else a for a in s.args)) for s in steps)

@@ -1,4 +1,4 @@
-"""The table of meanings: from an operation's name to the function that says what it gives."""
+"""The table of meanings: from the name of an ATen op to the function that says what it gives."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from attnpass.masks.arrays import (
 from attnpass.masks.elements import Element, StopError, constant
 from attnpass.masks.expr import Expr, Lin
 
-Operation = Callable[..., Any]
+Operation = Callable[..., Array]
 MEANINGS: dict[str, Operation] = {}
 
 
 def meaning(*names: str) -> Callable[[Operation], Operation]:
-    """Enter a function into the table under the names of operations."""
+    """Enter a function into the table under the names of ATen ops."""
 
     def register(function: Operation) -> Operation:
         MEANINGS.update(dict.fromkeys(names, function))
@@ -38,11 +38,12 @@ def form_of(expr: Expr) -> Lin:
     return expr
 
 
+def cast_to(value: Array, index: tuple[Expr, ...], like: Like) -> Expr:
+    """An element of ``value``, in the dtype of ``like``."""
+    element = Element(value.broadcast_at(index), value.dtype, value.ndim)
+    return pointwise("cast", lambda t: t.to(like.dtype), [element], like.dtype)
+
+
 def filled(like: Like, value: Any) -> Array:
-    """One value everywhere: a number, or a tensor without dimensions."""
-    if isinstance(value, Array):
-        if value.ndim:
-            raise StopError("a fill value with dimensions")
-        element = Element(value.at(()), value.dtype, 0)
-        return like.made_of(lambda _: pointwise("cast", lambda t: t.to(like.dtype), [element], like.dtype))
+    """One number everywhere."""
     return like.made_of(lambda _: constant(value, like.dtype))

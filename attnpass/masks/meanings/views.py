@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,71 +18,30 @@ from attnpass.masks.arrays import (
 )
 from attnpass.masks.elements import StopError
 from attnpass.masks.expr import ZERO, Apply, Expr, number, plus
-from attnpass.masks.indexing import indexed, regrouped, sliced
+from attnpass.masks.indexing import from_start, indexed, regrouped, sliced
 from attnpass.masks.logic import is_positive, where
 from attnpass.masks.meanings.table import form_of, meaning
 from attnpass.symbolic import Size, known
 
 
-@meaning(
-    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "view_as", "reshape_as", "ravel"
-)
-def _view(like: Like, x: Array, *args: Any, **_: Any) -> Array:
-    if args and isinstance(args[0], torch.dtype):
-        raise StopError("a view as another dtype")
+@meaning("view")
+def _view(like: Like, x: Array, *_: Any) -> Array:
     return regrouped(x, like)
 
 
-@meaning("expand", "expand_as", "broadcast_to")
+@meaning("expand")
 def _expand(like: Like, x: Array, *_: Any, **__: Any) -> Array:
     return like.made_of(x.broadcast_at)
 
 
-@meaning("transpose", "swapaxes", "swapdims")
-def _transpose(like: Like, x: Array, dim0: int, dim1: int) -> Array:
-    order = list(range(x.ndim))
-    a, b = axis_of(x, dim0), axis_of(x, dim1)
-    order[a], order[b] = b, a
-    return permuted(x, order)
-
-
-@meaning("t", "T", "numpy_T")
-def _reversed(like: Like, x: Array, *_: str) -> Array:
-    return permuted(x, range(x.ndim)[::-1])
-
-
-@meaning("mT")
-def _swapped(like: Like, x: Array, *_: str) -> Array:
-    swapped: Array = _transpose(like, x, -2, -1)
-    return swapped
-
-
 @meaning("permute")
-def _permute(like: Like, x: Array, *dims: Any, **named: Any) -> Array:
-    dims = dims or (named["dims"],)
-    return permuted(x, dims[0] if isinstance(dims[0], (list, tuple)) else dims)
-
-
-@meaning("getattr")
-def _getattr(like: Like, x: Array, name: str) -> Array:
-    raise StopError(f"the attribute {name}")
-
-
-@meaning("getitem")
-def _getitem(like: Like, x: Any, item: Any) -> Any:
-    if not isinstance(x, Array):
-        return x[item]
-    return indexed(x, item if isinstance(item, (tuple, list)) else (item,), like)
+def _permute(like: Like, x: Array, dims: Sequence[int]) -> Array:
+    return permuted(x, dims)
 
 
 @meaning("index")
-def _index(like: Like, x: Array, items: Any) -> Array:
-    return indexed(x, [slice(None) if item is None else item for item in items], like)
-
-
-@meaning("narrow")
-def _narrow(like: Like, x: Array, dim: int, start: Size, length: Size) -> Array:
-    return sliced(x, like, dim, start, 1)
+def _index(like: Like, x: Array, items: Sequence[Array | None]) -> Array:
+    return indexed(x, items, like)
 
 
 @meaning("slice")
@@ -93,16 +53,14 @@ def _slice(
 
 @meaning("select")
 def _select(like: Like, x: Array, dim: int, index: Size) -> Array:
-    parts: list[Any] = [slice(None)] * x.ndim
-    parts[axis_of(x, dim)] = index
-    return indexed(x, parts, like)
+    place = axis_of(x, dim)
+    there = number(from_start(index, x.shape[place]))
+    return like.made_of(lambda at: x.at((*at[:place], there, *at[place:])))
 
 
 @meaning("index_select")
 def _index_select(like: Like, x: Array, dim: int, index: Array) -> Array:
-    parts: list[Any] = [slice(None)] * x.ndim
-    parts[axis_of(x, dim)] = index
-    return indexed(x, parts, like)
+    return indexed(x, [*[None] * axis_of(x, dim), index], like)
 
 
 @meaning("gather")
@@ -118,7 +76,7 @@ def _gather(like: Like, x: Array, dim: int, index: Array, **_: Any) -> Array:
     return like.made_of(element)
 
 
-@meaning("repeat", "tile")
+@meaning("repeat")
 def _repeat(like: Like, x: Array, *_: Any, **__: Any) -> Array:
     def element(index: Index) -> Expr:
         inner = index[len(index) - x.ndim :]
@@ -149,8 +107,8 @@ def _repeat_interleave(like: Like, x: Array, repeats: Any, dim: int | None = Non
 
 
 @meaning("flip")
-def _flip(like: Like, x: Array, *dims: Any) -> Array:
-    turned = {axis_of(x, dim) for dim in (dims[0] if isinstance(dims[0], (list, tuple)) else dims)}
+def _flip(like: Like, x: Array, dims: Sequence[int]) -> Array:
+    turned = {axis_of(x, dim) for dim in dims}
 
     def element(index: Index) -> Expr:
         return x.at(
@@ -163,14 +121,12 @@ def _flip(like: Like, x: Array, *dims: Any) -> Array:
 
 
 @meaning("roll")
-def _roll(like: Like, x: Array, shifts: Any, dims: Any = None) -> Array:
-    if dims is None:
+def _roll(like: Like, x: Array, shifts: Sequence[Size], dims: Sequence[int] = ()) -> Array:
+    if not dims:
         raise StopError("roll over all dimensions")
-    pairs = list(zip(shifts, dims, strict=True)) if isinstance(shifts, (list, tuple)) else [(shifts, dims)]
     result = x
-    for by, dim in pairs:
-        position = axis_of(x, dim if isinstance(dim, int) else dim[0])
-        result = _rolled(result, by, position)
+    for by, dim in zip(shifts, dims, strict=True):
+        result = _rolled(result, by, axis_of(x, dim))
     return result
 
 

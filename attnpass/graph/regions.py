@@ -12,9 +12,12 @@ from types import BuiltinFunctionType
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 from torch.utils import _pytree as pytree
+
+from attnpass.graph.values import attribute
 
 FUNCTORCH = {
     "_vmap_increment_nesting": "vmap",
@@ -142,21 +145,28 @@ def _bodies(gm: GraphModule, node: Node, region: Region) -> Iterator[tuple[Graph
 
 def bodies_of(gm: GraphModule, node: Node) -> list[GraphModule]:
     """The graph modules that a node of ``gm`` is given as arguments."""
-    given = (_attribute(gm, str(argument.target)) for argument in node.all_input_nodes if argument.op == "get_attr")
+    given = (attribute(gm, str(argument.target)) for argument in node.all_input_nodes if argument.op == "get_attr")
     return [body for body in given if isinstance(body, GraphModule)]
 
 
-def given_to(node: Node, body: Graph) -> list[Any] | None:
-    """What a node gives to the inputs of a body that it runs, one for one; None where that is not plain."""
+def name_of_higher_order(target: Any) -> str | None:
+    """The name of a higher-order op of PyTorch's own; None for one of somebody else's, which may bear any name."""
+    name = target.name() if isinstance(target, HigherOrderOperator) else ""
+    return name if name and type(target).__module__.split(".")[0] == "torch" else None
+
+
+def given_to(node: Node, body: Graph, given: tuple[Any, Any]) -> list[Any] | None:
+    """What a node gives to the inputs of a body that it runs, one for one; None where that is not plain.
+
+    Args:
+        node: the node of a higher-order op.
+        body: the graph of one of its bodies.
+        given: the node's arguments and keywords.
+    """
     inputs = body.find_nodes(op="placeholder")
-    if getattr(node.target, "__name__", "") not in PASSES_ON:
+    if name_of_higher_order(node.target) not in PASSES_ON:
         return None
-    leaves = pytree.tree_leaves((node.args, {key: node.kwargs[key] for key in ("operands",) if key in node.kwargs}))
+    args, kwargs = given
+    leaves = pytree.tree_leaves((args, {key: kwargs[key] for key in ("operands",) if key in kwargs}))
     return leaves[len(leaves) - len(inputs) :] if len(leaves) >= len(inputs) else None
 
-
-def _attribute(gm: GraphModule, path: str) -> Any:
-    found: Any = gm
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    return found

@@ -1,0 +1,137 @@
+"""Questions about one value of a Reading: which op made it, with which arguments, and is it a number?
+
+A value's op is an overload of ``aten``, so a name here is PyTorch's own op and never somebody else's of the same name.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses import FakeTensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import Node
+
+from attnpass.graph.values import spelled as spelled_node
+from attnpass.graph.values import tensor
+from attnpass.symbolic import as_float, known_all_equal, known_equal
+
+aten = torch.ops.aten
+NAMES = {"_softmax": "softmax", "_safe_softmax": "safe_softmax", "_to_copy": "to"}
+FOLLOWED = frozenset({"to", "view", "clone", "expand", "detach", "permute"})  # of a number they give the same number
+
+
+def name_of(value: Node) -> str:
+    """The op that makes a value, without its overload; "" if it is an input or an op that is not PyTorch's."""
+    target = value.target
+    if not isinstance(target, OpOverload) or target.namespace != "aten" or target is aten.view.dtype:
+        return ""
+    name = str(target._opname)
+    return NAMES.get(name, name)
+
+
+def argument(value: Node, position: int, default: Any = None) -> Any:
+    """An argument by its position in the schema; also of those that are given by keyword only."""
+    if position < len(value.args):
+        return value.args[position]
+    schema = value.target._schema.arguments  # type: ignore[union-attr]
+    if position < len(schema) and schema[position].name in value.kwargs:
+        return value.kwargs[schema[position].name]
+    return default
+
+
+def source_of_view(value: Node) -> Node | None:
+    """The first operand of an op, if that is a value."""
+    return value.args[0] if value.args and isinstance(value.args[0], Node) else None
+
+
+def spelled(value: Node) -> str:
+    """The operation as the user wrote it, for messages."""
+    maker = value.meta.get("maker")
+    return spelled_node(value if maker is None else maker)
+
+
+def permutation(value: Node) -> list[int] | None:
+    """For a value that reorders dimensions: which dimension of its input stands at each place; else None."""
+    return list(value.args[1]) if value.target is aten.permute.default else None  # type: ignore[arg-type]
+
+
+def is_copy(value: Node) -> bool:
+    """Has it the very elements of its first operand, and its shape?"""
+    if value.target is aten.expand.default:
+        before, after = tensor(value.args[0]), tensor(value)
+        return before is not None and after is not None and known_all_equal(tuple(before.shape), tuple(after.shape))
+    return value.target is aten.clone.default
+
+
+def is_getitem(value: Node, index: int) -> bool:
+    """Is this result number ``index`` of an op with several?"""
+    return value.target is operator.getitem and bool(value.args[1] == index)
+
+
+def number(value: Any) -> float | None:
+    """A number that is written in the program, perhaps as a tensor of one element; None if it is not one."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if not isinstance(value, Node):
+        return as_float(value)
+    made = tensor(value)
+    if made is None or not all(known_equal(size, 1) for size in made.shape):
+        return None
+    return uniform(value)
+
+
+def uniform(value: Any) -> float | None:
+    """The number that stands everywhere in a tensor, if the program says so; or a number itself."""
+    if not isinstance(value, Node):
+        return number(value)
+    made = tensor(value)
+    if made is None:
+        return None
+    if value.op == "placeholder":
+        return _constant(value.meta.get("constant"))
+    name = name_of(value)
+    if name == "full":
+        return rounded(number(value.args[1]) if not isinstance(value.args[1], bool) else None, made)
+    source = source_of_view(value)
+    if source is None or name not in FOLLOWED | {"neg", "sqrt"}:
+        return None
+    inner = uniform(source)
+    if inner is None or name in FOLLOWED:
+        return None if inner is None else rounded(inner, made)
+    if name == "sqrt":
+        return rounded(math.sqrt(inner), made) if inner >= 0 else None
+    return rounded(-inner, made)
+
+
+def _constant(held: Any) -> float | None:
+    """A tensor of one element that the program keeps beside the graph (``torch.tensor(-1e9)``)."""
+    if isinstance(held, FakeTensor):
+        held = held.constant
+    if not isinstance(held, Tensor) or held.requires_grad or held.device.type != "cpu" or held.numel() != 1:
+        return None
+    with unset_fake_temporarily():
+        return None if held.dtype == torch.bool else float(held.item())
+
+
+def rounded(value: float | None, made: Tensor) -> float | None:
+    """A number as it is in the dtype of ``made``; None if it is no number there."""
+    if value is None or made.dtype == torch.bool or made.dtype.is_complex:
+        return None
+    if not made.dtype.is_floating_point:
+        return value if float(value).is_integer() and abs(value) < 1 << 31 else None
+    finfo = torch.finfo(made.dtype)
+    if math.isfinite(value) and not finfo.min <= value <= finfo.max:
+        return _overflown(value, made.dtype)
+    with unset_fake_temporarily():
+        return float(torch.tensor(value, dtype=made.dtype).item())
+
+
+def _overflown(value: float, dtype: torch.dtype) -> float:
+    """What a number beyond the range of a dtype becomes there: the largest, if it rounds to it, or infinity."""
+    with unset_fake_temporarily():
+        return float(torch.tensor(value, dtype=torch.float64).to(dtype).item())

@@ -1,0 +1,218 @@
+"""Ops as they run -> values: the listener of `attnpass.graph.dispatch` that fills a `Memory`."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses import FakeTensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx import Node
+
+from attnpass.graph.forms import UNINITIALISED, Form, formed, full, part, takes_all
+from attnpass.graph.functional import without_out, without_write, written
+from attnpass.graph.memory import Memory, View
+from attnpass.symbolic import known_all_equal
+
+aten = torch.ops.aten
+LITERALS = frozenset({aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default})
+UNINITIALISED_MEMORY = "its memory is not initialised"
+COPIES = frozenset({aten.copy_.default, aten.fill_.Tensor})
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """An op that is about to run: its operands as tensors and as values, and what it will have written."""
+
+    op: OpOverload
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    values: tuple[Any, ...]
+    named: dict[str, Any]
+    writes: list[tuple[Tensor, Node]]
+
+
+def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """``value`` with each tensor in it replaced."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(mapped(function, each) for each in value)
+    return value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in an argument or a result."""
+    found: list[Tensor] = []
+    mapped(found.append, value)
+    return found
+
+
+class Recorder:
+    """Adds each op that runs to a memory.
+
+    Attributes:
+        memory: what every tensor holds.
+        effects: values of ops that do more than give a value; they stay, read or not.
+        silent: nothing is noted while this is set.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.effects: list[Node] = []
+        self.silent = False
+
+    @contextmanager
+    def told_to(self, other: Recorder) -> Iterator[None]:
+        """What runs inside is told to ``other``."""
+        mine = self.memory, self.effects
+        self.memory, self.effects = other.memory, other.effects
+        try:
+            yield
+        finally:
+            self.memory, self.effects = mine
+
+    def effect(self, value: Node) -> None:
+        """An op that does more than give a value; it stays, read or not."""
+        self.effects.append(value)
+        self._loud()
+
+    def _loud(self) -> None:
+        if self.memory.maker is not None:
+            self.memory.loud[self.memory.maker] = None
+
+    def before(self, op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Noted | None:
+        if self.silent:
+            return None
+        literal = op in LITERALS and not isinstance(args[0], FakeTensor)
+        values = () if literal else tuple(mapped(self.memory.value, each) for each in args)
+        named = {name: mapped(self.memory.value, value) for name, value in kwargs.items()}
+        targets = written(op, args, kwargs)
+        if torch.Tag.nondeterministic_seeded in op.tags:
+            self._loud()
+        writes = self._written(op, args, kwargs, (values, named), targets) if targets else []
+        return Noted(op, args, kwargs, values, named, writes)
+
+    def after(self, noted: Noted | None, result: Any) -> None:
+        if noted is None:
+            return
+        for target, value in noted.writes:
+            self.memory.write(target, value)
+        if isinstance(result, Tensor):
+            if not self.memory.holds(result):
+                self._single(noted, result)
+        elif isinstance(result, (list, tuple)):
+            self._several(noted, tensors_of(result) if all(isinstance(r, Tensor) for r in result) else [*result])
+        elif result is None and not noted.op._schema.is_mutable:
+            self.effect(self.memory.add(noted.op, noted.values, noted.named, None))
+
+    def _single(self, noted: Noted, out: Tensor) -> None:
+        memory = self.memory
+        if not noted.values and noted.args:  # a literal of the program
+            memory.hold(out, self._literal(noted.args[0], out))
+            return
+        parent = self._parent(noted, out)
+        form = formed(noted.op, noted.values, noted.named, out)
+        if parent is not None:
+            self._view(form, parent, out)
+        elif noted.op in UNINITIALISED:
+            memory.hold(out, memory.leaf(out, UNINITIALISED_MEMORY))
+        else:
+            memory.hold(out, memory.add_form(form, out))
+
+    def _several(self, noted: Noted, outs: list[Any]) -> None:
+        memory, whole = self.memory, None
+        for index, out in enumerate(outs):
+            if not isinstance(out, Tensor) or memory.holds(out):
+                continue
+            form = part(noted.op, noted.values, noted.named, outs, index)
+            parent = self._parent(noted, out)
+            if form is not None and parent is not None:
+                self._view(formed(form[0], form[1], form[2], out), parent, out)
+                continue
+            if whole is None:
+                whole = memory.add(noted.op, noted.values, noted.named, tuple(outs))
+            value = memory.add(operator.getitem, (whole, index), {}, out)
+            memory.hold(out, value, None if parent is None else View(memory.held(parent), _unfollowed))
+
+    def _parent(self, noted: Noted, out: Tensor) -> Tensor | None:
+        """The operand whose memory a result lies in."""
+        if noted.op._schema.is_mutable:
+            return None
+        operands = tensors_of((*noted.args, *noted.kwargs.values()))
+        return next((each for each in operands if self.memory.shares_memory(each, out)), None)
+
+    def _view(self, form: Form, parent: Tensor, out: Tensor) -> None:
+        memory, (op, args, kwargs) = self.memory, form
+        base = memory.value(parent)
+        if not args or args[0] is not base:
+            memory.hold(out, memory.add_form(form, out), View(memory.held(parent), _unfollowed))
+        elif takes_all(op, parent, out, args) or (op is aten.detach.default and _is_new(base)):
+            memory.hold(out, base, View(memory.held(parent)))
+        else:
+            memory.hold(out, memory.add_form(form, out), View(memory.held(parent), op, args, kwargs))
+
+    def _literal(self, given: Tensor, out: Tensor) -> Node:
+        """``torch.tensor(...)``: one number as it is; several as a constant."""
+        if given.numel() == 1 and given.device.type == "cpu":
+            with unset_fake_temporarily():
+                number = given.item()
+            return self.memory.add_form(full(out, number), out)
+        return self.memory.leaf(out, "a table of numbers", given)
+
+    def _written(
+        self,
+        op: OpOverload,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        values: tuple[tuple[Any, ...], dict[str, Any]],
+        targets: list[Tensor],
+    ) -> list[tuple[Tensor, Node]]:
+        """What will stand in each target behind the op."""
+        memory = self.memory
+        if op in COPIES:
+            return [(targets[0], self._cast(values[0][1], args[1], targets[0]))]
+        pure = without_write(op)
+        if pure is None:
+            call = memory.add(op, values[0], values[1], None)
+            if op.namespace != "aten":
+                self.effect(call)
+            why = f"`{op._schema.name.partition('::')[2]}` writes to it"
+            return [(target, memory.leaf(target, why)) for target in targets]
+        given, named = without_out(op, args, kwargs)
+        result = pure(*given, **named)  # the mode is off inside of itself: nobody is told
+        given, named = without_out(op, *values)
+        if isinstance(result, Tensor):
+            value = memory.add_form(formed(pure, given, named, result), result)
+            return [(targets[0], self._cast(value, result, targets[0]))]
+        whole = memory.add(pure, given, named, tuple(result))
+        made = [memory.add(operator.getitem, (whole, i), {}, each) for i, each in enumerate(result)]
+        return [(t, self._cast(v, r, t)) for t, v, r in zip(targets, made, result, strict=False)]
+
+    def _cast(self, value: Node, tensor: Tensor, target: Tensor) -> Node:
+        """``value`` as it stands in ``target`` when it was copied there: in its dtype, broadcast to its shape."""
+        memory = self.memory
+        if tensor.dtype != target.dtype or tensor.device != target.device:
+            options = {"dtype": target.dtype, "device": target.device}
+            tensor = torch.empty_like(tensor, dtype=target.dtype, device=target.device)
+            value = memory.add(aten._to_copy.default, (value,), options, tensor)
+        if not known_all_equal(tuple(tensor.shape), tuple(target.shape)):
+            value = memory.add(aten.expand.default, (value, tuple(target.shape)), {}, target)
+        return value
+
+
+def _is_new(value: Node) -> bool:
+    """Is it made from numbers alone? PyTorch detaches what ``torch.full`` gives, and no gradient is cut by that."""
+    made = value.op == "call_function" or value.meta["why"] == UNINITIALISED_MEMORY
+    return made and not value.all_input_nodes
+
+
+def _unfollowed(*_: Any) -> Any:
+    """A view that cannot be made again from its parent."""
+    raise AssertionError("a marker, never called")
