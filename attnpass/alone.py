@@ -73,8 +73,9 @@ def runnable_alone(
         UnfitError: the kernel refuses the call.
     """
     gm, nodes, out = _program(tensors, options)
-    (found,) = find(gm).calls
-    found = Reader(gm).understood(found) if proved else found
+    findings = find(gm)
+    (found,) = findings.calls
+    found = Reader(findings.reading).understood(found) if proved else found
     call = adapt(found.call)
     meaning = None if found.meaning is None else _with_rules(found.meaning, call.mask)
     sinks = tensors.get("sinks")

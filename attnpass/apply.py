@@ -66,14 +66,18 @@ def apply(
 
 def _written(
     copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]]
-) -> tuple[AttentionCall, Wiring]:
+) -> tuple[AttentionCall, Wiring[Node]]:
     """The call as the program wrote it, with the operands that it reads: what a rewrite is compared with."""
     found = (found.alternatives() or (found,))[0]
     return found.call, found.wiring.map_nodes(_mapping(copied, found, inlined))
 
 
 def _watcher(
-    verifier: Verifier | None, emitter: Emitter, decision: Decision, written: tuple[AttentionCall, Wiring], index: int
+    verifier: Verifier | None,
+    emitter: Emitter,
+    decision: Decision,
+    written: tuple[AttentionCall, Wiring[Node]],
+    index: int,
 ) -> Callable[[Node], Node] | None:
     """Puts the comparison with the reference behind a kernel's output, if it is asked for."""
     if verifier is None:
@@ -88,7 +92,7 @@ def _watcher(
 
 def _place(
     copied: GraphCopy, found: FoundCall, call: AttentionCall, inlined: dict[Node, dict[Node, Node]]
-) -> tuple[GraphModule, Node, Wiring, Meaning | None]:
+) -> tuple[GraphModule, Node, Wiring[Node], Meaning | None]:
     """The module, the node, its operands and its mask's meaning in the copy; an opaque layer is opened on first use."""
     opened = found.opened
     if opened is None:
@@ -115,7 +119,7 @@ def emit_call(
     node: Node,
     call: AttentionCall,
     kernel: Kernel,
-    wiring: Wiring,
+    wiring: Wiring[Node],
     meaning: Meaning | None = None,
     watch: Callable[[Node], Node] | None = None,
 ) -> Node:
@@ -148,7 +152,7 @@ def emit_call(
     return restore_layout(emitter, out, wanted)
 
 
-def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring) -> Operands:
+def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring[Node]) -> Operands:
     """The nodes that a kernel is emitted from."""
     q, k, v = (_operand(emitter, each, call) for each in (wiring.q, wiring.k, wiring.v))
     sinks = None if wiring.sinks is None else emitter.apply(wiring.sinks)
@@ -156,7 +160,7 @@ def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring) -> Operan
     return Operands(q, k, v, mask, call.scale_or_default(), sinks)
 
 
-def _operand(emitter: Emitter, operand: Operand, call: AttentionCall) -> Node:
+def _operand(emitter: Emitter, operand: Operand[Node], call: AttentionCall) -> Node:
     """4-D, and in the dtype that the kernel computes in."""
     node = emitter.apply(operand)
     for _ in range(4 - emitter.spec(node).ndim):
@@ -166,7 +170,7 @@ def _operand(emitter: Emitter, operand: Operand, call: AttentionCall) -> Node:
     return node
 
 
-def _mask(emitter: Emitter, additions: Sequence[Addition], call: AttentionCall) -> Node | None:
+def _mask(emitter: Emitter, additions: Sequence[Addition[Node]], call: AttentionCall) -> Node | None:
     """What is done to the scores, as the one mask tensor that a kernel takes."""
     if not additions:
         return None
@@ -190,7 +194,7 @@ def _mask(emitter: Emitter, additions: Sequence[Addition], call: AttentionCall) 
 
 
 def _as_softmax_leaves_empty_rows(
-    emitter: Emitter, call: AttentionCall, wiring: Wiring, args: Operands, out: Node
+    emitter: Emitter, call: AttentionCall, wiring: Wiring[Node], args: Operands, out: Node
 ) -> Node:
     """SDPA gives 0 for a query that sees no key; softmax over -inf gives NaN, over one finite number an average.
 

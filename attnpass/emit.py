@@ -19,8 +19,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from attnpass.limits import Rejection
 from attnpass.graph.values import unwrapped, value_of
+from attnpass.limits import Rejection
 from attnpass.patterns.wiring import Operand
 from attnpass.symbolic import is_hashable
 from attnpass.tensor import TensorSpec
@@ -49,9 +49,7 @@ class Emitter:
         epoch: how many writes the program makes before this place: at two places of one epoch, tensors are the same.
     """
 
-    def __init__(
-        self, owner: GraphModule, anchor: Node, shared: dict[Any, Any] | None = None, epoch: int = 0
-    ) -> None:
+    def __init__(self, owner: GraphModule, anchor: Node, shared: dict[Any, Any] | None = None, epoch: int = 0) -> None:
         self.owner = owner
         self.epoch = epoch
         self.made: list[Node] = []
@@ -83,7 +81,7 @@ class Emitter:
         key = (op, tree, *(facts(leaf) if isinstance(leaf, Node) else (type(leaf), leaf) for leaf in leaves))
         return key if is_hashable(key) else object()
 
-    def apply(self, operand: Operand) -> Node:
+    def apply(self, operand: Operand[Node]) -> Node:
         """The node of an operand behind its steps; Inductor merges what is equal."""
         node = operand.node
         for step in operand.steps:

@@ -12,9 +12,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from attnpass.backend import look_at, new_report, prover, tuner
 from attnpass.config import Config
+from attnpass.graph.values import value_of
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernels import registry
-from attnpass.graph.values import value_of
 from attnpass.report.record import Report
 from attnpass.rewrite import run_pass
 

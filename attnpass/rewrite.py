@@ -16,9 +16,10 @@ from torch.fx import GraphModule
 
 from attnpass.apply import apply
 from attnpass.assumptions import Assumptions
-from attnpass.call import AttentionCall, Source
+from attnpass.call import AttentionCall
 from attnpass.config import Config
 from attnpass.errors import StrictError
+from attnpass.graph.values import Source, value_of
 from attnpass.graph_copy import GraphCopy
 from attnpass.kernel import Kernel
 from attnpass.limits import Rejection
@@ -26,7 +27,6 @@ from attnpass.lowering import lowered
 from attnpass.machine import Machine
 from attnpass.masks.understand import Reader
 from attnpass.patterns import Findings, find
-from attnpass.graph.values import value_of
 from attnpass.policy import Choice
 from attnpass.probe import Prover
 from attnpass.report.record import Report

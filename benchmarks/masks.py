@@ -57,9 +57,10 @@ def measure(model: torch.nn.Module, length: int, padded: bool, dynamic: bool) ->
         finds, reads = [], []
         for _ in range(READINGS):
             start = time.perf_counter()
-            calls = find(gm).calls
+            findings = find(gm)
+            calls = findings.calls
             middle = time.perf_counter()
-            reader = Reader(gm)
+            reader = Reader(findings.reading)
             understood = [reader.understood(call) for call in calls]
             finds.append(middle - start)
             reads.append(time.perf_counter() - middle)

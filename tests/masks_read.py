@@ -18,8 +18,9 @@ def understood(fn: Callable[..., Any], *args: Any, dynamic: bool = False, **kwar
     found: list[FoundCall] = []
 
     def backend(gm: GraphModule, _: Any) -> Callable[..., Any]:
-        reader = Reader(gm, Assumptions().array)
-        found.extend(map(reader.understood, find(gm).calls))
+        findings = find(gm)
+        reader = Reader(findings.reading, Assumptions().array)
+        found.extend(map(reader.understood, findings.calls))
         return gm.forward
 
     torch._dynamo.reset()

@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 import attnpass
 from attnpass.masks import EmptyRows
-from attnpass.writes import may_write
 from tests.compiled import assert_near, codes, decisions, kernels_used, run
 
 B, H, S, D = 2, 4, 9, 16
@@ -335,18 +334,3 @@ def test_no_keys() -> None:
     q, k, v = qkv()
     torch.testing.assert_close(run(fn, q, k[:, :, :0], v[:, :, :0]), fn(q, k[:, :, :0], v[:, :, :0]))
     assert not decisions()
-
-
-@pytest.mark.parametrize("write", ["relu", "dropout", "masked_fill_", "iand"])
-def test_what_may_write_is_known_however_it_is_written(write: str) -> None:
-    graph = torch.fx.Graph()
-    x = graph.placeholder("x")
-    made = {
-        "relu": lambda: graph.call_function(torch.nn.functional.relu, (x,), {"inplace": True}),
-        "dropout": lambda: graph.call_function(torch.nn.functional.dropout, (x, 0.5, True, True)),
-        "masked_fill_": lambda: graph.call_method("masked_fill_", (x, x, 0.0)),
-        "iand": lambda: graph.call_function(operator.iand, (x, x)),
-    }[write]()
-    assert may_write(made)
-    assert not may_write(graph.call_function(operator.and_, (x, x)))
-    assert not may_write(graph.call_function(torch.nn.functional.relu, (x,)))

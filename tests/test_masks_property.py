@@ -70,8 +70,9 @@ def computed(meaning: Meaning, gm: GraphModule, inputs: list[Tensor], sizes: tup
 
 def understood(program: Program, mask: Node) -> tuple[Meaning, GraphModule, Tensor]:
     gm, real = program.finish(mask)
-    (found,) = find(gm).calls
-    meaning = Reader(gm).understood(found).meaning
+    findings = find(gm)
+    (found,) = findings.calls
+    meaning = Reader(findings.reading).understood(found).meaning
     assert meaning is not None
     return meaning, gm, real.expand(program.sizes)
 

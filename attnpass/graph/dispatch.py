@@ -7,7 +7,7 @@ casts of autocast are ops of their own, and batching rules have been applied. Co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -42,7 +42,7 @@ class Listener(Protocol):
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, listener: Listener) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._listener = listener
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

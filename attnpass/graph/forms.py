@@ -74,7 +74,7 @@ def _expand(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Form:
 
 
 def _slice(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Form:
-    x, dim, start, end, step = (*args, *(0, None, None, 1)[len(args) - 1 :])
+    x, dim, start, end, step = [*args, *(0, None, None, 1)[len(args) - 1 :]]
     return aten.slice.Tensor, (x, dim, start, end, step), {}
 
 
@@ -104,7 +104,7 @@ FORMS: dict[OpOverload, Maker] = {
     aten.squeeze.dims: _view,
     aten.flatten.using_ints: _view,
     aten.unflatten.int: _view,
-    aten.permute.default: _permuted(lambda args, rank: [dim % rank for dim in args[1]]),
+    aten.permute.default: _permuted(lambda args, rank: [int(dim) % rank for dim in args[1]]),
     aten.transpose.int: _permuted(_swapped),
     aten.t.default: _permuted(lambda args, rank: list(range(rank))[::-1]),
     aten.expand.default: _expand,
@@ -129,7 +129,9 @@ def takes_all(op: OpOverload, x: Tensor, out: Tensor, args: Sequence[Any]) -> bo
     return op in (aten.expand.default, aten.view.default) and known_all_equal(tuple(x.shape), tuple(out.shape))
 
 
-def part(op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor], index: int) -> Form | None:
+def part(
+    op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], outs: Sequence[Tensor], index: int
+) -> Form | None:
     """One result of an op that takes a tensor apart, as a slice of its own; None for other ops."""
     x = args[0] if args else None
     if op is aten.unbind.int:

@@ -45,8 +45,10 @@ def without_write(op: OpOverload) -> OpOverload | None:
     if op.namespace != "aten":
         return None
     name = op._schema.name.removeprefix("aten::")
-    packet = getattr(aten, _plain(name), None) if any(not a.is_out for a in op._schema.arguments if _writes(a)) else (
-        getattr(aten, name, None)
+    packet = (
+        getattr(aten, _plain(name), None)
+        if any(not a.is_out for a in op._schema.arguments if _writes(a))
+        else (getattr(aten, name, None))
     )
     wanted = [_kind(argument) for argument in op._schema.arguments if not argument.is_out]
     for overload in (getattr(packet, each) for each in packet.overloads()) if packet is not None else ():

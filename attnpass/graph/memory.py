@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from attnpass.graph.forms import Form
 from attnpass.graph.functional import INVERSES
+from attnpass.graph.value import Value
 
 
 @dataclass(slots=True, eq=False)
@@ -31,12 +31,16 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How a tensor lies in another one: ``op(parent, *args)``; ``op`` is None where it is the parent, whole."""
+    """How a tensor lies in another one: ``op(parent, *args)``; ``op`` is None where it is the parent, whole.
+
+    Of a view that is not ``followed``, no more is known than whose memory it shares.
+    """
 
     parent: Held
     op: OpOverload | None = None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    followed: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -54,10 +58,10 @@ class Held:
     tensor: Tensor
     storage: Storage
     view: View | None = None
-    values: dict[int, Node] = field(default_factory=dict)
+    values: dict[int, Value] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
 
-    def at(self, place: int) -> Node | None:
+    def at(self, place: int) -> Value | None:
         """The value that it holds when the node at ``place`` begins; None if nobody read it."""
         return self.values.get(bisect_left(self.storage.writes, place))
 
@@ -66,7 +70,7 @@ class Memory:
     """What each tensor holds while a program runs.
 
     Attributes:
-        graph: the values.
+        made: the values, in program order.
         place: the place in the program that runs now.
         maker: the node of the program that runs now.
         writers: the nodes that wrote to something.
@@ -75,7 +79,7 @@ class Memory:
     """
 
     def __init__(self) -> None:
-        self.graph = Graph()
+        self.made: list[Value] = []
         self.place = 0
         self.maker: Node | None = None
         self.writers: dict[Node, None] = {}
@@ -84,28 +88,28 @@ class Memory:
         self._held: dict[int, Held] = {}
         self._storages: dict[int, Storage] = {}
         self._unknown = Storage()
-        self._holders: dict[Node, list[Held]] = defaultdict(list)
+        self._holders: dict[Value, list[Held]] = defaultdict(list)
 
-    def add(self, op: Any, args: Sequence[Any], kwargs: dict[str, Any], value: Any) -> Node:
+    def add(self, op: Any, args: Sequence[Any], kwargs: dict[str, Any], fake: Any) -> Value:
         """A new value: ``op`` of others."""
-        node = self.graph.call_function(op, tuple(args), kwargs)
-        node.meta.update(val=value, maker=self.maker, place=self.place)
-        return node
+        value = Value(op, tuple(args), kwargs, fake, self.maker)
+        self.made.append(value)
+        return value
 
-    def add_form(self, form: Form, value: Tensor) -> Node:
+    def add_form(self, form: Form, fake: Tensor) -> Value:
         op, args, kwargs = form
-        return self.add(op, args, kwargs, value)
+        return self.add(op, args, kwargs, fake)
 
-    def leaf(self, tensor: Any, why: str, constant: Tensor | None = None) -> Node:
+    def leaf(self, fake: Any, why: str, constant: Tensor | None = None) -> Value:
         """A value of which nothing is known but its metadata, and ``why``."""
-        node = self.graph.create_node("placeholder", "value", name=None if self.maker is None else self.maker.name)
-        node.meta.update(val=tensor, maker=self.maker, place=self.place, why=why, constant=constant)
-        return node
+        value = Value(None, (), {}, fake, self.maker, why=why, constant=constant)
+        self.made.append(value)
+        return value
 
     def holds(self, tensor: Tensor) -> bool:
         return id(tensor) in self._held
 
-    def hold(self, tensor: Tensor, value: Node, view: View | None = None) -> Held:
+    def hold(self, tensor: Tensor, value: Value, view: View | None = None) -> Held:
         """A tensor that is new here, with the value that it holds."""
         held = Held(tensor, self._storage(tensor) if view is None else view.parent.storage, view)
         self._held[id(tensor)] = held
@@ -117,7 +121,7 @@ class Memory:
         found = self._held.get(id(tensor))
         return found if found is not None else self.hold(tensor, self.leaf(tensor, "it was made outside of the graph"))
 
-    def value(self, tensor: Tensor) -> Node:
+    def value(self, tensor: Tensor) -> Value:
         """The value that a tensor holds now."""
         held = self.held(tensor)
         version = len(held.storage.writes)
@@ -127,11 +131,11 @@ class Memory:
             self._set(held, found)
         return found
 
-    def holders(self, value: Node) -> list[Held]:
+    def holders(self, value: Value) -> list[Held]:
         """The tensors that have held a value."""
         return self._holders.get(value, [])
 
-    def write(self, tensor: Tensor, value: Node) -> None:
+    def write(self, tensor: Tensor, value: Value) -> None:
         """``tensor`` holds ``value`` from now on, and so do the tensors that it is a view of."""
         held = self.held(tensor)
         chain = [(held, value)]
@@ -152,27 +156,27 @@ class Memory:
         """Something unknown may have been written into ``tensor`` and whatever shares its memory."""
         self.write(tensor, self.leaf(tensor, why))
 
-    def _behind(self, view: View, new: Node) -> Node:
+    def _behind(self, view: View, new: Value) -> Value:
         """The value of a view's parent when the view holds ``new``."""
         parent = view.parent
-        if view.op is None:
+        if view.op is None and view.followed:
             return new
-        inverse = INVERSES.get(view.op)
+        inverse = None if view.op is None else INVERSES.get(view.op)
         if inverse is None:
             return self.leaf(parent.tensor, "a part of it was written")
         op, args = inverse(self.value(parent.tensor), new, view.args, parent.tensor)
         return self.add(op, args, {}, parent.tensor)
 
-    def _again(self, held: Held) -> Node:
+    def _again(self, held: Held) -> Value:
         """The value of a tensor whose memory was written since it was last read."""
-        if held.view is None:
+        if held.view is None or not held.view.followed:
             return self.leaf(held.tensor, "it shares memory with a tensor that was written")
         base = self.value(held.view.parent.tensor)
         if held.view.op is None:
             return base
         return self.add(held.view.op, (base, *held.view.args[1:]), held.view.kwargs, held.tensor)
 
-    def _set(self, held: Held, value: Node) -> None:
+    def _set(self, held: Held, value: Value) -> None:
         held.values[len(held.storage.writes)] = value
         self._holders[value].append(held)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx import Node
 
+from attnpass.graph.value import Value
 from attnpass.graph.values import spelled as spelled_node
 from attnpass.graph.values import tensor
 from attnpass.symbolic import as_float, known_all_equal, known_equal
@@ -25,7 +25,7 @@ NAMES = {"_softmax": "softmax", "_safe_softmax": "safe_softmax", "_to_copy": "to
 FOLLOWED = frozenset({"to", "view", "clone", "expand", "detach", "permute"})  # of a number they give the same number
 
 
-def name_of(value: Node) -> str:
+def name_of(value: Value) -> str:
     """The op that makes a value, without its overload; "" if it is an input or an op that is not PyTorch's."""
     target = value.target
     if not isinstance(target, OpOverload) or target.namespace != "aten" or target is aten.view.dtype:
@@ -34,7 +34,7 @@ def name_of(value: Node) -> str:
     return NAMES.get(name, name)
 
 
-def argument(value: Node, position: int, default: Any = None) -> Any:
+def argument(value: Value, position: int, default: Any = None) -> Any:
     """An argument by its position in the schema; also of those that are given by keyword only."""
     if position < len(value.args):
         return value.args[position]
@@ -44,23 +44,22 @@ def argument(value: Node, position: int, default: Any = None) -> Any:
     return default
 
 
-def source_of_view(value: Node) -> Node | None:
+def source_of_view(value: Value) -> Value | None:
     """The first operand of an op, if that is a value."""
-    return value.args[0] if value.args and isinstance(value.args[0], Node) else None
+    return value.args[0] if value.args and isinstance(value.args[0], Value) else None
 
 
-def spelled(value: Node) -> str:
+def spelled(value: Value) -> str:
     """The operation as the user wrote it, for messages."""
-    maker = value.meta.get("maker")
-    return spelled_node(value if maker is None else maker)
+    return value.name if value.maker is None else spelled_node(value.maker)
 
 
-def permutation(value: Node) -> list[int] | None:
+def permutation(value: Value) -> list[int] | None:
     """For a value that reorders dimensions: which dimension of its input stands at each place; else None."""
-    return list(value.args[1]) if value.target is aten.permute.default else None  # type: ignore[arg-type]
+    return list(value.args[1]) if value.target is aten.permute.default else None
 
 
-def is_copy(value: Node) -> bool:
+def is_copy(value: Value) -> bool:
     """Has it the very elements of its first operand, and its shape?"""
     if value.target is aten.expand.default:
         before, after = tensor(value.args[0]), tensor(value)
@@ -68,7 +67,7 @@ def is_copy(value: Node) -> bool:
     return value.target is aten.clone.default
 
 
-def is_getitem(value: Node, index: int) -> bool:
+def is_getitem(value: Value, index: int) -> bool:
     """Is this result number ``index`` of an op with several?"""
     return value.target is operator.getitem and bool(value.args[1] == index)
 
@@ -77,7 +76,7 @@ def number(value: Any) -> float | None:
     """A number that is written in the program, perhaps as a tensor of one element; None if it is not one."""
     if isinstance(value, bool) or value is None:
         return None
-    if not isinstance(value, Node):
+    if not isinstance(value, Value):
         return as_float(value)
     made = tensor(value)
     if made is None or not all(known_equal(size, 1) for size in made.shape):
@@ -87,13 +86,13 @@ def number(value: Any) -> float | None:
 
 def uniform(value: Any) -> float | None:
     """The number that stands everywhere in a tensor, if the program says so; or a number itself."""
-    if not isinstance(value, Node):
+    if not isinstance(value, Value):
         return number(value)
     made = tensor(value)
     if made is None:
         return None
-    if value.op == "placeholder":
-        return _constant(value.meta.get("constant"))
+    if value.is_leaf:
+        return _constant(value.constant)
     name = name_of(value)
     if name == "full":
         return rounded(number(value.args[1]) if not isinstance(value.args[1], bool) else None, made)

@@ -1,10 +1,9 @@
 """The Reading of a program: pure ATen ops on values, and which node of the program holds each value where.
 
 Made by one run of the captured graph on its fake values (`attnpass.graph.run`), once a graph: a Llama of 32 layers takes
-a third of a second, under 1 % of Inductor's compilation. Every value is a node of `Reading.graph` whose target is an
-`OpOverload`, or a placeholder for what comes from outside or cannot be followed. There are no writes, no ``out=``, no
-names and no views of memory in it, and what nobody reads is gone. A value knows its fake tensor (``meta["val"]``),
-the node of the program that made it (``meta["maker"]``) and whether gradients flow to it (``meta["requires_grad"]``).
+a third of a second, under 1 % of Inductor's compilation. A `Value` is an op, an `OpOverload` of ATen's, on others, or a
+leaf for what comes from outside or cannot be followed. There are no writes, no ``out=``, no names and no views of memory
+in it, and what nobody reads is gone.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch._subclasses import FakeTensorMode
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from attnpass.graph.dispatch import recording
 from attnpass.graph.memory import Memory
 from attnpass.graph.regions import Region, bodies_of
 from attnpass.graph.run import Opener, Program, Runner, Sites
+from attnpass.graph.value import Value, returned
 from attnpass.graph.values import unwrapped, value_of
 
-Value = Node
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
@@ -37,22 +36,19 @@ class Reading:
     """What a program computes, and who holds it.
 
     Attributes:
+        values: everything that it computes, in program order.
         regions: the state around each node of the program.
         places: the place of each node of the program in the run.
         writes: the places that write to something, in order.
     """
 
+    values: Sequence[Value]
     regions: Mapping[Node, Region]
     places: dict[Node, int]
     writes: list[int]
     _memory: Memory
     _held: dict[Node, Any] = field(default_factory=dict)
     _numbers: dict[str, list[Node]] | None = None
-
-    @property
-    def graph(self) -> Graph:
-        """The values, in program order."""
-        return self._memory.graph
 
     def value_at(self, node: Node, place: Node) -> Value | None:
         """The value that a node of the program holds when the node ``place`` begins to read it."""
@@ -71,7 +67,7 @@ class Reading:
 
     def result_of(self, value: Value) -> Node | None:
         """The node of the program whose result ``value`` is, if it does nothing else; None if there is none."""
-        maker = value.meta["maker"]
+        maker = value.maker
         if maker is None or maker in self._memory.writers or maker.op == "placeholder":
             return None
         return maker if self.result(maker) is value else None
@@ -112,7 +108,7 @@ class Reading:
 
     def region(self, value: Value) -> Region | None:
         """The program state in which a value was made."""
-        return self.regions.get(value.meta["maker"])
+        return None if value.maker is None else self.regions.get(value.maker)
 
 
 def read(gm: GraphModule, regions: Mapping[Node, Region], open_up: Opener = lambda gm, node: None) -> Reading:
@@ -134,11 +130,11 @@ def read(gm: GraphModule, regions: Mapping[Node, Region], open_up: Opener = lamb
         memory = runner.memory
         # what was written to an input is seen by its owner
         changed = [memory.value(each) for each in runner.inputs if memory.held(each).storage.writes]
-    _drop_unread(memory.graph, [*runner.outputs, *changed], runner.recorder.effects)
-    reading = Reading(regions, runner.places, memory.writes, memory, memory.by_node())
-    for value in memory.graph.nodes:
-        value.meta["requires_grad"] = _requires_grad(value, memory, runner.places)
-    return reading
+    memory.add(returned, tuple(dict.fromkeys([*runner.outputs, *changed])), {}, None)
+    values = _without_unread(memory.made, runner.recorder.effects)
+    for value in values:
+        value.requires_grad = _requires_grad(value, memory, runner.places)
+    return Reading(values, regions, runner.places, memory.writes, memory, memory.by_node())
 
 
 def _requires_grad(value: Value, memory: Memory, places: Mapping[Node, int]) -> bool:
@@ -147,7 +143,7 @@ def _requires_grad(value: Value, memory: Memory, places: Mapping[Node, int]) -> 
     if holders:
         known = [unwrapped(value_of(node)) for node in holders]
         return any(isinstance(each, Tensor) and each.requires_grad for each in known)
-    return any(each.meta["requires_grad"] for each in value.all_input_nodes)
+    return any(each.requires_grad for each in value.inputs)
 
 
 def _alike(sites: Sites) -> Sequence[Value | None] | None:
@@ -155,14 +151,15 @@ def _alike(sites: Sites) -> Sequence[Value | None] | None:
     first = sites[0]
     if first is None or any(each is None or len(each) != len(first) for each in sites):
         return None
-    return [one if all(each is one for each in given) else None for one, *given in zip(first, *sites[1:], strict=True)]
+    columns = zip(*[each for each in sites if each is not None], strict=True)
+    return [column[0] if all(each is column[0] for each in column) else None for column in columns]
 
 
 def _fake_mode(gm: GraphModule) -> FakeTensorMode:
     for node in gm.graph.nodes:
         for value in pytree.tree_leaves(value_of(node)):
             mode = getattr(unwrapped(value), "fake_mode", None)
-            if mode is not None:
+            if isinstance(mode, FakeTensorMode):
                 return mode
     return FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -177,10 +174,14 @@ def _uses(gm: GraphModule) -> Mapping[GraphModule, int]:
     return uses
 
 
-def _drop_unread(graph: Graph, outputs: Sequence[Value], effects: Sequence[Value]) -> None:
-    """Let the graph end in what is given away, and take out what nobody reads: all ops are pure."""
-    graph.output(tuple(dict.fromkeys(outputs)))
-    stay = set(effects)
-    for node in reversed(graph.nodes):
-        if not node.users and node.op == "call_function" and node not in stay and node.target is not SDPA:
-            graph.erase_node(node)
+def _without_unread(values: Sequence[Value], effects: Sequence[Value]) -> list[Value]:
+    """The values that somebody reads: all ops are pure. Calls of SDPA and what has effects stay."""
+    stay = {returned, SDPA}
+    kept = set(effects)
+    read: list[Value] = []
+    for value in reversed(values):
+        if value.users or value in kept or value.target in stay:
+            read.append(value)
+        else:
+            value.unread()
+    return read[::-1]

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.fx import Node
 
 from attnpass.graph.forms import UNINITIALISED, Form, formed, full, part, takes_all
 from attnpass.graph.functional import without_out, without_write, written
 from attnpass.graph.memory import Memory, View
+from attnpass.graph.value import Value
 from attnpass.symbolic import known_all_equal
 
 aten = torch.ops.aten
@@ -35,7 +35,7 @@ class Noted:
     kwargs: dict[str, Any]
     values: tuple[Any, ...]
     named: dict[str, Any]
-    writes: list[tuple[Tensor, Node]]
+    writes: list[tuple[Tensor, Value]]
 
 
 def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
@@ -65,7 +65,7 @@ class Recorder:
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
-        self.effects: list[Node] = []
+        self.effects: list[Value] = []
         self.silent = False
 
     @contextmanager
@@ -78,7 +78,7 @@ class Recorder:
         finally:
             self.memory, self.effects = mine
 
-    def effect(self, value: Node) -> None:
+    def effect(self, value: Value) -> None:
         """An op that does more than give a value; it stays, read or not."""
         self.effects.append(value)
         self._loud()
@@ -139,7 +139,7 @@ class Recorder:
             if whole is None:
                 whole = memory.add(noted.op, noted.values, noted.named, tuple(outs))
             value = memory.add(operator.getitem, (whole, index), {}, out)
-            memory.hold(out, value, None if parent is None else View(memory.held(parent), _unfollowed))
+            memory.hold(out, value, None if parent is None else View(memory.held(parent), followed=False))
 
     def _parent(self, noted: Noted, out: Tensor) -> Tensor | None:
         """The operand whose memory a result lies in."""
@@ -152,13 +152,13 @@ class Recorder:
         memory, (op, args, kwargs) = self.memory, form
         base = memory.value(parent)
         if not args or args[0] is not base:
-            memory.hold(out, memory.add_form(form, out), View(memory.held(parent), _unfollowed))
+            memory.hold(out, memory.add_form(form, out), View(memory.held(parent), followed=False))
         elif takes_all(op, parent, out, args) or (op is aten.detach.default and _is_new(base)):
             memory.hold(out, base, View(memory.held(parent)))
         else:
             memory.hold(out, memory.add_form(form, out), View(memory.held(parent), op, args, kwargs))
 
-    def _literal(self, given: Tensor, out: Tensor) -> Node:
+    def _literal(self, given: Tensor, out: Tensor) -> Value:
         """``torch.tensor(...)``: one number as it is; several as a constant."""
         if given.numel() == 1 and given.device.type == "cpu":
             with unset_fake_temporarily():
@@ -173,7 +173,7 @@ class Recorder:
         kwargs: dict[str, Any],
         values: tuple[tuple[Any, ...], dict[str, Any]],
         targets: list[Tensor],
-    ) -> list[tuple[Tensor, Node]]:
+    ) -> list[tuple[Tensor, Value]]:
         """What will stand in each target behind the op."""
         memory = self.memory
         if op in COPIES:
@@ -195,7 +195,7 @@ class Recorder:
         made = [memory.add(operator.getitem, (whole, i), {}, each) for i, each in enumerate(result)]
         return [(t, self._cast(v, r, t)) for t, v, r in zip(targets, made, result, strict=False)]
 
-    def _cast(self, value: Node, tensor: Tensor, target: Tensor) -> Node:
+    def _cast(self, value: Value, tensor: Tensor, target: Tensor) -> Value:
         """``value`` as it stands in ``target`` when it was copied there: in its dtype, broadcast to its shape."""
         memory = self.memory
         if tensor.dtype != target.dtype or tensor.device != target.device:
@@ -207,12 +207,6 @@ class Recorder:
         return value
 
 
-def _is_new(value: Node) -> bool:
+def _is_new(value: Value) -> bool:
     """Is it made from numbers alone? PyTorch detaches what ``torch.full`` gives, and no gradient is cut by that."""
-    made = value.op == "call_function" or value.meta["why"] == UNINITIALISED_MEMORY
-    return made and not value.all_input_nodes
-
-
-def _unfollowed(*_: Any) -> Any:
-    """A view that cannot be made again from its parent."""
-    raise AssertionError("a marker, never called")
+    return not value.inputs and (not value.is_leaf or value.why == UNINITIALISED_MEMORY)

@@ -169,4 +169,3 @@ def given_to(node: Node, body: Graph, given: tuple[Any, Any]) -> list[Any] | Non
     args, kwargs = given
     leaves = pytree.tree_leaves((args, {key: kwargs[key] for key in ("operands",) if key in kwargs}))
     return leaves[len(leaves) - len(inputs) :] if len(leaves) >= len(inputs) else None
-

@@ -22,10 +22,11 @@ from torch.fx import GraphModule, Node
 from torch.nn.attention import _sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from attnpass.graph.dispatch import functorch_depth, leave_functorch
+from attnpass.graph.dispatch import leave_functorch
 from attnpass.graph.memory import Memory
 from attnpass.graph.record import Recorder
 from attnpass.graph.regions import PASSES_ON, Region, bodies_of, given_to, name_of_higher_order
+from attnpass.graph.value import Value
 from attnpass.graph.values import attribute, value_of
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Runner:
     program: Program
     recorder: Recorder = field(default_factory=lambda: Recorder(Memory()))
     places: dict[Node, int] = field(default_factory=dict)
-    outputs: list[Node] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
     later: dict[GraphModule, Sites] = field(default_factory=dict)
     _attributes: dict[int, Tensor] = field(default_factory=dict)
@@ -89,12 +90,12 @@ class Runner:
     def memory(self) -> Memory:
         return self.recorder.memory
 
-    def run(self, gm: GraphModule, values: Sequence[Node | None] | None = None) -> bool:
+    def run(self, gm: GraphModule, values: Sequence[Value | None] | None = None) -> bool:
         """Run a graph on inputs of its own; ``values`` are what some of them hold. Does it write to its inputs?"""
         placeholders = gm.graph.find_nodes(op="placeholder")
         inputs = [self.fresh(value_of(node)) for node in placeholders]
         for tensor, value in zip(inputs, values or (), strict=False):
-            if isinstance(tensor, Tensor) and isinstance(value, Node):
+            if isinstance(tensor, Tensor) and isinstance(value, Value):
                 self.memory.hold(tensor, value)
         tensors = [each for each in inputs if isinstance(each, Tensor)]
         self.inputs += tensors

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from attnpass.graph.value import Value
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -29,10 +31,10 @@ def value_of(node: Node) -> Any:
     return node.meta.get("example_value", node.meta.get("val"))
 
 
-def tensor(node: Any) -> Tensor | None:
-    """The fake tensor of a node; None for anything else."""
-    value = value_of(node) if isinstance(node, Node) else None
-    return value if isinstance(value, Tensor) else None
+def tensor(holder: Any) -> Tensor | None:
+    """The fake tensor of a node or of a value of a Reading; None for anything else."""
+    found = holder.fake if isinstance(holder, Value) else value_of(holder) if isinstance(holder, Node) else None
+    return found if isinstance(found, Tensor) else None
 
 
 def unwrapped(value: Any) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from attnpass.graph.values import value_of
 from attnpass.masks.bounds import Bounds
 from attnpass.masks.expr import (
     And,
@@ -33,7 +34,6 @@ from attnpass.masks.expr import (
     size_key,
 )
 from attnpass.masks.logic import loads_of, walk
-from attnpass.graph.values import value_of
 from attnpass.symbolic import Size, known
 
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {

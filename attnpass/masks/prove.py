@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from attnpass.graph.values import value_of
 from attnpass.masks.bounds import Bounds
 from attnpass.masks.elements import StopError
 from attnpass.masks.expr import (
@@ -33,7 +34,6 @@ from attnpass.masks.meaning import Meaning
 from attnpass.masks.simplify import conjuncts, simplified
 from attnpass.masks.spec import EmptyRows, MaskSpec, MaskTerm, Term
 from attnpass.masks.substitute import substituted
-from attnpass.graph.values import value_of
 from attnpass.symbolic import Size, known_equal
 from attnpass.tensor import TensorSpec
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 
 from attnpass.graph.ops import name_of, spelled
 from attnpass.graph.reading import Reading
+from attnpass.graph.value import Value, mapped_values
 from attnpass.graph.values import tensor
 from attnpass.masks.arrays import Array, Index, Like
 from attnpass.masks.constants import recognised
@@ -42,10 +42,10 @@ class Tracer:
 
     reading: Reading
     constants: Constants = lambda _: None
-    stops: dict[Node, str] = field(default_factory=dict)
-    _arrays: dict[tuple[Node, int, Graph], Array] = field(default_factory=dict)
+    stops: dict[Value, str] = field(default_factory=dict)
+    _arrays: dict[tuple[Value, int, Graph], Array] = field(default_factory=dict)
 
-    def operand(self, operand: Operand, place: Node) -> Array:
+    def operand(self, operand: Operand[Value], place: Node) -> Array:
         """The array that a call at ``place`` reads as ``operand``, whose node is a value."""
         array = self.array(operand.node, place)
         for count, step in enumerate(operand.steps):
@@ -55,14 +55,14 @@ class Tracer:
             array = STEPS[str(step.op._opname)](_like(value), array, *step.args)  # type: ignore[attr-defined]
         return array
 
-    def array(self, value: Node, place: Node) -> Array:
+    def array(self, value: Value, place: Node) -> Array:
         """The array that a value is, with loads that a call at ``place`` can make."""
         key = (value, self.reading.writes_before(place), place.graph)
         if key not in self._arrays:
             self._arrays[key] = self._array(value, place)
         return self._arrays[key]
 
-    def _array(self, value: Node, place: Node) -> Array:
+    def _array(self, value: Value, place: Node) -> Array:
         like = _like(tensor(value))
 
         def element(index: Index) -> Expr:
@@ -74,11 +74,11 @@ class Tracer:
 
         return like.made_of(element)
 
-    def _meaning(self, value: Node, like: Like, place: Node) -> Array:
-        if value.op == "placeholder":
+    def _meaning(self, value: Value, like: Like, place: Node) -> Array:
+        if value.is_leaf:
             known = self._constant(value)
             if known is None:
-                raise StopError(str(value.meta["why"]))
+                raise StopError(value.why)
             return known
         if value.target is operator.getitem:
             raise StopError(f"one of several results of {spelled(value)}")
@@ -86,23 +86,24 @@ class Tracer:
         if meaning is None:
             raise StopError(f"{spelled(value)} has no meaning here")
 
-        def read(operand: Node) -> Any:
+        def read(operand: Value) -> Any:
             return self.array(operand, place) if tensor(operand) is not None else operand
 
-        args, kwargs = map_arg(value.args, read), map_arg(value.kwargs, read)
+        args = mapped_values(read, value.args)
+        kwargs = {name: mapped_values(read, each) for name, each in value.kwargs.items()}
         try:
             return meaning(like, *args, **kwargs)
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise StopError(f"{spelled(value)} is called in a way that is not known here: {error}") from error
 
-    def _constant(self, value: Node) -> Array | None:
+    def _constant(self, value: Value) -> Array | None:
         """The array that an input is: a table of the program, or a buffer whose values may be assumed."""
-        held, maker = value.meta.get("constant"), value.meta["maker"]
+        held, maker = value.constant, value.maker
         if isinstance(held, Tensor) and not isinstance(held, torch._subclasses.FakeTensor):
             return recognised(held)
         return None if maker is None or maker.op != "placeholder" else self.constants(maker)
 
-    def _load(self, value: Node, index: Index, place: Node) -> Expr:
+    def _load(self, value: Value, index: Index, place: Node) -> Expr:
         """Read the element when the program runs: what the call finds there must be this very value.
 
         Raises:

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.fx import Node
 from attnpass.call import Pattern
 from attnpass.graph.ops import spelled
 from attnpass.graph.reading import Reading
+from attnpass.graph.value import Value
 from attnpass.graph.values import source_of
 from attnpass.masks.elements import StopError
 from attnpass.masks.expr import AXES, Apply, B, Expr, H, K, Q, axis
@@ -65,12 +66,12 @@ class Reader:
             meaning = meaning.map_nodes(lambda value: self._holder(value, found.node))
         return replace(found, call=replace(call, mask=meaning.spec), meaning=meaning)
 
-    def _holder(self, value: Node, place: Node) -> Node:
+    def _holder(self, value: Value, place: Node) -> Node:
         node = self.reading.holder(value, place)
         assert node is not None, "a mask reads a value that nobody holds"
         return node
 
-    def _meaning(self, found: FoundCall, additions: Sequence[Addition], sizes: dict[str, Size]) -> Meaning:
+    def _meaning(self, found: FoundCall, additions: Sequence[Addition[Value]], sizes: dict[str, Size]) -> Meaning:
         call, tracer = found.call, self.tracer
         split, hiding = _combined(additions, tracer, found, sizes)
         spelled_mask = call.mask.tensor
@@ -99,7 +100,7 @@ def _deep_recursion() -> Iterator[None]:
 
 
 def _combined(
-    additions: Sequence[Addition], tracer: Tracer, found: FoundCall, sizes: dict[str, Size]
+    additions: Sequence[Addition[Value]], tracer: Tracer, found: FoundCall, sizes: dict[str, Size]
 ) -> tuple[Split, int]:
     """All additions as one split mask, and how many of them hide keys."""
     index = tuple(axis(name) for name in AXES)
@@ -138,19 +139,19 @@ def _broadcasts(shape: Sequence[Size], sizes: dict[str, Size]) -> bool:
     return all(known_equal(n, 1) or known_equal(n, sizes[name]) for n, name in zip(shape, names, strict=True))
 
 
-def _first_stop(tracer: Tracer, additions: Sequence[Addition]) -> str:
+def _first_stop(tracer: Tracer, additions: Sequence[Addition[Value]]) -> str:
     """The value that understanding ended at, nearest to the call, with its source line."""
-    queue: list[Node] = [addition.operand.node for addition in additions]
-    seen: set[Node] = set()
+    queue: list[Value] = [addition.operand.node for addition in additions]
+    seen: set[Value] = set()
     while queue:
         value = queue.pop(0)
         if value in seen:
             continue
         seen.add(value)
         if value in tracer.stops:
-            maker = value.meta["maker"]
+            maker = value.maker
             where = source_of({} if maker is None else maker.meta)
             name = spelled(value) if maker is None else maker.name
             return f"{tracer.stops[value]} ({name}{f', {where}' if where.file else ''})"
-        queue += value.all_input_nodes
+        queue += value.inputs
     return ""

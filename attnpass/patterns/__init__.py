@@ -18,6 +18,7 @@ from torch.fx import GraphModule, Node
 from attnpass.call import AttentionCall, Pattern
 from attnpass.graph import Reading, read
 from attnpass.graph.regions import Region, walk
+from attnpass.graph.value import Value
 from attnpass.graph.values import module_path, source_of, value_of
 from attnpass.patterns.chain import is_softmax
 from attnpass.patterns.elements import RefusedError
@@ -56,11 +57,11 @@ class FoundCall:
     call: AttentionCall
     owner: GraphModule
     node: Node
-    wiring: Wiring
-    values: Wiring | None = None
+    wiring: Wiring[Node]
+    values: Wiring[Value] | None = None
     opened: Opened | None = None
     dead: tuple[Node, ...] = ()
-    repeated: tuple[Operand, Operand] | None = None
+    repeated: tuple[Operand[Node], Operand[Node]] | None = None
     meaning: Meaning | None = None
     epoch: int = 0
     changed: bool = False
@@ -132,10 +133,10 @@ class _Finder:
 
     def search(self, gm: GraphModule) -> None:
         self.reading = read(gm, self._regions, self._opened)
-        softmaxes: dict[Node, list[Node]] = {}
-        for value in self.reading.graph.nodes:
+        softmaxes: dict[Node | None, list[Value]] = {}
+        for value in self.reading.values:
             if is_softmax(value):
-                softmaxes.setdefault(value.meta["maker"], []).append(value)
+                softmaxes.setdefault(value.maker, []).append(value)
         for node in self._owners:
             layer = self._layers.get(node)
             if is_sdpa(node) and node in self.reading.places:
@@ -159,20 +160,21 @@ class _Finder:
             call = read_call(node, region, Pattern.MULTIHEAD, opened.node, _any_grad(opened))
         wiring = wiring_of(node)
         found = FoundCall(call, self._owners[node], node, wiring, self._values(wiring, node), opened)
-        found = replace(found, **self._memory_of(node))
+        found = self._placed(found)
         small = None
         if found.values is not None and opened is None:
             small = repeated_operands(found.call, found.values, Held(self.reading, node))
-        if small is None:
+        if small is None or found.values is None:
             return found
         k, v = small
         call = replace(found.call, k=spec_of(k), v=spec_of(v), enable_gqa=True)
-        values = replace(found.values, k=k, v=v)
+        values: Wiring[Value] = replace(found.values, k=k, v=v)
         held = self._held(node)
-        wiring = replace(wiring, k=k.map_nodes(held), v=v.map_nodes(held))
+        small_k, small_v = k.map_nodes(held), v.map_nodes(held)
+        wiring = replace(wiring, k=small_k, v=small_v)
         return replace(found, call=call, wiring=wiring, values=values, repeated=(found.wiring.k, found.wiring.v))
 
-    def _by_hand(self, softmax: Node) -> None:
+    def _by_hand(self, softmax: Value) -> None:
         """The attention around a softmax, or why it is none if it looks like one."""
         try:
             hand = read_handwritten(softmax, self.reading, self._grad)
@@ -187,12 +189,13 @@ class _Finder:
             call = replace(call, node=opened.node.name, module=module_path(meta), source=source_of(meta))
         owner, wiring = self._owners[hand.node], hand.values.map_nodes(held)
         found = FoundCall(call, owner, hand.node, wiring, hand.values, opened, hand.dead, repeated)
-        self.calls.append(replace(found, **self._memory_of(hand.node)))
+        self.calls.append(self._placed(found))
 
-    def _memory_of(self, node: Node) -> dict[str, int | bool]:
-        return {"epoch": self.reading.writes_before(node), "changed": self.reading.written_behind(node)}
+    def _placed(self, found: FoundCall) -> FoundCall:
+        before, behind = self.reading.writes_before(found.node), self.reading.written_behind(found.node)
+        return replace(found, epoch=before, changed=behind)
 
-    def _values(self, wiring: Wiring, place: Node) -> Wiring | None:
+    def _values(self, wiring: Wiring[Node], place: Node) -> Wiring[Value] | None:
         """The operands of an SDPA node as values."""
         values = {node: self.reading.value_at(node, place) for node in wiring.nodes()}
         if any(value is None for value in values.values()):
@@ -203,7 +206,7 @@ class _Finder:
         """Value -> the node of the program that holds it at ``place``."""
 
         def node(value: Any) -> Node:
-            if not isinstance(value, Node):
+            if not isinstance(value, Value):
                 found = self.reading.number(value, place)
             else:
                 found = self.reading.holder(value, place)
@@ -213,9 +216,7 @@ class _Finder:
         return node
 
 
-def _with_layers(
-    owners: Mapping[Node, GraphModule], layers: Mapping[Node, Opened | str]
-) -> Mapping[Node, GraphModule]:
+def _with_layers(owners: Mapping[Node, GraphModule], layers: Mapping[Node, Opened | str]) -> Mapping[Node, GraphModule]:
     """The nodes of opened layers in the place of the layer, so that what is found stands in program order."""
     result: dict[Node, GraphModule] = {}
     for node, owner in owners.items():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from attnpass.graph.value import Value
 from attnpass.patterns.wiring import Operand
 from attnpass.symbolic import Size, as_int, known, known_equal, known_multiple
 
@@ -97,7 +98,7 @@ def merged_dimension(before: Sequence[Size], after: Sequence[Size]) -> tuple[int
     return None
 
 
-def arranged(operand: Operand, axes: Axes, groups: Sequence[tuple[Atom, ...]], whole: bool) -> Operand:
+def arranged(operand: Operand[Value], axes: Axes, groups: Sequence[tuple[Atom, ...]], whole: bool) -> Operand[Value]:
     """``operand`` with one dimension for each of ``groups``, by views (and by copies where no view can do it).
 
     Args:
@@ -140,8 +141,8 @@ def _lies_so(axes: Axes, groups: Sequence[tuple[Atom, ...]], whole: bool) -> boo
 
 
 def _unfolded(
-    operand: Operand, axes: Axes, groups: Sequence[tuple[Atom, ...]]
-) -> tuple[Operand, list[tuple[Atom, ...]]]:
+    operand: Operand[Value], axes: Axes, groups: Sequence[tuple[Atom, ...]]
+) -> tuple[Operand[Value], list[tuple[Atom, ...]]]:
     """One dimension for each atom, but for dimensions that are a group already; dimensions of size 1 are dropped."""
     units: list[tuple[Atom, ...]] = []
     for place in reversed(range(len(axes))):
@@ -158,8 +159,8 @@ def _unfolded(
 
 
 def _folded(
-    operand: Operand, order: list[tuple[Atom, ...]], groups: Sequence[tuple[Atom, ...]], whole: bool
-) -> Operand:
+    operand: Operand[Value], order: list[tuple[Atom, ...]], groups: Sequence[tuple[Atom, ...]], whole: bool
+) -> Operand[Value]:
     """The dimensions ``order`` put together as ``groups``; what is missing has size 1, or is expanded."""
     place, expanded, spans = 0, list[int](), list[tuple[int, int]]()
     for group in groups:

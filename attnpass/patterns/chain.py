@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch.fx import Node
-
 from attnpass.graph.ops import argument, is_getitem, name_of, spelled
 from attnpass.graph.reading import Reading
-from attnpass.graph.values import tensor, value_of
+from attnpass.graph.value import Value, returned
+from attnpass.graph.values import tensor
 from attnpass.patterns.elements import CAT, DROPOUT, SAME, SHIFT, SLICE, Element, RefusedError, on_probabilities
 from attnpass.patterns.products import Product, is_product, read_product
 from attnpass.patterns.score_elements import element_of
@@ -36,16 +35,16 @@ class Chain:
         nodes: every value that is dead once `last` is replaced.
     """
 
-    softmax: Node
+    softmax: Value
     first: Product
     scores: list[Element]
     probabilities: list[Element]
     last: Product
-    weights: Node
-    nodes: set[Node] = field(default_factory=set)
+    weights: Value
+    nodes: set[Value] = field(default_factory=set)
 
 
-def read_chain(softmax: Node, reading: Reading) -> Chain:
+def read_chain(softmax: Value, reading: Reading) -> Chain:
     """The chain through ``softmax``.
 
     Raises:
@@ -62,17 +61,17 @@ def read_chain(softmax: Node, reading: Reading) -> Chain:
     return chain
 
 
-def is_softmax(node: Node) -> bool:
+def is_softmax(node: Value) -> bool:
     """Is this a softmax of a tensor?"""
     return name_of(node) in SOFTMAXES and tensor(node) is not None
 
 
-def _upwards(softmax: Node) -> tuple[Product, list[Element]]:
+def _upwards(softmax: Value) -> tuple[Product, list[Element]]:
     found: list[Element] = []
-    asked: dict[Node, bool] = {}
+    asked: dict[Value, bool] = {}
     reader, source = softmax, argument(softmax, 0)
     while len(found) <= REACH:
-        if not isinstance(source, Node):
+        if not isinstance(source, Value):
             raise RefusedError(reader, "its input is no tensor of the graph")
         node = source
         if is_product(node):
@@ -88,7 +87,7 @@ def _upwards(softmax: Node) -> tuple[Product, list[Element]]:
     raise RefusedError(softmax, f"more than {REACH} steps lie between the product of q and k and the softmax")
 
 
-def _leads_to_product(node: Node, asked: dict[Node, bool], depth: int = 0) -> bool:
+def _leads_to_product(node: Value, asked: dict[Value, bool], depth: int = 0) -> bool:
     """Is this a changed product, rather than a bias? ``asked`` keeps the answers."""
     if node not in asked:
         asked[node] = False  # until known
@@ -103,7 +102,7 @@ def _leads_to_product(node: Node, asked: dict[Node, bool], depth: int = 0) -> bo
     return asked[node]
 
 
-def _downwards(softmax: Node) -> tuple[list[Element], Product, Node]:
+def _downwards(softmax: Value) -> tuple[list[Element], Product, Value]:
     found: list[Element] = []
     node = softmax
     while len(found) <= REACH:
@@ -120,7 +119,7 @@ def _downwards(softmax: Node) -> tuple[list[Element], Product, Node]:
             if product.added is not None or product.alpha != 1:
                 raise RefusedError(reader, f"`{spelled(reader)}` adds to the product with V, or scales it")
             return found, product, node
-        if is_getitem(reader, 0) and tensor(node) is None and isinstance(value_of(node), (tuple, list)):
+        if is_getitem(reader, 0) and tensor(node) is None and isinstance(node.fake, (tuple, list)):
             found.append(Element(reader, SAME, node))
         else:
             found.append(on_probabilities(reader, node))
@@ -128,15 +127,15 @@ def _downwards(softmax: Node) -> tuple[list[Element], Product, Node]:
     raise RefusedError(softmax, f"more than {REACH} steps lie between the softmax and the product with V")
 
 
-def _refuse_several(node: Node, readers: list[Node]) -> None:
+def _refuse_several(node: Value, readers: list[Value]) -> None:
     if not readers:
         raise RefusedError(node, "nobody reads the probabilities")
     others = [r for r in readers if not is_product(r)] or readers[1:]
     raise _used_elsewhere(node, others[0], "probabilities")
 
 
-def _used_elsewhere(node: Node, reader: Node, what: str) -> RefusedError:
-    if reader.op == "output":
+def _used_elsewhere(node: Value, reader: Value, what: str) -> RefusedError:
+    if reader.target is returned:
         return RefusedError(node, f"the attention {what} are returned by the graph, so they have to be materialised")
     return RefusedError(reader, f"`{spelled(reader)}` reads the attention {what} too, so they have to be materialised")
 
@@ -178,7 +177,7 @@ def softmax_dim(chain: Chain) -> int:
     return dim % value.ndim
 
 
-def added_sinks(chain: Chain, dim: int) -> Node | None:
+def added_sinks(chain: Chain, dim: int) -> Value | None:
     """The column that is appended to the scores and cut off behind the softmax; None if there is none."""
     cats = [e for e in chain.scores if e.kind == CAT]
     slices = [e for e in chain.probabilities if e.kind == SLICE]

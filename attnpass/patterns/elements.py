@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.fx import Node
 
 from attnpass.graph.ops import argument, is_copy, name_of, number, permutation, spelled
+from attnpass.graph.value import Value, returned
 from attnpass.graph.values import tensor
 from attnpass.symbolic import known_equal
 
@@ -21,7 +21,7 @@ DROPOUT, SLICE = "dropout", "slice"
 class RefusedError(Exception):
     """Why a softmax is not rewritten: the node at fault, and one sentence about it."""
 
-    def __init__(self, node: Node, reason: str) -> None:
+    def __init__(self, node: Value, reason: str) -> None:
         super().__init__(reason)
         self.node = node
         self.reason = reason
@@ -45,27 +45,27 @@ class Element:
         symbol: SCALE and DIVIDE: a factor that is a float of the model under dynamic shapes.
     """
 
-    node: Node
+    node: Value
     kind: str
-    x: Node
+    x: Value
     factor: float = 1.0
-    operand: Node | None = None
+    operand: Value | None = None
     where_true: bool = True
     order: tuple[int, ...] = ()
     dim: int = -1
     first: bool = False
-    members: tuple[Node, ...] = ()
+    members: tuple[Value, ...] = ()
     symbol: torch.SymFloat | None = None
 
 
-def on_probabilities(node: Node, x: Node) -> Element:
+def on_probabilities(node: Value, x: Value) -> Element:
     """What ``node`` does to the probabilities ``x``.
 
     Raises:
         RefusedError: it changes the weights.
     """
     name = name_of(node)
-    if node.op == "output":
+    if node.target is returned:
         raise RefusedError(x, "the attention probabilities are returned by the graph, so they have to be materialised")
     if node.args and node.args[0] is x and not any(a is x for a in node.args[1:]):
         if name == "native_dropout":
@@ -81,7 +81,7 @@ def on_probabilities(node: Node, x: Node) -> Element:
     )
 
 
-def moved(node: Node, x: Node) -> Element | None:
+def moved(node: Value, x: Value) -> Element | None:
     """A view, a copy or a cast between floating dtypes."""
     name, value, before = name_of(node), tensor(node), tensor(x)
     if value is None or before is None:
@@ -96,13 +96,13 @@ def moved(node: Node, x: Node) -> Element | None:
     return Element(node, VIEW, x) if name == "view" else None
 
 
-def dropout_probability(node: Node) -> float | None:
+def dropout_probability(node: Value) -> float | None:
     """The probability in force; None if it is not written in the graph."""
     p, training = number(argument(node, 1)), argument(node, 2)
     return p if training is True or training is None else 0.0 if training is False else None
 
 
-def _sliced(node: Node, x: Node) -> Element | None:
+def _sliced(node: Value, x: Value) -> Element | None:
     """``x[..., :-1]`` or ``x[..., 1:]``: a dimension without one column."""
     value, before = tensor(node), tensor(x)
     if name_of(node) != "slice" or value is None or before is None:

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch.fx import Node
-
-from attnpass.patterns.axes import merged_dimension
 from attnpass.graph.ops import argument, is_copy, name_of, permutation
+from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
+from attnpass.patterns.axes import merged_dimension
 from attnpass.symbolic import Size, known, known_equal
 
 HEADS, COPIES = "h", "copies"
@@ -30,12 +29,12 @@ class Repeated:
         labels: what its dimensions are, in its own order.
     """
 
-    source: Node
+    source: Value
     labels: tuple[Any, ...]
 
 
 def undo_repeat(
-    node: Node, labels: tuple[Any, ...], held: Callable[[Node], bool], heads: Any = HEADS
+    node: Value, labels: tuple[Any, ...], held: Callable[[Value], bool], heads: Any = HEADS
 ) -> Repeated | None:
     """Look behind the repeat of the heads of ``node``, through views of it; None if they are not repeated in a row.
 
@@ -58,11 +57,11 @@ def undo_repeat(
             return _finish(node, names, held, heads)
 
 
-def _finish(node: Node, names: list[Any], held: Callable[[Node], bool], heads: Any) -> Repeated | None:
+def _finish(node: Value, names: list[Any], held: Callable[[Value], bool], heads: Any) -> Repeated | None:
     """``node`` expands (or repeats) a dimension of size 1 beside the heads, and nothing else."""
     source = node.args[0]
     before, after = tensor(source), tensor(node)
-    if not isinstance(source, Node) or before is None or after is None or before.ndim != len(names):
+    if not isinstance(source, Value) or before is None or after is None or before.ndim != len(names):
         return None
     place = names.index(COPIES)
     others = [i for i in range(len(names)) if i != place]
@@ -79,36 +78,36 @@ def _finish(node: Node, names: list[Any], held: Callable[[Node], bool], heads: A
     return _first_held(node, names, held)
 
 
-def _first_held(node: Node, names: list[Any], held: Callable[[Node], bool]) -> Repeated | None:
+def _first_held(node: Value, names: list[Any], held: Callable[[Value], bool]) -> Repeated | None:
     """The nearest value that is still there."""
     while not held(node):
         order, source = permutation(node), node.args[0] if node.args else None
-        if not isinstance(source, Node) or (order is None and not is_copy(node)):
+        if not isinstance(source, Value) or (order is None and not is_copy(node)):
             return None
         names = names if order is None else [names[order.index(i)] for i in range(len(order))]
         node = source
     return Repeated(node, tuple(names))
 
 
-def _is_expand(node: Node) -> bool:
+def _is_expand(node: Value) -> bool:
     return name_of(node) in ("expand", "repeat")
 
 
-def _repeat_interleave(node: Node, names: list[Any], heads: Any) -> Node | None:
+def _repeat_interleave(node: Value, names: list[Any], heads: Any) -> Value | None:
     if name_of(node) != "repeat_interleave" or tensor(node.args[0] if node.args else None) is None:
         return None
     times, dim = argument(node, 1), argument(node, 2)
     if not isinstance(times, int) or not isinstance(dim, int) or names[dim] != heads:
         return None
-    source: Node = node.args[0]  # type: ignore[assignment]
+    source: Value = node.args[0]
     return source
 
 
-def _expanded_single_head(node: Node, names: list[Any], heads: Any) -> Node | None:
+def _expanded_single_head(node: Value, names: list[Any], heads: Any) -> Value | None:
     """One head for all: expand and repeat mean the same then."""
     source = node.args[0] if _is_expand(node) and node.args else None
     before, after = tensor(source), tensor(node)
-    if not isinstance(source, Node) or before is None or after is None or before.ndim != after.ndim:
+    if not isinstance(source, Value) or before is None or after is None or before.ndim != after.ndim:
         return None
     for name, one, other in zip(names, before.shape, after.shape, strict=True):
         if name == heads and (not known_equal(one, 1) or known_equal(other, 1)):
@@ -118,11 +117,11 @@ def _expanded_single_head(node: Node, names: list[Any], heads: Any) -> Node | No
     return source
 
 
-def _before(node: Node, names: list[Any], heads: Any) -> tuple[Node, list[Any]] | None:
+def _before(node: Value, names: list[Any], heads: Any) -> tuple[Value, list[Any]] | None:
     """The tensor that ``node`` is a view (or a copy) of, and the names of its dimensions."""
     source = node.args[0] if node.args else None
     before, after = tensor(source), tensor(node)
-    if not isinstance(source, Node) or before is None or after is None or after.ndim != len(names):
+    if not isinstance(source, Value) or before is None or after is None or after.ndim != len(names):
         return None
     order = permutation(node)
     if order is not None:
@@ -136,8 +135,8 @@ def _before(node: Node, names: list[Any], heads: Any) -> tuple[Node, list[Any]] 
 
 
 def _before_view(
-    source: Node, before: tuple[Size, ...], after: tuple[Size, ...], names: list[Any], heads: Any
-) -> tuple[Node, list[Any]] | None:
+    source: Value, before: tuple[Size, ...], after: tuple[Size, ...], names: list[Any], heads: Any
+) -> tuple[Value, list[Any]] | None:
     merged = merged_dimension(before, after)
     if merged is not None and COPIES not in names:
         place, count = merged

@@ -16,6 +16,11 @@ import torch
 from torch.fx import Node
 
 from attnpass.call import AttentionCall, Pattern
+from attnpass.graph.ops import name_of
+from attnpass.graph.reading import Reading
+from attnpass.graph.regions import Region
+from attnpass.graph.value import Value
+from attnpass.graph.values import module_path, source_of, tensor, value_of
 from attnpass.masks import EmptyRows, MaskSpec, MaskTerm, Term
 from attnpass.patterns.axes import LostTrackError, arranged, leaves
 from attnpass.patterns.chain import Chain, added_sinks, dropout_of, read_chain, softmax_dim
@@ -23,10 +28,6 @@ from attnpass.patterns.elements import RefusedError
 from attnpass.patterns.operands import Held, Traced, aten, placed, spec_of, trace_back, without_repeats
 from attnpass.patterns.roles import Group, Roles, label_axes, read_roles
 from attnpass.patterns.scores import Change, Scores, broadcast_axes, size_of
-from attnpass.graph.ops import name_of
-from attnpass.graph.reading import Reading
-from attnpass.graph.regions import Region
-from attnpass.graph.values import module_path, source_of, tensor, value_of
 from attnpass.patterns.sdpa import context_of
 from attnpass.patterns.wiring import Addition, Operand, Wiring
 from attnpass.symbolic import Size, known, known_equal
@@ -50,12 +51,12 @@ class Handwritten:
 
     call: AttentionCall
     node: Node
-    values: Wiring
+    values: Wiring[Value]
     dead: tuple[Node, ...]
-    repeated: tuple[Operand, Operand] | None = None
+    repeated: tuple[Operand[Value], Operand[Value]] | None = None
 
 
-def read_handwritten(softmax: Node, reading: Reading, grad: bool | None = None) -> Handwritten:
+def read_handwritten(softmax: Value, reading: Reading, grad: bool | None = None) -> Handwritten:
     """The attention around a softmax, which is a value of the reading.
 
     Raises:
@@ -101,7 +102,7 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
     wired_q = placed(q, queries)
     for by, divide in scores.scaled_by:
         op = aten.div if divide else aten.mul
-        wired_q = wired_q.then(op.Tensor if isinstance(by, Node) else op.Scalar, by)
+        wired_q = wired_q.then(op.Tensor if isinstance(by, Value) else op.Scalar, by)
     wiring = Wiring(
         wired_q,
         placed(k, (roles.B, heads, *keys)),
@@ -116,7 +117,7 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
 
 def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
     """The nodes of the program that made the chain, and those that asked them for nothing but their sizes."""
-    makers = {value.meta["maker"] for value in chain.nodes} - {last, None}
+    makers = {value.maker for value in chain.nodes if value.maker is not None} - {last}
     quiet = set(reading.quiet())
     makers |= {user for maker in makers for user in maker.users if not user.users and user in quiet}
     return tuple(sorted(makers, key=reading.places.__getitem__))
@@ -135,12 +136,12 @@ def _traced(chain: Chain, roles: Roles, held: Held) -> tuple[Traced, Traced, Tra
     return q, k, trace_back(roles.v, batch, held, False, None)
 
 
-def _addition(change: Change, roles: Roles, held: Held) -> Addition:
+def _addition(change: Change, roles: Roles, held: Held) -> Addition[Value]:
     """A change of the scores, as (B, H, Sq, Sk) with size 1 where it broadcasts."""
     groups = (roles.B, roles.H, roles.Q, roles.K)
     node, hides_true = change.node, change.where_true
     inner = node.args[0] if node.args else None
-    if change.fill is not None and hides_true and name_of(node) in NEGATIONS and isinstance(inner, Node):
+    if change.fill is not None and hides_true and name_of(node) in NEGATIONS and isinstance(inner, Value):
         value = tensor(inner)
         if value is not None and value.dtype == torch.bool and held(inner):
             node, hides_true = inner, False
@@ -151,13 +152,13 @@ def _addition(change: Change, roles: Roles, held: Held) -> Addition:
     return Addition(operand.then(aten.logical_not.default) if hides_true else operand, change.fill)
 
 
-def _sinks(chain: Chain, scores: Scores, roles: Roles, held: Held) -> Operand | None:
+def _sinks(chain: Chain, scores: Scores, roles: Roles, held: Held) -> Operand[Value] | None:
     """The column that was appended to the scores, as (H,)."""
     column = added_sinks(chain, softmax_dim(chain))
     if column is None:
         return None
     node = column
-    while name_of(node) in ("expand", "clone") and isinstance(node.args[0], Node) and held(node.args[0]):
+    while name_of(node) in ("expand", "clone") and isinstance(node.args[0], Value) and held(node.args[0]):
         node = node.args[0]
     held.demand(node, chain.softmax)
     if scores.softcap is not None:
@@ -169,12 +170,17 @@ def _sinks(chain: Chain, scores: Scores, roles: Roles, held: Held) -> Operand | 
 def _steps_out(roles: Roles) -> tuple:  # type: ignore[type-arg]
     """From (B, H, Sq, Dv) to the dimensions of the product with V."""
     from_axes = tuple(leaves(group) for group in (roles.B, roles.H, roles.Q, roles.Dv))
-    nobody: Node = None  # type: ignore[assignment]
+    nobody: Value = None  # type: ignore[assignment]
     return arranged(Operand(nobody), from_axes, tuple(leaves(axis) for axis in roles.out), whole=False).steps
 
 
 def _call(
-    chain: Chain, wiring: Wiring, scale: float, softcap: float | None, at: tuple[Reading, Node], grad: bool | None
+    chain: Chain,
+    wiring: Wiring[Value],
+    scale: float,
+    softcap: float | None,
+    at: tuple[Reading, Node],
+    grad: bool | None,
 ) -> AttentionCall:
     reading, node = at
     region = reading.regions[node]
@@ -204,7 +210,7 @@ def _call(
     )
 
 
-def _mask(chain: Chain, wiring: Wiring, masks: list[TensorSpec], q: TensorSpec, region: Region) -> MaskSpec:
+def _mask(chain: Chain, wiring: Wiring[Value], masks: list[TensorSpec], q: TensorSpec, region: Region) -> MaskSpec:
     """One bool tensor if all that is done hides keys, else one bias. Rows that see no key give what softmax gives."""
     if not masks:
         return MaskSpec()

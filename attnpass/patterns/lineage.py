@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch.fx import Graph, Node
+from torch.fx import Graph
 
 from attnpass.graph.reading import SDPA, Reading
+from attnpass.graph.value import Value
 from attnpass.patterns.origin import is_parameter
 
 LOST = 1  # a bit for what comes from somewhere that this pass does not follow: never apart from anything
@@ -23,10 +24,10 @@ LOST = 1  # a bit for what comes from somewhere that this pass does not follow: 
 class Lineages:
     """The inputs that each value descends from, as bits."""
 
-    bits: Mapping[Node, int]
+    bits: Mapping[Value, int]
 
     @classmethod
-    def of(cls, reading: Reading, attention: Mapping[Node, Node], program: Graph) -> Lineages:
+    def of(cls, reading: Reading, attention: Mapping[Value, Value], program: Graph) -> Lineages:
         """Follow every value of a reading.
 
         Args:
@@ -34,28 +35,28 @@ class Lineages:
             attention: the output of each attention -> its Q.
             program: the graph whose inputs count; those of bodies in it are lost.
         """
-        bits: dict[Node, int] = {}
+        bits: dict[Value, int] = {}
         parameters = 0
-        for number, value in enumerate(reading.graph.nodes):
-            if value.op == "placeholder":
+        for number, value in enumerate(reading.values):
+            if value.is_leaf:
                 known = _is_input(value, program)
                 bits[value] = 1 << (number + 1) if known else LOST
                 parameters |= bits[value] if known and is_parameter(value) else 0
             elif value in attention or value.target is SDPA:
-                bits[value] = bits.get(attention.get(value, value.all_input_nodes[0]), LOST)
+                bits[value] = bits.get(attention.get(value, value.inputs[0]), LOST)
             else:
-                bits[value] = _merged((bits.get(each, LOST) for each in value.all_input_nodes), parameters)
+                bits[value] = _merged((bits.get(each, LOST) for each in value.inputs), parameters)
         return cls(bits)
 
-    def apart(self, q: Node, k: Node) -> bool:
+    def apart(self, q: Value, k: Value) -> bool:
         """Do Q and K share no input?"""
         one, other = self.bits.get(q, LOST), self.bits.get(k, LOST)
         return bool(one and other) and not one & other and not (one | other) & LOST
 
 
-def _is_input(value: Node, program: Graph) -> bool:
-    maker = value.meta["maker"]
-    if value.meta.get("constant") is not None:
+def _is_input(value: Value, program: Graph) -> bool:
+    maker = value.maker
+    if value.constant is not None:
         return False
     return maker is not None and maker.op in ("placeholder", "get_attr") and maker.graph is program
 

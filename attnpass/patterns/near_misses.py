@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch.fx import Node
 
+from attnpass.graph.ops import name_of
+from attnpass.graph.reading import Reading
+from attnpass.graph.value import Value
+from attnpass.graph.values import source_of, tensor
 from attnpass.patterns.chain import is_softmax
 from attnpass.patterns.elements import RefusedError
 from attnpass.patterns.products import is_product, read_product
-from attnpass.graph.ops import name_of
-from attnpass.graph.reading import Reading
-from attnpass.graph.values import source_of, tensor
 from attnpass.report.record import NearMiss
 
 REACH = 12  # nodes between the product of q and k and the softmax: mask, bias, scale, softcap and casts fit in
@@ -42,8 +43,8 @@ NAMED_KERNELS = {
 def near_misses(reading: Reading) -> Iterator[NearMiss]:
     """Near misses without a softmax, in program order; one for each node of the program."""
     said: set[Node] = set()
-    for value in reading.graph.nodes:
-        node, name = value.meta.get("maker"), name_of(value) or str(getattr(value.target, "__name__", ""))
+    for value in reading.values:
+        node, name = value.maker, name_of(value) or str(getattr(value.target, "__name__", ""))
         if node is None or node in said:
             continue
         reason = ""
@@ -56,23 +57,25 @@ def near_misses(reading: Reading) -> Iterator[NearMiss]:
             yield NearMiss(node.name, reason, source_of(node.meta))
 
 
-def near_miss(softmax: Node, refused: RefusedError) -> tuple[NearMiss, ...]:
+def near_miss(softmax: Value, refused: RefusedError) -> tuple[NearMiss, ...]:
     """The refusal of a softmax, if that stands between two matrix products; others nobody wonders about."""
     if not (_reaches(softmax, _inputs) and _reaches(softmax, _users)):
         return ()
-    node, own = refused.node.meta.get("maker"), softmax.meta["maker"]
-    node = own if node is None else node
+    node, own = refused.node.maker, softmax.maker
+    node = node or own
+    if node is None:
+        return ()
     source = source_of(node.meta)
     reason = f"attention written by hand, but {refused.reason}"
-    return (NearMiss(node.name, reason, source if source.file else source_of(own.meta)),)
+    return (NearMiss(node.name, reason, source if source.file else source_of({} if own is None else own.meta)),)
 
 
-def _between_products(node: Node) -> bool:
+def _between_products(node: Value) -> bool:
     """Do two products of batched tensors stand around it? Multilayer perceptrons multiply by 2-D weights."""
     return all(_reaches(node, step, _batched, _is_normaliser) for step in (_inputs, _users))
 
 
-def _batched(node: Node) -> bool:
+def _batched(node: Value) -> bool:
     if not is_product(node):
         return False
     product = read_product(node)
@@ -82,23 +85,23 @@ def _batched(node: Node) -> bool:
     return all(value is not None and value.ndim >= 3 for value in values)
 
 
-def _is_normaliser(node: Node) -> bool:
+def _is_normaliser(node: Value) -> bool:
     return name_of(node) in NORMALISERS or name_of(node) in MIXING or is_softmax(node)
 
 
-def _inputs(node: Node) -> Iterable[Node]:
-    return node.all_input_nodes
+def _inputs(node: Value) -> Iterable[Value]:
+    return node.inputs
 
 
-def _users(node: Node) -> Iterable[Node]:
+def _users(node: Value) -> Iterable[Value]:
     return node.users
 
 
 def _reaches(
-    start: Node,
-    step: Callable[[Node], Iterable[Node]],
-    wanted: Callable[[Node], bool] = is_product,
-    stop: Callable[[Node], bool] = lambda node: name_of(node) in MIXING,
+    start: Value,
+    step: Callable[[Value], Iterable[Value]],
+    wanted: Callable[[Value], bool] = is_product,
+    stop: Callable[[Value], bool] = lambda node: name_of(node) in MIXING,
 ) -> bool:
     """Is there a product within `REACH` steps, none of them through a node that stops the search?"""
     queue, seen = deque([(start, 0)]), {start}

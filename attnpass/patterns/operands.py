@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx import Node
 
+from attnpass.graph.ops import is_copy, name_of, number, permutation, spelled
+from attnpass.graph.reading import Reading
+from attnpass.graph.value import Value
+from attnpass.graph.values import tensor, value_of
 from attnpass.patterns.axes import Atom, Axes, LostTrackError, arranged, fresh, leaves, merged_dimension, reshaped
 from attnpass.patterns.elements import RefusedError
 from attnpass.patterns.gqa import undo_repeat
 from attnpass.patterns.roles import Group, Roles
-from attnpass.graph.ops import is_copy, name_of, number, permutation, spelled
-from attnpass.graph.reading import Reading
-from attnpass.graph.values import tensor, value_of
 from attnpass.patterns.wiring import Operand, Step
 from attnpass.symbolic import known_equal
 from attnpass.tensor import TensorSpec
@@ -31,10 +32,10 @@ class Held:
     reading: Reading
     place: Node
 
-    def __call__(self, value: Node) -> bool:
+    def __call__(self, value: Value) -> bool:
         return self.reading.holder(value, self.place) is not None
 
-    def demand(self, value: Node, at: Node) -> None:
+    def demand(self, value: Value, at: Value) -> None:
         """Refuse the chain if a value is gone.
 
         Raises:
@@ -44,7 +45,7 @@ class Held:
             name = f"an operand of `{spelled(at)}`"
             raise RefusedError(at, f"{name} is overwritten before the product with V, or exists only inside of an op")
 
-    def is_autocasts(self, value: Node) -> bool:
+    def is_autocasts(self, value: Value) -> bool:
         """Did autocast make this cast? The call's kernel gets the same one."""
         region, made = self.reading.region(value), tensor(value)
         cast = None if region is None or made is None else region.autocast.get(made.device.type)
@@ -61,16 +62,20 @@ class Traced:
         scale: a factor that was folded into it.
     """
 
-    node: Node
+    node: Value
     axes: Axes
     scale: float = 1.0
 
-    def to(self, node: Node, axes: Axes) -> None:
+    def to(self, node: Value, axes: Axes) -> None:
         self.node, self.axes = node, axes
 
 
 def trace_back(
-    start: tuple[Node, Axes], batch: Callable[[], Sequence[Atom]], held: Held, scaled: bool, down_to: torch.dtype | None
+    start: tuple[Value, Axes],
+    batch: Callable[[], Sequence[Atom]],
+    held: Held,
+    scaled: bool,
+    down_to: torch.dtype | None,
 ) -> Traced:
     """Follow an operand back through transposes, copies, folded heads and numeric factors: as far as it is held.
 
@@ -101,7 +106,7 @@ def _one_step_back(
     node, name = traced.node, name_of(traced.node)
     source = node.args[0] if node.args else None
     before, after = tensor(source), tensor(node)
-    if not isinstance(source, Node) or before is None or after is None:
+    if not isinstance(source, Value) or before is None or after is None:
         return False
     order = permutation(node)
     if order is not None:
@@ -115,7 +120,7 @@ def _one_step_back(
         return True
     if scaled and name in ("mul", "div"):
         other = node.args[1]
-        if name == "mul" and number(source) is not None and isinstance(other, Node):
+        if name == "mul" and number(source) is not None and isinstance(other, Value):
             source, other = other, source
         return _unscaled(traced, source, other, divide=name == "div")
     return name == "view" and _unfold(traced, source, batch())
@@ -132,7 +137,7 @@ def _unscaled(traced: Traced, x: Any, factor: Any, divide: bool) -> bool:
     return True
 
 
-def _unfold(traced: Traced, source: Node, batch: Sequence[Atom]) -> bool:
+def _unfold(traced: Traced, source: Value, batch: Sequence[Atom]) -> bool:
     """``X.reshape(B * H, S, D)``: read X, unfolded."""
     before, after = tensor(source), tensor(traced.node)
     assert before is not None and after is not None
@@ -176,7 +181,7 @@ def without_repeats(k: Traced, v: Traced, roles: Roles, held: Held) -> tuple[Gro
     return (fewer,), small[0], small[1]
 
 
-def placed(traced: Traced, groups: Sequence[Group]) -> Operand:
+def placed(traced: Traced, groups: Sequence[Group]) -> Operand[Value]:
     """The operand as (B, H, S, D); copied if its last dimension would not be dense.
 
     Raises:
@@ -189,7 +194,7 @@ def placed(traced: Traced, groups: Sequence[Group]) -> Operand:
     return operand.then(aten.contiguous.default)
 
 
-def value_behind(operand: Operand) -> torch.Tensor:
+def value_behind(operand: Operand[Any]) -> torch.Tensor:
     """The fake value of an operand behind its steps."""
     value = tensor(operand.node)
     assert value is not None
@@ -207,7 +212,7 @@ def _read(step: Step) -> tuple[Any, ...]:
     return tuple(torch.fx.node.map_arg(step.args, value_of))
 
 
-def spec_of(operand: Operand) -> TensorSpec:
+def spec_of(operand: Operand[Any]) -> TensorSpec:
     """The metadata of an operand behind its steps; its node is one of the program, or a value."""
     source = tensor(operand.node)
     assert source is not None

@@ -12,10 +12,10 @@ import operator
 from dataclasses import dataclass
 
 import torch
-from torch.fx import Node
 
 from attnpass.call import AttentionCall
 from attnpass.graph.ops import name_of, source_of_view
+from attnpass.graph.value import Value
 from attnpass.graph.values import attribute, tensor, value_of
 from attnpass.symbolic import Size, known
 
@@ -47,19 +47,19 @@ class Origin:
         lost: the walk was given up.
     """
 
-    projected: frozenset[Node]
-    other: frozenset[Node]
+    projected: frozenset[Value]
+    other: frozenset[Value]
     tokens: tuple[Size, ...] = ()
     lost: bool = False
 
 
-def origin_of(operand: Node, narrowed: bool = True) -> Origin:
+def origin_of(operand: Value, narrowed: bool = True) -> Origin:
     """The origin of an operand; ``narrowed``: look through slices too.
 
     A part of several joined tensors may be one of them alone, so a slice is not followed into a join.
     """
-    projected: set[Node] = set()
-    other: set[Node] = set()
+    projected: set[Value] = set()
+    other: set[Value] = set()
     tokens: list[Size] = []
     waiting, seen = [(operand, False)], {(operand, False)}
     while waiting:
@@ -71,9 +71,9 @@ def origin_of(operand: Node, narrowed: bool = True) -> Origin:
             tokens.append(_rows(value))
             continue
         stops = (name in NARROWING and not narrowed) or (name in JOINS and cut and not _in_last(value))
-        before: list[Node] = []
+        before: list[Value] = []
         if (name in PASSED or value.target is operator.getitem) and not stops:
-            before = value.all_input_nodes
+            before = value.inputs
             cut = cut or (name in NARROWING and not _in_last(value))
         elif name not in ("full", "arange"):
             other.add(value)
@@ -85,7 +85,7 @@ def origin_of(operand: Node, narrowed: bool = True) -> Origin:
     return Origin(frozenset(projected), frozenset(other), tuple(tokens))
 
 
-def behind(value: Node) -> Node:
+def behind(value: Value) -> Value:
     """The tensor behind norms, whole views and projections of ``value``."""
     while True:
         source = projection_source(value)
@@ -96,7 +96,7 @@ def behind(value: Node) -> Node:
         value = source
 
 
-def same_origin(call: AttentionCall, q: Node, k: Node) -> bool:
+def same_origin(call: AttentionCall, q: Value, k: Value) -> bool:
     """Is it proved that everything that Q is made from is also what K is made from?
 
     A slice between projection and attention may be Q's part of a packed projection, or some of the tokens: two images
@@ -113,25 +113,25 @@ def same_origin(call: AttentionCall, q: Node, k: Node) -> bool:
     return whole and mine.projected <= (theirs.projected | theirs.other)
 
 
-def projection_source(value: Node) -> Node | None:
+def projection_source(value: Value) -> Value | None:
     """What a projection reads beside its weight; None if the value is no projection."""
     name = name_of(value)
     if name in ("linear", "convolution"):
         return source_of_view(value)
     if name == "addmm":
-        return value.args[1] if isinstance(value.args[1], Node) else None
+        return value.args[1] if isinstance(value.args[1], Value) else None
     if name in PRODUCTS:
         left, right = value.args[:2]
         if _is_weight(right) != _is_weight(left):
             source = left if _is_weight(right) else right
-            return source if isinstance(source, Node) else None
+            return source if isinstance(source, Value) else None
     return None
 
 
-def is_parameter(value: Node) -> bool:
+def is_parameter(value: Value) -> bool:
     """Is this an input or an attribute of the program that the user's model declares as a parameter?"""
-    maker = value.meta.get("maker")
-    if value.op != "placeholder" or maker is None:
+    maker = value.maker
+    if not value.is_leaf or maker is None:
         return False
     held = value_of(maker)
     if maker.op == "get_attr":  # the fake value of an exported graph does not say it
@@ -140,7 +140,7 @@ def is_parameter(value: Node) -> bool:
 
 
 def _is_weight(value: object) -> bool:
-    while isinstance(value, Node):
+    while isinstance(value, Value):
         if is_parameter(value):
             return True
         if name_of(value) not in VIEWS:
@@ -149,7 +149,7 @@ def _is_weight(value: object) -> bool:
     return False
 
 
-def _rows(projection: Node) -> Size:
+def _rows(projection: Value) -> Size:
     value = tensor(projection)
     if value is None:
         return 0
@@ -157,7 +157,7 @@ def _rows(projection: Node) -> Size:
     return math.prod(size for place, size in enumerate(value.shape) if place != channels)
 
 
-def _in_last(value: Node) -> bool:
+def _in_last(value: Value) -> bool:
     """Does a slice or a join concern the last dimension only, as in rotary embeddings and packed projections?"""
     name, operand = name_of(value), value.args[0] if value.args else None
     source = tensor(operand[0] if isinstance(operand, (list, tuple)) and operand else operand)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch.fx import Node
-
 from attnpass.graph.ops import argument, name_of, number
+from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 from attnpass.symbolic import Size, known_equal
 
@@ -29,21 +28,21 @@ class Product:
         beta: factor on it.
     """
 
-    node: Node
-    left: Node
-    right: Node
+    node: Value
+    left: Value
+    right: Value
     labels: tuple[Labels, Labels, Labels]
     alpha: float = 1.0
-    added: Node | None = None
+    added: Value | None = None
     beta: float = 1.0
 
 
-def is_product(node: Node) -> bool:
+def is_product(node: Value) -> bool:
     """Is this a product of two tensors?"""
     return name_of(node) in PRODUCTS
 
 
-def read_product(node: Node) -> Product | str:
+def read_product(node: Value) -> Product | str:
     """The product that a node computes, or one sentence why it is none that can be followed."""
     name = name_of(node)
     if name == "einsum":
@@ -57,7 +56,7 @@ def read_product(node: Node) -> Product | str:
     return labels if isinstance(labels, str) else Product(node, left, right, labels)
 
 
-def _baddbmm(node: Node) -> Product | str:
+def _baddbmm(node: Value) -> Product | str:
     added, left, right = (
         argument(node, 0),
         argument(node, 1),
@@ -92,7 +91,7 @@ def _matmul_labels(left: Sequence[Size], right: Sequence[Size]) -> tuple[Labels,
     return (*a, "I", "J"), (*b, "J", "K"), (*batch, "I", "K")
 
 
-def _einsum(node: Node) -> Product | str:
+def _einsum(node: Value) -> Product | str:
     equation, operands = argument(node, 0), list(argument(node, 1))
     if not isinstance(equation, str) or len(operands) != 2 or any(tensor(each) is None for each in operands):
         return "einsum of other than two tensors"
@@ -119,7 +118,7 @@ def _einsum(node: Node) -> Product | str:
 
 
 def _with_broadcasts(
-    node: Node, operands: list[Node], shapes: list[tuple[Size, ...]], terms: tuple[str, str, str]
+    node: Value, operands: list[Value], shapes: list[tuple[Size, ...]], terms: tuple[str, str, str]
 ) -> Product | str:
     """Letters with None where an operand has size 1 and the other has more."""
     sizes = [dict(zip(term, shape, strict=True)) for term, shape in zip(terms, shapes, strict=False)]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch.fx import Node
 
 from attnpass.call import AttentionCall
+from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 from attnpass.patterns.gqa import HEADS, Repeated, undo_repeat
 from attnpass.patterns.operands import Held
@@ -15,7 +15,9 @@ from attnpass.symbolic import known_equal
 LABELS = ("b", HEADS, "s", "d")
 
 
-def repeated_operands(call: AttentionCall, values: Wiring, held: Held) -> tuple[Operand, Operand] | None:
+def repeated_operands(
+    call: AttentionCall, values: Wiring[Value], held: Held
+) -> tuple[Operand[Value], Operand[Value]] | None:
     """K and V before their heads were repeated, as (B, Hkv, S, D); None if they were not, or not alike."""
     if call.k.ndim != 4 or call.v.ndim != 4 or call.enable_gqa or call.context.functorch:
         return None
@@ -33,7 +35,7 @@ def _heads(repeated: Repeated) -> int | torch.SymInt:
     return value.shape[repeated.labels.index(HEADS)]
 
 
-def _placed(repeated: Repeated) -> Operand:
+def _placed(repeated: Repeated) -> Operand[Value]:
     operand = Operand(repeated.source)
     order = [repeated.labels.index(label) for label in LABELS]
     return operand if order == [0, 1, 2, 3] else operand.then(torch.ops.aten.permute.default, tuple(order))

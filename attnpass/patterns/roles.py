@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.fx import Node
-
-from attnpass.patterns.axes import Atom, Axes, fresh, leaves
 from attnpass.graph.ops import spelled
+from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
+from attnpass.patterns.axes import Atom, Axes, fresh, leaves
 from attnpass.patterns.chain import Chain, softmax_dim
 from attnpass.patterns.elements import PERMUTE, VIEW, RefusedError
 from attnpass.patterns.products import Product
@@ -29,9 +28,9 @@ class Roles:
         Q, K, D, Dv: the others.
     """
 
-    q: tuple[Node, Axes]
-    k: tuple[Node, Axes]
-    v: tuple[Node, Axes]
+    q: tuple[Value, Axes]
+    k: tuple[Value, Axes]
+    v: tuple[Value, Axes]
     out: Axes
     shared: list[Atom]
     own: list[Atom]
@@ -141,7 +140,7 @@ def _contracted(product: Product, atoms: dict[str, Group]) -> Group:
     return leaves(atoms[label or ""])
 
 
-def _second(chain: Chain, weights: Axes, K: Group) -> tuple[tuple[Node, Axes], Axes, Group]:
+def _second(chain: Chain, weights: Axes, K: Group) -> tuple[tuple[Value, Axes], Axes, Group]:
     """V with its dimensions, the dimensions of the result, and those that only V has."""
     product = chain.last
     sides = (0, 1) if product.left is chain.weights else (1, 0)

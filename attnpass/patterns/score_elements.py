@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.fx import Node
 
 from attnpass.graph.ops import argument, is_getitem, name_of, number, spelled, uniform
+from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 from attnpass.patterns.elements import (
     ADD,
     CAT,
     DIVIDE,
     FILL,
-    SAME,
     SCALE,
     SHIFT,
     TANH,
@@ -24,7 +23,8 @@ from attnpass.patterns.elements import (
 )
 from attnpass.symbolic import known_all_equal, known_equal
 
-def element_of(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+
+def element_of(node: Value, is_scores: Callable[[Value], bool]) -> Element:
     """What ``node`` does to the scores that it reads.
 
     Args:
@@ -47,7 +47,7 @@ def element_of(node: Node, is_scores: Callable[[Node], bool]) -> Element:
     }
     if name in readable:
         return readable[name](node, is_scores)
-    if not isinstance(x, Node) or tensor(x) is None or tensor(node) is None:
+    if not isinstance(x, Value) or tensor(x) is None or tensor(node) is None:
         raise RefusedError(node, f"`{spelled(node)}` makes the scores, and is no product of q and k")
     if name == "tanh":
         return Element(node, TANH, x)
@@ -57,37 +57,37 @@ def element_of(node: Node, is_scores: Callable[[Node], bool]) -> Element:
     return same
 
 
-def _two(node: Node) -> tuple[object, object]:
+def _two(node: Value) -> tuple[object, object]:
     one, other = argument(node, 0), argument(node, 1)
     return (other, one) if name_of(node) == "rsub" else (one, other)
 
 
-def _scaled(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+def _scaled(node: Value, is_scores: Callable[[Value], bool]) -> Element:
     x, other = _two(node)
     divide = name_of(node) == "div"
-    if not divide and (not isinstance(x, Node) or tensor(x) is None or (number(x) is not None)):
+    if not divide and (not isinstance(x, Value) or tensor(x) is None or (number(x) is not None)):
         x, other = other, x
     factor = number(other)
-    if not isinstance(x, Node) or tensor(x) is None or node.kwargs.get("rounding_mode") is not None:
+    if not isinstance(x, Value) or tensor(x) is None or node.kwargs.get("rounding_mode") is not None:
         raise RefusedError(node, f"`{spelled(node)}` divides by the scores, or rounds them")
     if factor is not None and not (divide and factor == 0):
         return Element(node, SCALE, x, factor=1.0 / factor if divide else factor)
     if isinstance(other, torch.SymFloat):
         return Element(node, DIVIDE if divide else SCALE, x, symbol=other)  # dynamic=True reads floats of modules so
-    if not divide and isinstance(other, Node) and not is_scores(x) and is_scores(other):
+    if not divide and isinstance(other, Value) and not is_scores(x) and is_scores(other):
         x, other = other, x
     by = tensor(other)
     single = by is not None and all(known_equal(size, 1) for size in by.shape) and by.dtype.is_floating_point
-    if not single or not isinstance(other, Node) or other.meta["requires_grad"]:
+    if not single or not isinstance(other, Value) or other.requires_grad:
         raise RefusedError(node, f"`{spelled(node)}` scales the scores by a tensor that is no constant factor")
     return Element(node, DIVIDE if divide else SCALE, x, operand=other)
 
 
-def _added(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+def _added(node: Value, is_scores: Callable[[Value], bool]) -> Element:
     x, other = _two(node)
     sign = number(argument(node, 2, 1))
     subtracts = name_of(node) in ("sub", "rsub")
-    if sign is None or not isinstance(x, Node) or not isinstance(other, Node) or tensor(other) is None:
+    if sign is None or not isinstance(x, Value) or not isinstance(other, Value) or tensor(other) is None:
         raise RefusedError(node, f"`{spelled(node)}` adds something other than a tensor to the scores")
     if subtracts:
         highest = _own_maximum(x, other)
@@ -109,17 +109,17 @@ def _added(node: Node, is_scores: Callable[[Node], bool]) -> Element:
     return Element(node, ADD, x, factor=sign, operand=other)
 
 
-def _whole(x: object, node: Node) -> bool:
+def _whole(x: object, node: Value) -> bool:
     """Has ``x`` the shape of the result?"""
     value, result = tensor(x), tensor(node)
     return value is not None and result is not None and known_all_equal(tuple(value.shape), tuple(result.shape))
 
 
-def _own_maximum(x: Node, other: Node) -> tuple[Node, ...]:
+def _own_maximum(x: Value, other: Value) -> tuple[Value, ...]:
     """The nodes that make ``other`` the maximum of ``x`` over its last dimension: softmax does not see that."""
     nodes, node = [other], other
     while name_of(node) == "detach" or is_getitem(node, 0):
-        node = node.args[0]  # type: ignore[assignment]
+        node = node.args[0]
         nodes.append(node)
     value = tensor(x)
     if name_of(node) not in ("max", "amax") or node.args[0] is not x or value is None:
@@ -129,12 +129,12 @@ def _own_maximum(x: Node, other: Node) -> tuple[Node, ...]:
     return tuple(nodes) if keep is True and isinstance(dim, int) and dim % value.ndim == value.ndim - 1 else ()
 
 
-def _filled(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+def _filled(node: Value, is_scores: Callable[[Value], bool]) -> Element:
     x, mask, value = argument(node, 0), argument(node, 1), argument(node, 2)
     return _fill(node, x, mask, value, where_true=True)
 
 
-def _chosen(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+def _chosen(node: Value, is_scores: Callable[[Value], bool]) -> Element:
     """``where(keep, scores, number)``, or ``where(hide, number, scores)``."""
     condition, yes, no = argument(node, 0), argument(node, 1), argument(node, 2)
     if uniform(no) is not None:
@@ -142,9 +142,9 @@ def _chosen(node: Node, is_scores: Callable[[Node], bool]) -> Element:
     return _fill(node, no, condition, yes, where_true=True)
 
 
-def _fill(node: Node, x: object, mask: object, value: object, where_true: bool) -> Element:
+def _fill(node: Value, x: object, mask: object, value: object, where_true: bool) -> Element:
     fill, hidden = uniform(value), tensor(mask)
-    if fill is None or not isinstance(x, Node) or not isinstance(mask, Node) or hidden is None:
+    if fill is None or not isinstance(x, Value) or not isinstance(mask, Value) or hidden is None:
         raise RefusedError(node, f"`{spelled(node)}` writes something other than one number into the scores")
     if hidden.dtype != torch.bool:
         raise RefusedError(node, f"`{spelled(node)}` reads a mask that is not bool")
@@ -153,12 +153,12 @@ def _fill(node: Node, x: object, mask: object, value: object, where_true: bool) 
     return Element(node, FILL, x, factor=fill, operand=mask, where_true=where_true)
 
 
-def _appended(node: Node, is_scores: Callable[[Node], bool]) -> Element:
+def _appended(node: Value, is_scores: Callable[[Value], bool]) -> Element:
     """``cat([scores, column], -1)``: attention sinks."""
     parts, dim = argument(node, 0), argument(node, 1, 0)
     if not isinstance(parts, (list, tuple)) or len(parts) != 2 or not isinstance(dim, int):
         raise RefusedError(node, f"`{spelled(node)}` appends more than one column to the scores")
     one, other = parts
-    if isinstance(one, Node) and is_scores(one):
+    if isinstance(one, Value) and is_scores(one):
         return Element(node, CAT, one, operand=other, dim=dim)
     return Element(node, CAT, other, operand=one, dim=dim, first=True)

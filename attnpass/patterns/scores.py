@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch.fx import Node
 
-from attnpass.patterns.axes import Atom, Axes, LostTrackError, reshaped
 from attnpass.graph.ops import rounded, spelled
+from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
+from attnpass.patterns.axes import Atom, Axes, LostTrackError, reshaped
 from attnpass.patterns.elements import (
     ADD,
     CAT,
@@ -44,9 +44,9 @@ class Change:
         factor: what a bias is multiplied by.
     """
 
-    node: Node
+    node: Value
     axes: Axes
-    at: Node
+    at: Value
     fill: float | None = None
     where_true: bool = True
     factor: float = 1.0
@@ -69,8 +69,8 @@ class Scores:
     scale: float = 1.0
     softcap: float | None = None
     changes: list[Change] = field(default_factory=list)
-    scaled_by: list[tuple[Node | torch.SymFloat, bool]] = field(default_factory=list)
-    shifts: list[tuple[Node, tuple[Atom, ...]]] = field(default_factory=list)
+    scaled_by: list[tuple[Value | torch.SymFloat, bool]] = field(default_factory=list)
+    shifts: list[tuple[Value, tuple[Atom, ...]]] = field(default_factory=list)
 
     def apply(self, element: Element) -> None:
         """Replay one element.
@@ -100,7 +100,7 @@ class Scores:
         elif element.kind == SAME:
             self._cast(element)
 
-    def _refuse_shifts(self, node: Node) -> None:
+    def _refuse_shifts(self, node: Value) -> None:
         """Softmax does not see that a row is shifted; ``tanh`` and a column of sinks do."""
         if self.shifts:
             reason = f"`{spelled(node)}` reads scores whose maximum was taken away"
@@ -180,7 +180,7 @@ def _multiplied(change: Change, factor: float) -> Change:
     return replace(change, fill=scaled)
 
 
-def broadcast_axes(at: Node, operand: Node, axes: Axes) -> Axes:
+def broadcast_axes(at: Value, operand: Value, axes: Axes) -> Axes:
     """The dimensions of a tensor that broadcasts to the scores, whose dimensions are ``axes``."""
     value = tensor(operand)
     assert value is not None
@@ -207,14 +207,14 @@ def size_of(axis: tuple[Atom, ...]) -> Size:
     return size
 
 
-def followed(axes: Axes, node: Node) -> Axes:
+def followed(axes: Axes, node: Value) -> Axes:
     """The dimensions behind a view."""
     value = tensor(node)
     assert value is not None
     return _followed(axes, node, tuple(value.shape))
 
 
-def _followed(axes: Axes, node: Node, shape: tuple[Size, ...]) -> Axes:
+def _followed(axes: Axes, node: Value, shape: tuple[Size, ...]) -> Axes:
     try:
         return reshaped(axes, shape)
     except LostTrackError as error:

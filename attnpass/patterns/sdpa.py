@@ -14,9 +14,9 @@ from torch.fx import Node
 from torch.nn.functional import scaled_dot_product_attention
 
 from attnpass.call import AttentionCall, Context, Pattern
+from attnpass.graph.regions import Region
 from attnpass.graph.values import module_path, source_of, unwrapped, value_of
 from attnpass.masks import MaskSpec
-from attnpass.graph.regions import Region
 from attnpass.patterns.wiring import Addition, Operand, Wiring
 from attnpass.symbolic import as_float, known
 from attnpass.tensor import TensorSpec
@@ -43,7 +43,7 @@ def arguments(node: Node) -> dict[str, Any]:
     return {**DEFAULTS, **given, **node.kwargs}
 
 
-def wiring_of(node: Node) -> Wiring:
+def wiring_of(node: Node) -> Wiring[Node]:
     """Where the operands of an SDPA node are: a bool mask hides keys, an additive one is added."""
     args = arguments(node)
     q, k, v = (Operand(args[name]) for name in ("query", "key", "value"))

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.fx import Node
+
+from attnpass.graph.value import Value
+
+N = TypeVar("N")
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +29,22 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Operand:
+class Operand(Generic[N]):
     """A node and the steps that turn its value into what the call reads."""
 
-    node: Node
+    node: N
     steps: tuple[Step, ...] = ()
 
-    def map_nodes(self, mapped: Callable[[Any], Any]) -> Operand:
+    def map_nodes(self, mapped: Callable[[Any], M]) -> Operand[M]:
         """The same operand of another node; ``mapped`` is also asked for symbolic numbers in the steps."""
         return Operand(mapped(self.node), _mapped(self.steps, mapped))
 
-    def then(self, op: Callable[..., Any], *args: Any) -> Operand:
+    def then(self, op: Callable[..., Any], *args: Any) -> Operand[N]:
         return replace(self, steps=(*self.steps, Step(op, args)))
 
 
 @dataclass(frozen=True, slots=True)
-class Addition:
+class Addition(Generic[N]):
     """One change of the scaled scores, in the order of the program.
 
     Attributes:
@@ -47,12 +52,12 @@ class Addition:
         fill: None: the tensor is added. A number: the tensor is bool, and where it is False the score becomes this.
     """
 
-    operand: Operand
+    operand: Operand[N]
     fill: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Wiring:
+class Wiring(Generic[N]):
     """The operands of a call.
 
     Attributes:
@@ -64,16 +69,15 @@ class Wiring:
         out: steps from (B, H, Sq, Dv) to the shape of the replaced node; none for SDPA.
     """
 
-    q: Operand
-    k: Operand
-    v: Operand
-    additions: tuple[Addition, ...] = ()
-    sinks: Operand | None = None
+    q: Operand[N]
+    k: Operand[N]
+    v: Operand[N]
+    additions: tuple[Addition[N], ...] = ()
+    sinks: Operand[N] | None = None
     out: tuple[Step, ...] = ()
 
-    def map_nodes(self, mapped: Callable[[Node], Node]) -> Wiring:
-        """The same wiring between other nodes: those of a copy of the graph."""
-
+    def map_nodes(self, mapped: Callable[[Any], M]) -> Wiring[M]:
+        """The same wiring between other nodes: those of a copy of the graph, or those that hold values."""
         return Wiring(
             self.q.map_nodes(mapped),
             self.k.map_nodes(mapped),
@@ -83,12 +87,12 @@ class Wiring:
             _mapped(self.out, mapped),
         )
 
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[N]:
         """The nodes of all operands."""
-        operands = [self.q, self.k, self.v, *(each.operand for each in self.additions)]
-        return [each.node for each in (*operands, *([self.sinks] if self.sinks else []))]
+        operands: list[Operand[N]] = [self.q, self.k, self.v, *(each.operand for each in self.additions)]
+        return [each.node for each in operands] + ([self.sinks.node] if self.sinks else [])
 
 
 def _mapped(steps: tuple[Step, ...], mapped: Callable[[Any], Any]) -> tuple[Step, ...]:
-    symbolic = (Node, torch.SymFloat)
+    symbolic = (Node, Value, torch.SymFloat)
     return tuple(Step(s.op, tuple(mapped(a) if isinstance(a, symbolic) else a for a in s.args)) for s in steps)

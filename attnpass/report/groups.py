@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from attnpass.call import Pattern, Source
+from attnpass.call import Pattern
+from attnpass.graph.values import Source
 from attnpass.report.record import NearMiss, Report
 from attnpass.select import Decision, Reason, Trial
 

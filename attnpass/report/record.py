@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 import attnpass
-from attnpass.call import AttentionCall, Source
+from attnpass.call import AttentionCall
 from attnpass.config import Config
+from attnpass.graph.values import Source
 from attnpass.machine import Machine
 from attnpass.select import Decision
 from attnpass.symbolic import shown

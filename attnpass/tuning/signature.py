@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from attnpass.call import AttentionCall, Context, Kind, Pattern, Source
+from attnpass.call import AttentionCall, Context, Kind, Pattern
+from attnpass.graph.values import Source
 from attnpass.masks import RULES, MaskSpec, Term
 from attnpass.symbolic import Size, hint
 from attnpass.tensor import TensorSpec, dtype_name

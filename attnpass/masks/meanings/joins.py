@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from attnpass.masks.arithmetic import pointwise
@@ -17,7 +17,7 @@ from attnpass.masks.bounds import Bounds
 from attnpass.masks.elements import Element, StopError, constant, fitting
 from attnpass.masks.expr import Expr, Lin, as_number, number, plus, scaled
 from attnpass.masks.indexing import from_start, slice_start
-from attnpass.masks.logic import all_of, is_positive, is_zero, where
+from attnpass.masks.logic import all_of, is_positive, where
 from attnpass.masks.meanings.table import cast_to, form_of, meaning
 from attnpass.masks.simplify import simplified
 from attnpass.symbolic import Size, known
@@ -38,31 +38,32 @@ def _slice_scatter(
         raise StopError(f"an assignment with the step {step}")
     dim = axis_of(x, dim)
     first = slice_start(start, x.shape[dim])
-    length = source.shape[dim]
-    ends = known(first + length >= x.shape[dim])
-
-    def element(index: Index) -> Expr:
-        if isinstance(first, int) and first == 0 and ends:
-            return cast_to(source, index, like)
-        here = form_of(index[dim])
-        behind = plus(here, number(first), -1)
-        result, new = x.at(index), cast_to(source, replaced(index, dim, behind), like)
-        tests = [] if isinstance(first, int) and first == 0 else [is_positive(behind)]
-        tests += [] if ends else [is_positive(plus(number(first + length - 1), here, -1))]
-        return where(all_of(tests), new, result)
-
-    return like.made_of(element)
+    return _placed(like, (x, source), dim, (first, source.shape[dim]), lambda here: (here,))
 
 
 @meaning("select_scatter")
 def _select_scatter(like: Like, x: Array, source: Array, dim: int, index: Size) -> Array:
     """``x``, with ``source`` at one place of a dimension."""
     dim = axis_of(x, dim)
-    there = from_start(index, x.shape[dim])
+    return _placed(like, (x, source), dim, (from_start(index, x.shape[dim]), 1), lambda here: ())
 
-    def element(at: Index) -> Expr:
-        new = cast_to(source, (*at[:dim], *at[dim + 1 :]), like)
-        return where(is_zero(plus(form_of(at[dim]), number(there), -1)), new, x.at(at))
+
+def _placed(
+    like: Like, arrays: tuple[Array, Array], dim: int, span: tuple[Size, Size], kept: Callable[[Expr], Index]
+) -> Array:
+    """The first of two arrays, with the second from ``span[0]`` on for ``span[1]`` places of a dimension."""
+    x, source = arrays
+    first, length = span
+    starts, ends = isinstance(first, int) and first == 0, known(first + length >= x.shape[dim])
+
+    def element(index: Index) -> Expr:
+        if starts and ends:
+            return cast_to(source, replaced(index, dim, *kept(index[dim])), like)
+        here = form_of(index[dim])
+        behind = plus(here, number(first), -1)
+        tests = [] if starts else [is_positive(behind)]
+        tests += [] if ends else [is_positive(plus(number(first + length - 1), here, -1))]
+        return where(all_of(tests), cast_to(source, replaced(index, dim, *kept(behind)), like), x.at(index))
 
     return like.made_of(element)
 
