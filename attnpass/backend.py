@@ -33,6 +33,7 @@ from attnpass.machine import Machine
 from attnpass.policy_check import check_policy, resolve_policy
 from attnpass.preference import auto_order
 from attnpass.probe import Prover
+from attnpass.recomputation import attention_is_expensive
 from attnpass.report.record import Report
 from attnpass.rewrite import Machines, Rewritten, decision_key, node_devices, run_pass
 from attnpass.select import AUTO, select
@@ -80,9 +81,10 @@ def attnpass(
     rewritten.assumptions.guard()
     _publish(rewritten.report, config)
     machine = next(iter(rewritten.report.machines.values()), None)
-    return compile_graph(
-        rewritten.module, example_inputs, config.compiler, mode, theirs, rewritten.compile_options, machine
-    )
+    with attention_is_expensive(rewritten.module):
+        return compile_graph(
+            rewritten.module, example_inputs, config.compiler, mode, theirs, rewritten.compile_options, machine
+        )
 
 
 def reset() -> None:
