@@ -80,7 +80,7 @@ def remember(folder: Path, key: Mapping[str, str], value: Mapping[str, Any]) -> 
         except OSError:
             aside.unlink(missing_ok=True)
             raise
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
         logger.debug("attnpass: nothing could be kept in %s: %s", folder, error)
 
 
@@ -140,7 +140,7 @@ def _set_aside(path: Path, error: Exception) -> None:
         os.replace(path, aside)
     except FileNotFoundError:  # another process was faster
         return
-    except OSError:
+    except (OSError, ValueError):
         if path.parent not in _said:
             _said.add(path.parent)
             logger.warning("attnpass: %s cannot be read (%s), nor moved; such files are ignored", path, text)

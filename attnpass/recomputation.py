@@ -9,15 +9,15 @@ Three who decide, and none of them knows an op that is not PyTorch's own:
   only while attnpass compiles;
 - what it then costs to compute an op again is its FLOP formula's answer, and 1 without one.
 
-The partitioner runs an op of random numbers again with other numbers, PyTorch's own too: outside of checkpoints, where
-it does replay them, attention with dropout is never computed again, or always where nothing at all is kept.
+The partitioner runs an op of random numbers again with other numbers, PyTorch's own too (2.13: the gradients of SDPA
+with dropout are wrong within a budget). So outside of checkpoints, which replay them, attention with dropout is kept.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -29,6 +29,7 @@ from torch.fx import GraphModule, Node
 from attnpass import ops
 from attnpass.kernels import registry
 
+SMALLEST = 1e-9  # of memory budgets, that is not 0
 logger = logging.getLogger(__name__)
 _expensive: ContextVar[tuple[Any, ...]] = ContextVar("attnpass_expensive", default=())
 
@@ -69,13 +70,13 @@ def attention_is_expensive(gm: GraphModule) -> Iterator[None]:
     from torch._functorch import partitioners
 
     known = ops_to_save()
-    _settle_random_ops(gm, known)
     original = getattr(partitioners, "get_default_op_list", None)
     if original is not None and not hasattr(original, "lengthened_by_attnpass"):
         partitioners.get_default_op_list = _lengthened(original)
     token = _expensive.set(tuple(op.overloadpacket for op in known if isinstance(op, OpOverload)))
     try:
-        yield
+        with _keep_what_was_drawn(gm, known):
+            yield
     finally:
         _expensive.reset(token)
 
@@ -95,34 +96,45 @@ def _lengthened(original: Callable[[], Any]) -> Callable[[], Any]:
     return get_default_op_list
 
 
-def _settle_random_ops(gm: GraphModule, known: Collection[Any]) -> None:
-    """Mark attention with dropout for the partitioner. Checkpoints mark what is in their bodies anew."""
+def _keep_what_was_drawn(gm: GraphModule, known: Collection[Any]) -> AbstractContextManager[Any]:
+    """Mark attention with dropout as to be saved. Checkpoints mark what is in their bodies anew.
+
+    Returns:
+        The budget to compile with: at 0 the partitioner would not look at marks.
+    """
+    from torch._functorch import config
     from torch.utils.checkpoint import CheckpointPolicy
 
     graphs = [module.graph for module in gm.modules() if isinstance(module, GraphModule)]
     nodes = [node for graph in graphs for node in graph.nodes]
-    once = CheckpointPolicy.MUST_SAVE if _budget(nodes) else CheckpointPolicy.PREFER_RECOMPUTE  # which replays
-    for node in nodes:
-        if node.op == "call_function" and node.target in known and _draws(node):
-            node.meta["recompute"] = once
+    drawing = [node for node in nodes if _draws(node, known)]
+    for node in drawing:
+        node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+    if not drawing:
+        return nullcontext()
+    _raise_annotated_budgets(nodes)
+    budget = max(config.activation_memory_budget, SMALLEST)
+    return config.patch(activation_memory_budget=budget)  # type: ignore[no-any-return]
 
 
-def _budget(nodes: Iterable[Node]) -> float:
-    """The memory budget of the graph: that of ``region_activation_memory_budget``, else the setting."""
-    from torch._functorch import config
+def _raise_annotated_budgets(nodes: Iterable[Node]) -> None:
+    """The same for ``region_activation_memory_budget(0)``, which annotates each node that it covers."""
     from torch.fx import traceback
 
     key = getattr(traceback, "MEMORY_BUDGET_ANNOTATION_KEY", None)  # not before 2.13
-    said = (node.meta["custom"].get(key) for node in nodes if node.meta.get("custom"))
-    return float(next((budget for budget in said if budget is not None), config.activation_memory_budget))
+    for node in nodes:
+        said = node.meta.get("custom") or {}
+        if key in said:
+            node.meta["custom"] = {**said, key: max(said[key], SMALLEST)}
 
 
-def _draws(node: Node) -> bool:
-    """Does the op draw random numbers in this call? Without dropout it does not."""
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded in tags and bool(
-        _given(node.target, node.args, node.kwargs).get("dropout_p", True)
-    )
+def _draws(node: Node, known: Collection[Any]) -> bool:
+    """Does the op, ours or PyTorch's, draw random numbers in this call? Without dropout it does not."""
+    op = node.target
+    if not isinstance(op, OpOverload) or not (op in known or op.namespace == "aten"):
+        return False
+    says_so = op in known and torch.Tag.nondeterministic_seeded in op.tags
+    return bool(_given(op, node.args, node.kwargs).get("dropout_p", says_so))
 
 
 def _given(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

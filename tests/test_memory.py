@@ -178,9 +178,8 @@ def test_what_cannot_be_kept_leaves_nothing_behind(tmp_path: Path) -> None:
     folder_with_a_file(path)
     verdicts.remember(tmp_path, KEY, GOOD)
     assert list(path.parent.iterdir()) == [path]
-    for blocked in (tmp_path / "a file", Path("/dev/null")):
-        if not blocked.exists():
-            blocked.write_text("")
+    (tmp_path / "a file").write_text("")
+    for blocked in (tmp_path / "a file", Path("/dev/null"), Path("nul\0"), Path("x" * 300)):
         verdicts.remember(blocked, KEY, GOOD)
         assert verdicts.recall(blocked, KEY) is None and verdicts.everything(blocked) == []
 

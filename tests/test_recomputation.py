@@ -113,6 +113,19 @@ class TestSelectiveCheckpoints:
         assert graphs.backward.count("aten.mm.default") == projections  # these are
         assert torch.equal(got[0], wanted[0]) and all(map(torch.equal, got[1], wanted[1]))
 
+    def test_dropout_is_replayed_or_saved(self, flash2: None, graphs: Graphs) -> None:
+        """What is marked as to be kept outside of checkpoints is still theirs inside."""
+        found = []
+        for context in ({}, {"context_fn": partial(create_selective_checkpoint_contexts, attnpass.ops_to_save())}):
+
+            def model(x: Tensor, weight: Tensor, context: Any = context) -> Any:
+                return checkpoint(partial(layers, dropout_p=0.5), x, weight, use_reentrant=False, **context)
+
+            found.append(trained(model, "flash2"))
+            assert graphs.backward.count("attnpass.flash2_train.default") == (0 if context else 2)
+        (one, grads), (two, others) = found
+        assert torch.equal(one, two) and all(map(torch.equal, grads, others))
+
     def test_pytorchs_op_is_not_computed_again(self, graphs: Graphs) -> None:
         got = trained(saved, "native_flash")
         assert graphs.made[-2].count(CPU_FLASH) == 2 and graphs.backward.count(CPU_FLASH) == 0
@@ -208,6 +221,18 @@ class TestMemoryBudgets:
             got = trained(model, "flash2")
         assert torch.equal(got[0], wanted[0])
         assert all(map(torch.equal, got[1], wanted[1]))
+
+    @pytest.mark.parametrize("compiler", ("graphs", "inductor"))
+    @pytest.mark.parametrize("budget", (1.0, 0.1, 0.0))
+    def test_and_what_pytorchs_composite_dropped(self, budget: float, compiler: str, graphs: Graphs) -> None:
+        q, k, _ = qkv(1, 2, 64, 64, bshd=False, grad=True, dtype=torch.float32)
+        v = torch.eye(64).repeat(1, 2, 1, 1).requires_grad_()
+        with config.patch(activation_memory_budget=budget):
+            out = run(lambda q, k, v: S(q @ k, k, v, dropout_p=0.5), q, k, v, kernel="native_math", compiler=compiler)
+            weight = torch.randn_like(out)
+            (grad,) = torch.autograd.grad(out, v, weight)
+        assert kernels_used() == ["native_math"]
+        assert_near(grad, out.detach().transpose(2, 3) @ weight)
 
     @pytest.mark.skipif(not hasattr(torch.autograd.graph, "region_activation_memory_budget"), reason="since 2.13")
     @pytest.mark.parametrize("budget", (0.5, 0.0))
