@@ -17,6 +17,7 @@ from attnpass.kernels import registry as _registry
 from attnpass.limits import Limits, Rejection
 from attnpass.machine import Machine
 from attnpass.masks import MaskSpec
+from attnpass.recomputation import ops_to_save
 from attnpass.report.record import Report
 from attnpass.select import Decision
 from attnpass.tensor import TensorSpec
@@ -49,6 +50,7 @@ __all__ = [
     "explain",
     "kernels",
     "last_report",
+    "ops_to_save",
     "register_kernel",
     "reports",
     "rewrite",

@@ -12,7 +12,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from attnpass.machine import Machine
 from attnpass.policy_check import check_policy, resolve_policy
 from attnpass.preference import auto_order
 from attnpass.probe import Prover
+from attnpass.recomputation import attention_is_expensive
 from attnpass.report.record import Report
 from attnpass.rewrite import Machines, Rewritten, decision_key, node_devices, run_pass
 from attnpass.select import AUTO, select
@@ -80,9 +80,10 @@ def attnpass(
     rewritten.assumptions.guard()
     _publish(rewritten.report, config)
     machine = next(iter(rewritten.report.machines.values()), None)
-    return compile_graph(
-        rewritten.module, example_inputs, config.compiler, mode, theirs, rewritten.compile_options, machine
-    )
+    with attention_is_expensive(rewritten.module):
+        return compile_graph(
+            rewritten.module, example_inputs, config.compiler, mode, theirs, rewritten.compile_options, machine
+        )
 
 
 def reset() -> None:
@@ -163,9 +164,16 @@ def clear_reports() -> None:
 def _guarded_pass(gm: GraphModule, config: Config, cuda_graphs: bool) -> Rewritten:
     """Run the pass; on an error of our own, say it and give the untouched graph back."""
     report = new_report(config)
-    look = partial(look_at, gm, config, cuda_graphs=cuda_graphs)
+    verifier = _verifier(config)
+
+    def look(calls: Sequence[AttentionCall]) -> Machines:
+        machines = look_at(gm, config, calls, cuda_graphs)
+        if verifier is not None:
+            verifier.machines = machines
+        return machines
+
     try:
-        return run_pass(gm, registry(), look, config, report, _verifier(config), prover(config), tuner(config))
+        return run_pass(gm, registry(), look, config, report, verifier, prover(config), tuner(config))
     except AttnpassError:
         raise
     except Exception as error:
@@ -185,7 +193,7 @@ def _verifier(config: Config) -> Verifier | None:
     compile_id = CompileContext.current_compile_id()
     if not config.verify or compile_id is None:
         return None
-    return Verifier(f"frame {compile_id.frame_id}", {name: kernel.limits for name, kernel in registry().items()})
+    return Verifier(f"frame {compile_id.frame_id}", registry())
 
 
 def prover(config: Config) -> Prover | None:

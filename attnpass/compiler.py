@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from attnpass.machine import Machine
 from attnpass.staleness import SALT_OPTION, salt
 
 AHEAD_OF_TIME = "aot:"
+OURSELVES = "attnpass"
 
 
 def compile_graph(
@@ -73,11 +75,23 @@ def _callable(compiled: Any) -> Callable[..., Any]:
 def _lookup(name: str) -> Callable[..., Any]:
     from torch._dynamo.backends.registry import list_backends, lookup_backend
 
+    known = ", ".join(sorted({"inductor", *list_backends(exclude_tags=())} - {OURSELVES}))
+    wanted = f"known: {known}; or {AHEAD_OF_TIME}NAME for one that wants ahead-of-time graphs"
+    doing = f"choosing a compiler: ATTNPASS_COMPILER names {name!r}, which"
+    if name == OURSELVES:
+        raise ConfigError(f"{doing} compiles nothing itself: it hands the graph to another compiler; {wanted}")
     try:
-        return lookup_backend(name)
+        backend = lookup_backend(name)
     except Exception as error:
-        names = sorted({"inductor", *list_backends(exclude_tags=())} - {"attnpass"})
-        raise ConfigError(
-            f"choosing a compiler: ATTNPASS_COMPILER names {name!r}, which is not a registered backend ({error}); "
-            f"known: {', '.join(names)}; or {AHEAD_OF_TIME}NAME for one that wants ahead-of-time graphs"
-        ) from None
+        raise ConfigError(f"{doing} is not a registered backend ({error}); {wanted}") from None
+    if _is_ourselves(backend):
+        raise ConfigError(f"{doing} is another name of attnpass, which compiles nothing itself; {wanted}")
+    return backend
+
+
+def _is_ourselves(backend: Any) -> bool:
+    from attnpass.backend import attnpass
+
+    while isinstance(backend, partial):
+        backend = backend.func
+    return backend is attnpass

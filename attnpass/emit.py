@@ -27,7 +27,7 @@ from attnpass.tensor import TensorSpec
 
 aten = torch.ops.aten
 T = TypeVar("T")
-COPIED_META = ("stack_trace", "nn_module_stack", "source_fn_stack")
+COPIED_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")  # the last: torch.fx.traceback.annotate
 
 
 class EmitRefusedError(Exception):

@@ -59,6 +59,8 @@ class Kernel(ABC):
         candidate: is it worth timing? False for the kernels that other kernels are compared with.
         stores_as_asked: does it look at `Operands.heads_first`, and store its output so?
         keeps: True only for `native`: choosing it leaves the user's call alone.
+        expensive: overloads, not of `attnpass.ops.define`, that compute attention for it: checkpoints save what they
+            give (`attnpass.ops_to_save`).
     """
 
     name: ClassVar[str]
@@ -68,6 +70,7 @@ class Kernel(ABC):
     candidate: ClassVar[bool] = True
     stores_as_asked: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
+    expensive: ClassVar[tuple[Any, ...]] = ()
 
     def limits_for(self, machine: Machine) -> Limits:
         """The limits on this machine; by default those of the class."""

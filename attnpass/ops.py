@@ -7,8 +7,8 @@ ops and never a library's Python function, for which AOTAutograd's cache steps a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import FunctionType, ModuleType, SimpleNamespace
+from collections.abc import Callable, Mapping
+from types import FunctionType, MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ NAMESPACE = "attnpass"
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 _ops = Library(NAMESPACE, "FRAGMENT")
+_attention: dict[Any, str] = {}
 
 
 def define(
@@ -30,8 +31,12 @@ def define(
     random: bool = False,
     vmap: bool = False,
     graphs: bool = True,
+    layout: str = "BSHD",
 ) -> Any:
     """Define ``attnpass::<schema>`` and return its overload.
+
+    With arguments that are called q, k and v it is attention, or with a first one that is called grad, its backward:
+    checkpoints, the partitioner and FLOP counters then know what it costs (`attnpass.recomputation`).
 
     Args:
         schema: name, arguments and results; the leading arguments are tensors.
@@ -41,6 +46,7 @@ def define(
         graphs: can a CUDA graph hold it? If not, Inductor splits its graphs around it.
         vmap: fold a mapped dimension into the batch, dimension 0 of every tensor; a one-dimensional result (the state
             of random numbers) belongs to all of them.
+        layout: of q, k and v: "BSHD" or "BHSD". An argument called ``layout`` ("NHD" or "HND") wins.
     """
     name = schema.partition("(")[0]
     tags = [*TAGS, *([torch.Tag.nondeterministic_seeded] if random else [])]
@@ -50,7 +56,14 @@ def define(
     op = getattr(torch.ops.attnpass, name).default
     if vmap:
         torch.library.register_vmap(op, _folds_into_batch(op), lib=_ops)
+    if {"q", "k", "v"} <= {argument.name for argument in op._schema.arguments}:
+        _attention[op] = layout
     return op
+
+
+def attention() -> Mapping[Any, str]:
+    """The overload of every op that computes attention, or the backward of one, with the layout of its q, k and v."""
+    return MappingProxyType(_attention)
 
 
 def compose(schema: str, function: Callable[..., Any]) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from attnpass import memory
 
 FOLDER = "verdicts"
+SHOWN = {"kernel", "library", "gpu"}  # of a key, by ``attnpass info``
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Learnt:
 
 def recall(folder: Path, key: Mapping[str, str]) -> Learnt | None:
     """What was learnt under exactly this key, or None."""
-    return _learnt(memory.recall(folder / FOLDER, key))
+    return memory.recall(folder / FOLDER, key, _learnt)
 
 
 def remember(folder: Path, key: Mapping[str, str], learnt: Learnt) -> None:
@@ -43,12 +44,25 @@ def remember(folder: Path, key: Mapping[str, str], learnt: Learnt) -> None:
 
 def everything(folder: Path) -> list[dict[str, Any]]:
     """Every verdict in the cache folder, for ``attnpass info``."""
-    return [{**key, **value} for key, value in memory.everything(folder / FOLDER) if _learnt(value)]
+    stored = memory.everything(folder / FOLDER, _learnt)
+    return [{**key, **asdict(learnt)} for key, learnt in stored if key.keys() >= SHOWN]
 
 
-def _learnt(value: Mapping[str, Any] | None) -> Learnt | None:
-    """None for what another version of attnpass kept in another form."""
-    try:
-        return None if value is None else Learnt(**value)
-    except TypeError:
+def _learnt(value: dict[str, Any]) -> Learnt | None:
+    """None for what another version of attnpass kept in another form.
+
+    Raises:
+        TypeError: it has this form, and what is in it cannot be: "false" would pass for good.
+    """
+    if value.keys() != {field.name for field in fields(Learnt)}:
         return None
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "good": bool,
+        "text": str,
+        "error": (int, float),
+        "allowed": (int, float),
+        "date": str,
+    }
+    for name, kind in kinds.items():
+        memory.check(isinstance(value[name], kind), name, value[name])
+    return Learnt(**value)

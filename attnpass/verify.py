@@ -18,8 +18,9 @@ from torch.fx import Node
 
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter
-from attnpass.kernel import Operands
-from attnpass.limits import Code, Limits, Rejection
+from attnpass.kernel import Kernel, Operands
+from attnpass.limits import Code, Rejection
+from attnpass.machine import Machine
 from attnpass.masks import EmptyRows
 from attnpass.measure import Difference, allowed_error, difference, own_results, reference_attention
 from attnpass.select import Decision
@@ -79,17 +80,21 @@ class Verifier:
 
     Args:
         frame: names the graph's frame, the same each time it is compiled.
-        limits: of each kernel: how exact it says it is.
+        kernels: by name; those that come into being by being named may be added after this.
+
+    Attributes:
+        machines: set before a decision is asked about: how exact a kernel says it is may depend on the machine.
     """
 
-    def __init__(self, frame: str, limits: Mapping[str, Limits]) -> None:
+    def __init__(self, frame: str, kernels: Mapping[str, Kernel]) -> None:
         self._frame = frame
-        self._limits = limits
+        self._kernels = kernels
+        self.machines: Mapping[torch.device, Machine] = {}
 
     def verdicts(self, call: AttentionCall, index: int) -> dict[str, Sequence[Rejection]]:
         """What earlier runs found out about this call, as reasons by kernel."""
         bad: dict[str, Sequence[Rejection]] = {}
-        for name in self._limits:
+        for name in self._kernels:
             verdict = _verdicts.get(self._key(call, index, name))
             if verdict is not None and verdict.found is not None and not verdict.good:
                 bad[name] = [verdict.rejection()]
@@ -122,7 +127,7 @@ class Verifier:
         if call.dropout_p:
             logger.info("attnpass verify: %s %s not compared: it drops out", decision.kernel, where)
             return out
-        limits = self._limits[decision.kernel]
+        limits = self._kernels[decision.kernel].limits_for(self.machines[call.device])
         _verdicts[key] = Verdict(where, decision.kernel, limits.tolerance, limits.relative_error)
         args, empty = operands(), written.mask.empty.value
         tensors = (args.q, args.k, args.v, args.mask, args.scale, written.is_causal, written.is_gqa, key)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torch._dynamo.utils import counters
 import attnpass
 from attnpass import backend
 from attnpass.compiler import uses_cuda_graphs
+from attnpass.errors import ConfigError
 from attnpass.kernels import registry
 from tests.compiled import NOT_ON_2_9, codes, decisions, kernels_used, run
 
@@ -206,6 +208,23 @@ def test_user_errors_say_what_to_do(options: dict[str, str], message: str) -> No
     with pytest.raises(Exception) as raised:
         torch.compile(attend, backend="attnpass", options=options)(q, q)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ("attnpass", "aot:attnpass", "alias", "aot:alias"))
+def test_attnpass_is_no_compiler_for_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hand the graph to itself for ever."""
+    alias = partial(partial(backend.attnpass))
+    alias._tags = ()  # type: ignore[attr-defined]
+    monkeypatch.setitem(torch._dynamo.backends.registry._BACKENDS, "alias", None)
+    monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, "alias", alias)
+    q = torch.randn(1, 2, 16, 16)
+    for options in ({"attnpass.compiler": name}, {}):
+        monkeypatch.setenv("ATTNPASS_COMPILER", name)
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as raised:
+            torch.compile(attend, backend="attnpass", options=options)(q, q)
+        assert isinstance(raised.value.inner_exception, ConfigError)
+        assert "compiles nothing itself" in str(raised.value) and "known: alias, aot_eager" in str(raised.value)
 
 
 def test_unknown_variable_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

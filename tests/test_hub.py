@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 
 import attnpass
-from attnpass import library
+from attnpass import library, verify
 from attnpass.cli import main
 from attnpass.errors import ConfigError, KernelUnavailableError
 from attnpass.kernels import _registry, hub, hub_module, registry_for
 from attnpass.kernels.hub_module import Place
 from attnpass.machine import Machine
 from attnpass.testing import sdpa_graph
-from tests.compiled import assert_right, decisions, kernels_used, qkv, refused, run
+from tests.compiled import assert_near, assert_right, codes, decisions, kernels_used, qkv, refused, run
 from tests.emitted import assert_like_brute_force, emitted, window
 from tests.standins import hub as standin
 
@@ -219,3 +219,38 @@ def test_the_real_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     pytest.importorskip("kernels", reason="the package `kernels` is not installed")
     assert_right(wish_for(tmp_path / "flash2", MODULES["flash2"]), *qkv(D=60), is_causal=True)
     assert "Cannot find a build variant for this system" in error_of(f"hub:{tmp_path / 'nowhere'}")
+
+
+class TestVerified:
+    """ATTNPASS_VERIFY=1 of a kernel that is registered only while the graph is looked at."""
+
+    def test_a_good_kernel(self, tmp_path: Path) -> None:
+        wish = wish_for(tmp_path / "flash2", MODULES["flash2"])
+        model = torch.compile(
+            lambda q, k, v: S(q, k, v, is_causal=True),
+            backend="attnpass",
+            options={"attnpass.kernel": wish, "attnpass.compiler": "aot_eager", "attnpass.verify": True},
+        )
+        for _ in range(2):
+            model(*qkv(Sq=64))
+        (verdict,) = verify.compared()
+        assert verdict.good and verdict.kernel == wish and verdict.relative is None
+        assert {decision.kernel for decision in decisions()} == {wish}
+
+    def test_how_exact_it_is_is_read_from_the_module(self, tmp_path: Path) -> None:
+        """An approximate one may be as far off as its library says, which only the loaded module tells."""
+        wish = wish_for(tmp_path / "sage", MODULES["sage"])
+        run(lambda q, k, v: S(q, k, v), *qkv(Sq=64), kernel=wish, options={"attnpass.verify": "1"})
+        (verdict,) = verify.compared()
+        assert verdict.relative == registry_for([wish])["sage"].limits.relative_error and verdict.good
+
+    def test_a_wrong_one_is_put_back(self, tmp_path: Path) -> None:
+        code = MODULES["flash2"].replace("softmax_scale, band", "2 * softmax_scale, band")
+        wish = wish_for(tmp_path / "wrong", code)
+        options = {"attnpass.kernel": f"{wish},native", "attnpass.compiler": "aot_eager", "attnpass.verify": "1"}
+        model = torch.compile(lambda q, k, v: S(q, k, v), backend="attnpass", options=options)
+        operands = qkv(Sq=64)
+        for _ in range(2):
+            assert_near(model(*operands), S(*operands))
+        assert [decision.kernel for decision in decisions()] == [wish, "native"]
+        assert codes(decisions()[-1], wish) == {"verify"}

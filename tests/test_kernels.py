@@ -180,8 +180,8 @@ def test_names_are_unique() -> None:
 def test_opcheck_of_cudnn_ops_schema() -> None:
     schema = str(torch.ops.attnpass.cudnn_attention.default._schema)
     assert "Tensor? bias, bool is_causal, float scale" in schema
+    assert torch.Tag.needs_exact_strides in torch.ops.attnpass.cudnn_attention_backward.default.tags
     for op in (torch.ops.attnpass.cudnn_attention.default, torch.ops.attnpass.cudnn_attention_backward.default):
-        assert torch.Tag.needs_exact_strides in op.tags
         assert torch.Tag.pt2_compliant_tag in op.tags
 
 

@@ -49,6 +49,7 @@ class Flex(Kernel):
     name = "flex"
     title = "FlexAttention, compiled by Inductor"
     aliases = ("_native_flex",)
+    expensive = (torch.ops.higher_order.flex_attention,)
     limits = Limits(
         devices=frozenset({"cuda", "cpu", "xpu"}),
         capabilities=("sm_80", "sm_121"),

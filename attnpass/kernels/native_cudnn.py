@@ -8,13 +8,15 @@ run to run.
 PyTorch keeps cuDNN's plans under a key that has the strides of q, k and v, but not those of the output and of its
 gradient. In the same process, a second backward with the same q, k, v and another layout of the gradient reuses the
 first plan and is wrong without any error (off by 1.4), and a Flux-like training step, whose layers differ in this, gets
-NaN gradients or an illegal memory access from eager PyTorch itself. So training goes through two ops of ours that hand
-cuDNN the gradient in the output's layout, always. Other cuDNN calls in the process can still leave a wrong plan behind.
+NaN gradients or an illegal memory access from eager PyTorch itself. So the backward is an op of ours that hands cuDNN
+the gradient in the output's layout, always. Other cuDNN calls in the process can still leave a wrong plan behind. The
+forward stays PyTorch's op, which checkpoints and FLOP counters know by its name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +41,7 @@ class NativeCudnn(Kernel):
     name = "native_cudnn"
     title = "PyTorch's cuDNN attention"
     aliases = ("_native_cudnn",)
+    expensive = (aten._scaled_dot_product_cudnn_attention.default,)
     limits = Limits(
         devices=frozenset({"cuda"}),
         capabilities=("sm_80", "sm_121"),
@@ -99,16 +102,31 @@ def _nan_in_backward(call: AttentionCall) -> Iterator[Rejection]:
             yield Rejection(Code.KNOWN_BUG, name, shown(size), wanted)
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """(B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv) -> (B, H, Sq, Dv) in q's layout, and its log-sum-exp.
+class _Attention(torch.autograd.Function):
+    """PyTorch's forward, and our backward.
 
     The state of random numbers, which PyTorch's op gives as well, is not filled in without dropout.
     """
-    fused = aten._scaled_dot_product_cudnn_attention.default
-    out, lse, *_ = fused(q, k, v, bias, True, 0.0, is_causal, False, scale=scale)
-    return out, lse
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        fused = aten._scaled_dot_product_cudnn_attention.default
+        out, lse, *_ = fused(q, k, v, bias, True, 0.0, is_causal, False, scale=scale)
+        ctx.save_for_backward(q, k, v, bias, out, lse)
+        ctx.mark_non_differentiable(lse)
+        ctx.numbers = is_causal, scale
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_backward_op(grad, *ctx.saved_tensors, *ctx.numbers), None, None, None)
+
+
+def _forward(*operands: Any) -> Any:
+    """(B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv) -> (B, H, Sq, Dv) in q's layout, and its log-sum-exp."""
+    return _Attention.apply(*operands)  # type: ignore[no-untyped-call]
 
 
 def _backward(
@@ -135,15 +153,11 @@ def _backward(
 
 
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? bias"
-_train = ops.define(
-    f"cudnn_attention({_TENSORS}, bool is_causal, float scale) -> (Tensor out, Tensor lse)",
-    _forward,
-    _forward,
-)
+_train = ops.compose(f"cudnn_attention({_TENSORS}, bool is_causal, float scale) -> (Tensor out, Tensor lse)", _forward)
 _backward_op = ops.define(
     f"cudnn_attention_backward(Tensor grad, {_TENSORS}, Tensor out, Tensor lse, bool is_causal, float scale) "
     "-> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
     _backward,
     ops.gradients_like_operands,
+    layout="BHSD",
 )
-ops.differentiable(_train, _backward_op, operands=4)

@@ -54,6 +54,7 @@ class NativeEfficient(Kernel):
     name = "native_efficient"
     title = "PyTorch's memory-efficient attention (CUTLASS)"
     aliases = ("_native_efficient",)
+    expensive = (aten._scaled_dot_product_efficient_attention.default,)
     limits = Limits(
         devices=frozenset({"cuda"}),
         capabilities=("sm_50", "sm_121"),

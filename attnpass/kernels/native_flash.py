@@ -39,6 +39,10 @@ class NativeFlash(Kernel):
     name = "native_flash"
     title = "PyTorch's FlashAttention-2 (CUDA, ROCm) or flash attention for CPU"
     aliases = ("_native_flash",)
+    expensive = (
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+    )
     limits = Limits(
         devices=frozenset({"cuda", "rocm", "cpu"}),
         capabilities=("sm_80", "sm_121"),

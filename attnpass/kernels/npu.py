@@ -223,11 +223,14 @@ def _backward_impl(
 _OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor? pse, Tensor? hidden"
 _NUMBERS = "float scale, int sparse_mode, SymInt left, SymInt right, float dropout_p"
 _RESULTS = "Tensor out, Tensor largest, Tensor total, Tensor seed, Tensor offset"
-_infer = ops.define(f"npu({_OPERANDS}, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, random=True)
-_train = ops.define(f"npu_train({_OPERANDS}, {_NUMBERS}) -> ({_RESULTS})", _train_impl, _train_fake, random=True)
+_infer = ops.define(f"npu({_OPERANDS}, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, random=True, layout="BHSD")
+_train = ops.define(
+    f"npu_train({_OPERANDS}, {_NUMBERS}) -> ({_RESULTS})", _train_impl, _train_fake, random=True, layout="BHSD"
+)
 _backward = ops.define(
     f"npu_backward(Tensor grad, {_OPERANDS}, {_RESULTS}, {_NUMBERS}) -> (Tensor, Tensor, Tensor)",
     _backward_impl,
     ops.contiguous_gradients,
+    layout="BHSD",
 )
 ops.differentiable(_train, _backward, operands=5)

@@ -76,5 +76,10 @@ def _infer_fake(q: Tensor, *_: object) -> Tensor:
 
 
 _infer = ops.define(
-    "sage3(Tensor q, Tensor k, Tensor v, bool is_causal) -> Tensor", _infer_impl, _infer_fake, vmap=True, graphs=False
+    "sage3(Tensor q, Tensor k, Tensor v, bool is_causal) -> Tensor",
+    _infer_impl,
+    _infer_fake,
+    vmap=True,
+    graphs=False,
+    layout="BHSD",
 )

@@ -191,14 +191,18 @@ def _backward_impl(
 
 _OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor? bias"
 _ARGUMENTS = "bool is_causal, float scale"
-_infer = ops.define(f"xla({_OPERANDS}, {_ARGUMENTS}) -> Tensor", _infer_impl, _infer_fake)
+_infer = ops.define(f"xla({_OPERANDS}, {_ARGUMENTS}) -> Tensor", _infer_impl, _infer_fake, layout="BHSD")
 _train = ops.define(
-    f"xla_train({_OPERANDS}, {_ARGUMENTS}) -> (Tensor out, Tensor total, Tensor largest)", _train_impl, _train_fake
+    f"xla_train({_OPERANDS}, {_ARGUMENTS}) -> (Tensor out, Tensor total, Tensor largest)",
+    _train_impl,
+    _train_fake,
+    layout="BHSD",
 )
 _backward = ops.define(
     f"xla_backward(Tensor grad, {_OPERANDS}, Tensor out, Tensor total, Tensor largest, {_ARGUMENTS}) "
     "-> (Tensor, Tensor, Tensor)",
     _backward_impl,
     ops.contiguous_gradients,
+    layout="BHSD",
 )
 ops.differentiable(_train, _backward, operands=4)

@@ -11,7 +11,7 @@ import datetime
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from attnpass.tuning.stage import Stage, Step
 
 logger = logging.getLogger(__name__)
 FOLDER = "tuned"
+SHOWN = {"call", "gpu"}  # of a key, by ``attnpass tune --show``
 SECONDS = 2.0  # of measuring a signature; compiling a candidate comes on top
 HOPELESS = 1.5  # times the best predicted cost: not worth a try
 NOISE = 0.01  # of kernels timed in turns; the table, which predicts, has 3 %
@@ -99,9 +100,9 @@ class Tuner:
         key = key_of(alone, hopeful, machine)
         name = str(key)
         if name not in self.told:
-            self.told[name] = _tuned(memory.recall(self.folder / FOLDER, key))
-            if self.told[name] is None:
-                self.told[name] = self._within_time(alone, hopeful, machine, key)
+            kept = memory.recall(self.folder / FOLDER, key, _tuned)
+            is_one = kept is not None and kept.winner in {candidate.kernel.name for candidate in hopeful}
+            self.told[name] = kept if is_one else self._within_time(alone, hopeful, machine, key)
         return self.told[name]
 
     def _within_time(
@@ -195,8 +196,8 @@ def key_of(call: AttentionCall, candidates: Sequence[Candidate], machine: Machin
 
 def everything(folder: Path) -> list[tuple[dict[str, str], Tuned]]:
     """Every outcome in the cache folder with its key."""
-    stored = memory.everything(folder / FOLDER)
-    return [(key, tuned) for key, value in stored if (tuned := _tuned(value)) is not None]
+    stored = memory.everything(folder / FOLDER, _tuned)
+    return [(key, tuned) for key, tuned in stored if key.keys() >= SHOWN]
 
 
 def _steps(
@@ -226,9 +227,17 @@ def _first_run(stage: Stage, candidate: Candidate, machine: Machine) -> Step | s
     return step
 
 
-def _tuned(value: Mapping[str, Any] | None) -> Tuned | None:
-    """None for what another version of attnpass kept in another form."""
-    try:
-        return None if value is None else Tuned(**value)
-    except TypeError:
+def _tuned(value: dict[str, Any]) -> Tuned | None:
+    """None for what another version of attnpass kept in another form.
+
+    Raises:
+        TypeError: it has this form, and what is in it cannot be.
+    """
+    if value.keys() != {field.name for field in fields(Tuned)}:
         return None
+    for name, kind in (("ms", (int, float)), ("failed", str)):
+        entries = value[name]
+        memory.check(isinstance(entries, dict) and all(isinstance(x, kind) for x in entries.values()), name, entries)
+    memory.check(isinstance(value["winner"], str) and value["winner"] in value["ms"], "winner", value["winner"])
+    memory.check(isinstance(value["date"], str), "date", value["date"])
+    return Tuned(**value)
