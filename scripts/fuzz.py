@@ -1,7 +1,7 @@
 """Random programs through the whole backend, by hand and for hours: which come out wrong, and how many are rewritten.
 
     python scripts/fuzz.py --masks 30000 --chains 20000 --grads 5000 --seed 1
-    python scripts/fuzz.py --masks 1 --only 4711 --kernels all
+    python scripts/fuzz.py --masks 1 --only 4711 --shrink
 
 A failure prints the program and its seed; ``--only SEED`` (with the same kind and the same ``--pure``) runs it again.
 The same generators run for a few seconds in ``tests/test_fuzz.py``.
@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from tests.fuzz.programs import make
+from tests.fuzz.shrink import shrunk
 from tests.fuzz.trial import BAD, KERNELS, attempt
 
-SHOWN = 60  # failing programs printed by one process
-CHUNK = 500
+SHOWN = 60  # failing programs of one chunk that are printed
+CHUNK = 100
 COUNTED = ("found", "rewritten", "kept", "proved", "not proved")
 VERDICTS = ("wrong", "crashed", "hung", "pytorch", "only uncompiled")
 
@@ -42,11 +43,12 @@ class Job:
     all_kernels: bool
     pure: bool
     compiled_every: int
+    shrink: bool
 
 
 @dataclass
 class Tally:
-    """What came of the programs of one kind."""
+    """What came of the programs of one kind; ``seconds`` are the processors'."""
 
     programs: int = 0
     seconds: float = 0.0
@@ -70,7 +72,7 @@ def run(job: Job) -> Tally:
     """Try every seed of a job; failures are printed as they come."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)  # what the pass says of itself is counted, not read
-    tally, start, shown = Tally(), time.perf_counter(), 0
+    tally, start, shown = Tally(), time.process_time(), 0
     for seed in job.seeds:
         program = make(job.kind, seed, job.pure)
         kernels = job.kernels if job.all_kernels else (job.kernels[seed % len(job.kernels)],)
@@ -78,7 +80,6 @@ def run(job: Job) -> Tally:
         tally.programs += 1
         if trial.skipped:
             tally.skipped[trial.skipped] += 1
-        bad = False
         for outcome in trial.outcomes:
             counts = tally.kernels.setdefault(outcome.kernel, Counter())
             counts.update(outcome.counts)
@@ -87,13 +88,13 @@ def run(job: Job) -> Tally:
             counts[outcome.verdict] += 1
             if outcome.verdict != "ok" and shown < SHOWN:
                 print(f"\n{outcome.verdict.upper()} {job.kind} {seed} {outcome.kernel}: {outcome.text}", flush=True)
-            bad |= outcome.verdict in BAD
+        bad = [outcome.kernel for outcome in trial.outcomes if outcome.verdict in BAD]
         if bad:
             tally.failing.append((job.kind, seed))
             if shown < SHOWN:
-                print(program, flush=True)
+                print(shrunk(program, bad[0]) if job.shrink else program, flush=True)
             shown += 1
-    tally.seconds = time.perf_counter() - start
+    tally.seconds = time.process_time() - start
     return tally
 
 
@@ -109,20 +110,28 @@ def main() -> int:
         seeds = range(options.seed, options.seed + count)
         if options.only is not None:
             seeds = range(options.only, options.only + 1)
-        total, start = Tally(), time.perf_counter()
+        bad += _run_kind(kind, seeds, kernels, options)
+    return 1 if bad else 0
+
+
+def _run_kind(kind: str, seeds: range, kernels: Sequence[str], options: argparse.Namespace) -> int:
+    """Run one kind and say what came of it, also when it is interrupted; how many failed."""
+    total, start = Tally(), time.perf_counter()
+    try:
         for part in _parts(kind, seeds, kernels, options):
             total.add(part)
-            bad += len(part.failing)
-        _say(kind, total, time.perf_counter() - start)
-    return 1 if bad else 0
+            seconds = time.perf_counter() - start
+            print(f"... {total.programs} {kind}, {len(total.failing)} failing, {seconds:.0f} s", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted")
+    _say(kind, total, time.perf_counter() - start)
+    return len(total.failing)
 
 
 def _parts(kind: str, seeds: range, kernels: Sequence[str], options: argparse.Namespace) -> Iterator[Tally]:
     all_kernels = options.every_kernel or options.only is not None
-    jobs = [
-        Job(kind, seeds[at : at + CHUNK], tuple(kernels), all_kernels, options.pure, options.compiled_every)
-        for at in range(0, len(seeds), CHUNK)
-    ]
+    rest = (tuple(kernels), all_kernels, options.pure, options.compiled_every, options.shrink)
+    jobs = [Job(kind, seeds[at : at + CHUNK], *rest) for at in range(0, len(seeds), CHUNK)]
     if options.jobs == 1:
         yield from map(run, jobs)
         return
@@ -131,8 +140,8 @@ def _parts(kind: str, seeds: range, kernels: Sequence[str], options: argparse.Na
 
 
 def _say(kind: str, total: Tally, seconds: float) -> None:
-    each = 1000 * seconds / max(total.programs, 1)
-    print(f"\n{kind}: {total.programs} programs in {seconds:.0f} s ({each:.0f} ms each)", flush=True)
+    each = 1000 * total.seconds / max(total.programs, 1)
+    print(f"\n{kind}: {total.programs} programs in {seconds:.0f} s ({each:.0f} ms of CPU each)", flush=True)
     print(f"  skipped {sum(total.skipped.values())}: {dict(total.skipped.most_common())}")
     for kernel, counts in total.kernels.items():
         tried = counts["tried"]
@@ -152,6 +161,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kernels", default="all", help="names separated by commas; each program takes one of them")
     parser.add_argument("--every-kernel", action="store_true", help="each program with every kernel")
     parser.add_argument("--pure", action="store_true", help="no writes")
+    parser.add_argument("--shrink", action="store_true", help="make each failing program shorter before it is printed")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--compiled-every", type=int, default=40, help="every nth program is compiled in full; 0: none")
     return parser.parse_args()

@@ -72,7 +72,7 @@ def _drawn(s: Scope, seed: int) -> Program:
 def step(s: Scope) -> None:
     """One more line: a new value, or a write into one that is there."""
     if not s.pure and s.chance(0.45):
-        write(s, s.some())
+        write(s, s.some() if s.chance(0.95) else s.one(("pad", "bits", "ids", "bias")))
         return
     x = s.some()
     way = s.rng.randrange(8)

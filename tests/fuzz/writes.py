@@ -39,9 +39,11 @@ def _loop(s: Scope, x: str) -> None:
             f"{x}[..., i : i + 2] = {value}",
             f"{x}.select(-1, i).fill_({value})",
             f"{x} |= torch.arange(Sk) == i" if is_bool(s.value(x)) else f"{x}[..., i] += 1",
+            f"{x} ^= torch.arange(Sk) == i % Sk" if is_bool(s.value(x)) else f"{x} *= 1",
         )
     )
-    s.do(f"for i in range({s.one((2, 3, 4, 8))}):\n    {body}")
+    times = s.one((2, 3, 4, 8, 12))
+    s.do(f"for i in range({times}):\n    {body}") or s.do(f"for i in range(min(Sq, Sk)):\n    {body}")
 
 
 def _constant(s: Scope, x: str) -> str:
