@@ -55,6 +55,7 @@ class Tally:
     skipped: Counter[str] = field(default_factory=Counter)
     kernels: dict[str, Counter[str]] = field(default_factory=dict)
     pass_seconds: dict[str, float] = field(default_factory=dict)
+    slowest: dict[str, tuple[float, int]] = field(default_factory=dict)
     failing: list[tuple[str, int]] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -63,9 +64,14 @@ class Tally:
         self.skipped += other.skipped
         self.failing += other.failing
         for kernel, seconds in other.pass_seconds.items():
-            self.pass_seconds[kernel] = self.pass_seconds.get(kernel, 0.0) + seconds
+            self.took(kernel, seconds, other.slowest[kernel])
         for kernel, counts in other.kernels.items():
             self.kernels.setdefault(kernel, Counter()).update(counts)
+
+    def took(self, kernel: str, seconds: float, slowest: tuple[float, int]) -> None:
+        """Note the time of passes, and the slowest one with its seed."""
+        self.pass_seconds[kernel] = self.pass_seconds.get(kernel, 0.0) + seconds
+        self.slowest[kernel] = max(slowest, self.slowest.get(kernel, slowest))
 
 
 def run(job: Job) -> Tally:
@@ -84,7 +90,7 @@ def run(job: Job) -> Tally:
             counts = tally.kernels.setdefault(outcome.kernel, Counter())
             counts.update(outcome.counts)
             counts["tried"] += 1
-            tally.pass_seconds[outcome.kernel] = tally.pass_seconds.get(outcome.kernel, 0.0) + outcome.seconds
+            tally.took(outcome.kernel, outcome.seconds, (outcome.seconds, seed))
             counts[outcome.verdict] += 1
             if outcome.verdict != "ok" and shown < SHOWN:
                 print(f"\n{outcome.verdict.upper()} {job.kind} {seed} {outcome.kernel}: {outcome.text}", flush=True)
@@ -146,7 +152,8 @@ def _say(kind: str, total: Tally, seconds: float) -> None:
     for kernel, counts in total.kernels.items():
         tried = counts["tried"]
         numbers = ", ".join(f"{counts[name]} {name}" for name in (*COUNTED, *VERDICTS))
-        print(f"  {kernel:12s} {tried} tried: {numbers}; {1000 * total.pass_seconds[kernel] / tried:.0f} ms a pass")
+        mean, (slowest, seed) = 1000 * total.pass_seconds[kernel] / tried, total.slowest[kernel]
+        print(f"  {kernel:12s} {tried} tried: {numbers}; {mean:.0f} ms a pass, at most {slowest:.1f} s (seed {seed})")
     if total.failing:
         print(f"  failing seeds: {' '.join(str(seed) for _, seed in total.failing[:200])}")
 

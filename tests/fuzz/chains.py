@@ -101,7 +101,7 @@ def _product(s: Scope) -> None:
         "q @ (k * 0.25).mT",
     ]
     if not s.pure and s.chance(0.15):
-        s.must("torch.empty(B, H, Sq, Sk, dtype=q.dtype)", "s")
+        s.must("torch.full((B, H, Sq, Sk), 7.0, dtype=q.dtype)", "s")
         if s.do("torch.matmul(q, k.mT, out=s)"):
             return
     s.must(s.one((*ways[:3], *ways)), "s")
@@ -118,7 +118,7 @@ def _values(s: Scope) -> None:
         "torch.einsum('bhqk,bkhd->bqhd', p, v.transpose(1, 2)).transpose(1, 2)",
     ]
     if not s.pure and s.chance(0.12):
-        s.must("torch.empty(B, H, Sq, D, dtype=q.dtype)", "o")
+        s.must("torch.full((B, H, Sq, D), 7.0, dtype=q.dtype)", "o")
         if s.do("torch.matmul(p, v, out=o)"):
             s.must("o * 1", "o")
             return
