@@ -170,9 +170,14 @@ def _rewritten(gm: GraphModule, example_inputs: Sequence[Any], kernel: str) -> R
     except LateError:
         outcome.verdict, outcome.text = "hung", "the pass hangs"
     except Exception as error:
-        outcome.verdict, outcome.text = "crashed", f"{type(error).__name__}: {error}"
+        outcome.verdict, outcome.text = "crashed", _said(error)
     outcome.seconds = time.perf_counter() - start
     return call, outcome
+
+
+def _said(error: Exception) -> str:
+    lines = f"{type(error).__name__}: {error}".splitlines()
+    return " ".join(lines[:3])
 
 
 def _read_report(outcome: Outcome) -> None:
@@ -198,7 +203,7 @@ def _run(
     except LateError:
         outcome.verdict, outcome.text = "hung", "the rewritten program hangs"
     except Exception as error:
-        outcome.verdict, outcome.text = "crashed", f"the rewritten program raises {type(error).__name__}: {error}"
+        outcome.verdict, outcome.text = "crashed", f"the rewritten program raises {_said(error)}"
 
 
 def _compiled(program: Program, function: Callable[..., Any], kernels: Sequence[str]) -> Trial:
