@@ -17,7 +17,6 @@ from tests.fuzz.trial import BAD, KERNELS, attempt
 
 # A failing program prints its source; making it smaller would take minutes.
 SETTINGS = settings(
-    max_examples=28,
     derandomize=True,
     database=None,
     deadline=None,
@@ -46,25 +45,25 @@ def check(kind: str, seed: int, kernel: str, pure: bool = False) -> None:
         assert outcome.verdict not in BAD, f"{outcome.verdict} with {kernel}: {outcome.text}\n{again}\n{program}"
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=16)
 @given(seeds, kernel_names)
 def test_pure_masks(seed: int, kernel: str) -> None:
     check("masks", seed, kernel, pure=True)
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=32)
 @given(seeds, kernel_names)
 def test_masks_that_are_written(seed: int, kernel: str) -> None:
     check("masks", seed, kernel)
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=48)
 @given(seeds, kernel_names)
 def test_attention_by_hand(seed: int, kernel: str) -> None:
     check("chains", seed, kernel)
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=24)
 @given(seeds, kernel_names)
 def test_gradients(seed: int, kernel: str) -> None:
     check("grads", seed, kernel)
