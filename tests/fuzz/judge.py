@@ -1,0 +1,132 @@
+"""Is a result as right as eager's own? The yardstick is the error that eager makes against the same program in fp64.
+
+A value may lie near eager's, near the exact one, or between both: where rounding decides (a finite fill beside scores),
+either is a right answer, and nothing else is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from tests.fuzz.scope import Program
+
+LOWER = (torch.float32, torch.float16, torch.bfloat16)
+CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32}
+STEPS = {torch.float64: 1e6, torch.float32: 64.0, torch.float16: 8.0, torch.bfloat16: 4.0}  # floor, in eps of the dtype
+MULTIPLE = 4.0
+USUAL = 100.0  # values of attention and its gradients, at these sizes
+
+
+class InDouble(TorchFunctionMode):
+    """Every float is an fp64 one. A cast loses no precision; what is beyond the range of its type becomes infinite."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        wanted: list[torch.dtype] = [CASTS[func.__name__]] if getattr(func, "__name__", "") in CASTS else []
+
+        def widened(x: Any) -> Any:
+            if isinstance(x, torch.dtype) and x in LOWER:
+                wanted.append(x)
+                return torch.float64
+            return x
+
+        args, kwargs = pytree.tree_map(widened, (tuple(args), dict(kwargs or {})))
+        if getattr(func, "__name__", "") in CASTS and isinstance(args[0], Tensor):
+            func = torch.Tensor.double
+        result = func(*args, **kwargs)
+        if wanted and isinstance(result, Tensor) and result.dtype == torch.float64 and "out" not in kwargs:
+            top = torch.finfo(wanted[0]).max
+            if bool((result.detach().abs() > top).any()) and not result.detach().isinf().all():
+                return torch.where(result.abs() > top, result * torch.inf, result)
+        return result
+
+
+def results(run: Callable[..., Any], program: Program, inputs: list[Tensor]) -> list[Tensor]:
+    """All that a run gives: outputs, what became of the inputs, and gradients."""
+    with torch.set_grad_enabled(program.grad):
+        out = [x for x in pytree.tree_leaves(run(*inputs)) if isinstance(x, Tensor)]
+        if not program.grad:
+            return [x.clone() for x in out] + inputs
+        loss = torch.zeros((), dtype=torch.float64)
+        for x in out:
+            if x.requires_grad:
+                seeded = torch.Generator().manual_seed(x.numel())
+                weight = torch.randn(x.shape, generator=seeded, dtype=torch.float64)
+                loss = loss + (x.double() * weight).sum()
+        leaves = [x for x in inputs if x.requires_grad]
+        if not loss.requires_grad:
+            return [x.detach() for x in out]
+        gradients: Sequence[Any] = torch.autograd.grad(loss, leaves, allow_unused=True)
+        reached = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
+        return [x.detach() for x in out] + reached
+
+
+def exact_results(run: Callable[..., Any], program: Program) -> list[Tensor] | None:
+    """The same in fp64; None where the program does not run so."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        inputs = program.fresh(double=True)
+        with InDouble():
+            return results(run, program, inputs)
+    except Exception:  # dtypes that do not meet: eager alone has to do
+        return None
+    finally:
+        torch.set_default_dtype(before)
+
+
+def wrong(got: Sequence[Tensor], own: Sequence[Tensor], exact: Sequence[Tensor] | None, dtype: torch.dtype) -> str:
+    """What is wrong with ``got``, in words; "" if nothing is."""
+    if len(got) != len(own):
+        return f"{len(got)} results, eager gives {len(own)}"
+    rights: Sequence[Tensor | None] = exact if exact is not None and len(exact) == len(own) else [None] * len(own)
+    sizes = [_largest(x) for x in own if x.is_floating_point()]
+    largest = max((size for size in sizes if size < USUAL), default=0.0)  # not that of a mask that is returned
+    for index, (mine, eager, right) in enumerate(zip(got, own, rights, strict=True)):
+        text = _wrong(mine, eager, right, dtype, largest)
+        if text:
+            return f"result {index}: {text}"
+    return ""
+
+
+def _largest(x: Tensor) -> float:
+    finite = x.double().nan_to_num(0.0, 0.0, 0.0).abs()
+    return min(float(finite.max()), 1e4) if x.numel() else 0.0
+
+
+def _typical(error: Tensor) -> float:
+    """The worst error of a typical row: some rows may be another question in fp64, such as those that hide all."""
+    if not error.numel():
+        return 0.0
+    return float(error.reshape(-1, error.shape[-1] if error.ndim else 1).amax(-1).median())
+
+
+def _wrong(mine: Tensor, eager: Tensor, right: Tensor | None, dtype: torch.dtype, largest: float) -> str:
+    if (mine.shape, mine.dtype) != (eager.shape, eager.dtype):
+        return f"{tuple(mine.shape)} {mine.dtype}, eager gives {tuple(eager.shape)} {eager.dtype}"
+    if not eager.is_floating_point():
+        return "" if torch.equal(mine, eager) else f"{int((mine != eager).sum())} of {eager.numel()} differ"
+    a, b = mine.double(), eager.double()
+    if not torch.equal(a.isnan(), b.isnan()):
+        return f"NaN at {int(a.isnan().sum())} places, eager at {int(b.isnan().sum())} of {b.numel()}"
+    if not torch.equal(a.isinf() * a.sign(), b.isinf() * b.sign()):
+        return f"infinite at {int(a.isinf().sum())} places, eager at {int(b.isinf().sum())} of {b.numel()}"
+    a, b = a.nan_to_num(0.0, 0.0, 0.0), b.nan_to_num(0.0, 0.0, 0.0)
+    c = b if right is None or right.shape != b.shape else torch.where(right.isfinite(), right.double(), b)
+    rows = (
+        (b - c).abs().reshape(-1, b.shape[-1] if b.ndim and b.numel() else 1).amax(-1) if b.numel() else b.new_zeros(1)
+    )
+    own = float(rows.median())
+    coarsest = max(dtype, eager.dtype, key=lambda d: torch.finfo(d).eps)
+    base = MULTIPLE * own + STEPS[coarsest] * torch.finfo(coarsest).eps * max(largest, _largest(eager), 1.0)
+    off = torch.maximum(torch.minimum(b, c) - base - a, a - torch.maximum(b, c) - base)
+    if bool((off > 0).any()):
+        at = int(off.argmax())
+        values = (float(x.flatten()[at]) for x in (a, b, c))
+        return "{:.4g}, eager {:.4g}, exact {:.4g}; ".format(*values) + f"{float((off > 0).double().mean()):.0%} off"
+    return ""
