@@ -25,6 +25,7 @@ KEPT: tuple[OpOverload, ...] = (
     aten.log_softmax.int,
     aten.matmul.default,
     aten.linear.default,
+    aten.rms_norm.default,
     aten.einsum.default,
     aten.repeat_interleave.self_int,
 )

@@ -74,8 +74,8 @@ def _expand(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Form:
 
 
 def _slice(args: Sequence[Any], kwargs: dict[str, Any], out: Tensor) -> Form:
-    x, dim, start, end, step = [*args, *(0, None, None, 1)[len(args) - 1 :]]
-    return aten.slice.Tensor, (x, dim, start, end, step), {}
+    defaults = (0, None, None, 1)
+    return aten.slice.Tensor, (*args, *defaults[len(args) - 1 :]), {}
 
 
 FORMS: dict[OpOverload, Maker] = {

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from attnpass.graph.dispatch import recording
@@ -39,12 +39,14 @@ class Reading:
         values: everything that it computes, in program order.
         regions: the state around each node of the program.
         places: the place of each node of the program in the run.
+        opened: the graphs of opaque nodes that were opened: they become part of the graphs that they stand in.
         writes: the places that write to something, in order.
     """
 
     values: Sequence[Value]
     regions: Mapping[Node, Region]
     places: dict[Node, int]
+    opened: Mapping[Graph, Graph]
     writes: list[int]
     _memory: Memory
     _held: dict[Node, Any] = field(default_factory=dict)
@@ -57,11 +59,11 @@ class Reading:
 
     def holder(self, value: Value, place: Node) -> Node | None:
         """The node of the program that holds ``value`` when the node ``place`` begins; None if nobody does."""
-        at = self.places[place]
+        at, graphs = self.places[place], (place.graph, self.opened.get(place.graph))
         for held in self._memory.holders(value):
             if held.at(at) is value:
                 for node in held.nodes:
-                    if node.graph is place.graph and self.places[node] < at:
+                    if node.graph in graphs and self.places[node] < at:
                         return node
         return None
 
@@ -126,7 +128,7 @@ def read(gm: GraphModule, regions: Mapping[Node, Region], open_up: Opener = lamb
         while runner.later:
             body, sites = runner.later.popitem()
             if all(value_of(node) is not None for node in body.graph.find_nodes(op="placeholder")):
-                runner.run(body, _alike(sites))
+                runner.run(body, _given(sites, runner.memory))
         memory = runner.memory
         # what was written to an input is seen by its owner
         changed = [memory.value(each) for each in runner.inputs if memory.held(each).storage.writes]
@@ -134,7 +136,7 @@ def read(gm: GraphModule, regions: Mapping[Node, Region], open_up: Opener = lamb
     values = _without_unread(memory.made, runner.recorder.effects)
     for value in values:
         value.requires_grad = _requires_grad(value, memory, runner.places)
-    return Reading(values, regions, runner.places, memory.writes, memory, memory.by_node())
+    return Reading(values, regions, runner.places, runner.opened, memory.writes, memory, memory.by_node())
 
 
 def _requires_grad(value: Value, memory: Memory, places: Mapping[Node, int]) -> bool:
@@ -146,13 +148,22 @@ def _requires_grad(value: Value, memory: Memory, places: Mapping[Node, int]) -> 
     return any(each.requires_grad for each in value.inputs)
 
 
-def _alike(sites: Sites) -> Sequence[Value | None] | None:
-    """What a body is given at every place where it runs; None for what differs."""
-    first = sites[0]
-    if first is None or any(each is None or len(each) != len(first) for each in sites):
+def one_of(*_: Any) -> Any:
+    """The target of a value that is another one at each place where a body runs."""
+    raise AssertionError("a marker, never called")
+
+
+def _given(sites: Sites, memory: Memory) -> Sequence[Value | None] | None:
+    """What a body is given: the value that it gets at every place where it runs, or one of several."""
+    known = [each for each in sites if each is not None]
+    if not known or len(known) < len(sites) or len({len(each) for each in known}) > 1:
         return None
-    columns = zip(*[each for each in sites if each is not None], strict=True)
-    return [column[0] if all(each is column[0] for each in column) else None for column in columns]
+    given: list[Value | None] = []
+    for column in zip(*known, strict=True):
+        values = list(dict.fromkeys(each for each in column if isinstance(each, Value)))
+        several = len(values) > 1 and len(column) == len(sites)
+        given.append(memory.add(one_of, values, {}, values[0].fake) if several else values[0] if values else None)
+    return given
 
 
 def _fake_mode(gm: GraphModule) -> FakeTensorMode:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 from torch.nn.attention import _sdpa_kernel
 from torch.utils import _pytree as pytree
 
@@ -73,6 +74,7 @@ class Runner:
         places: the place in the program of each node that ran.
         outputs: values that are given to somebody outside.
         inputs: tensors that come from outside.
+        opened: the graphs of opaque nodes that were opened, and the graphs that they stand in.
         later: bodies that were not run in their place: for each op that runs them, the values that it gives them.
     """
 
@@ -81,10 +83,12 @@ class Runner:
     places: dict[Node, int] = field(default_factory=dict)
     outputs: list[Value] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
+    opened: dict[Graph, Graph] = field(default_factory=dict)
     later: dict[GraphModule, Sites] = field(default_factory=dict)
     _attributes: dict[int, Tensor] = field(default_factory=dict)
     _writing_bodies: dict[GraphModule, bool] = field(default_factory=dict)
     _lost: bool = False
+    _again: bool = False
 
     @property
     def memory(self) -> Memory:
@@ -119,21 +123,24 @@ class Runner:
         env: dict[Node, Any] = {}
         given = iter(inputs)
         for node in gm.graph.nodes:
-            memory = self.memory
-            memory.place += 1
-            memory.maker = node
-            self.places.setdefault(node, memory.place)
+            self._begin(node)
             if node.op == "output":
-                return pytree.tree_map_only(Node, lambda n: env[n], node.args[0])
+                return map_arg(node.args[0], lambda n: env[n])
             if node.op == "placeholder":
                 env[node] = self._input(next(given))
             elif node.op == "get_attr":
                 env[node] = self._attribute(gm, node)
             else:
                 env[node] = self._call(gm, node, env)
-            if isinstance(env[node], Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(env[node]):
-                memory.held(env[node]).nodes.append(node)
+            if isinstance(env[node], Tensor) and plain_tensors(env[node]) and not self._again:
+                self.memory.held(env[node]).nodes.append(node)
         return None
+
+    def _begin(self, node: Node) -> None:
+        if not self._again:
+            self.memory.place += 1
+            self.memory.maker = node
+            self.places[node] = self.memory.place
 
     def _input(self, value: Any) -> Any:
         if isinstance(value, Tensor) and not self.memory.holds(value):
@@ -156,7 +163,7 @@ class Runner:
         if node.target in SKIPPED:
             return None
         given = [env[n] for n in node.all_input_nodes]
-        args, kwargs = pytree.tree_map_only(Node, lambda n: env[n], (node.args, node.kwargs))
+        args, kwargs = (map_arg(each, lambda n: env[n]) for each in (node.args, node.kwargs))  # into slices too
         handed = plain_tensors((args, kwargs))
         for each in handed:  # so that it is known what each operand holds here
             self.memory.value(each)
@@ -167,6 +174,7 @@ class Runner:
             return self._higher_order(gm, node, (args, kwargs), handed)
         body = self.program.open_up(gm, node)
         if body is not None:
+            self.opened[body.graph] = gm.graph
             return self._graph(body, given)
         return self._run(gm, node, args, kwargs, handed)
 
@@ -226,20 +234,33 @@ class Runner:
             bodies = []
         elif not bodies or name is None:
             return self._unknown(node, handed)
-        elif name in INLINE and self.program.uses.get(bodies[0], 0) == 1:
+        elif name in INLINE:
             operands = _operands(node, bodies[0], given)
             if operands is not None:
-                with _around(name, given[0]):
-                    return self._graph(bodies[0], operands)
+                return self._in_place(bodies[0], operands, _around(name, given[0]))
         self._reads(node, handed)
         for body in bodies:
-            operands = _operands(node, body, given)
-            values = operands and [self.memory.value(x) if isinstance(x, Tensor) else None for x in operands]
-            self.later.setdefault(body, []).append(values)
+            self._put_off(body, _operands(node, body, given))
         if any(map(self._writes, bodies)):
             for each in handed:
                 self.memory.overwrite(each, f"`{node.name}` may write to it")
         return self._stand_in(node, f"made by `{name}`")
+
+    def _in_place(self, body: GraphModule, operands: Sequence[Any], state: AbstractContextManager[Any]) -> Any:
+        """Run a body where it stands. Of one that runs at several places, the nodes are named when it is read alone."""
+        again, shared = self._again, self.program.uses.get(body, 0) > 1
+        if shared:
+            self._put_off(body, operands)
+        self._again = again or shared
+        try:
+            with state:
+                return self._graph(body, operands)
+        finally:
+            self._again = again
+
+    def _put_off(self, body: GraphModule, operands: Sequence[Any] | None) -> None:
+        values = operands and [self.memory.value(x) if isinstance(x, Tensor) else None for x in operands]
+        self.later.setdefault(body, []).append(values)
 
     def _writes(self, body: GraphModule) -> bool:
         """Does a body write to what it is given? Learnt by running it on tensors that nobody else reads."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Node
 
 from attnpass.symbolic import Size, shown
 
@@ -86,7 +85,7 @@ class Float(Expr):
 class Load(Expr):
     """``node[index]``: an element that is read when the program runs."""
 
-    node: Node
+    node: Any  # the value of a Reading; a node of the program once that is looked up
     index: tuple[Expr, ...]
     dtype: torch.dtype
 

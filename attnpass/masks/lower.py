@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass.graph.values import value_of
+from attnpass.graph.values import tensor
 from attnpass.masks.bounds import Bounds
 from attnpass.masks.expr import (
     And,
@@ -170,11 +170,17 @@ def outside_loads(expr: Expr, bounds: Bounds) -> frozenset[tuple[Load, int]]:
     """Loads whose index is not known to lie inside of their tensor, with the dimension."""
     found = set()
     for load in loads_of(expr):
-        for dim, (part, size) in enumerate(zip(load.index, value_of(load.node).shape, strict=True)):
+        for dim, (part, size) in enumerate(zip(load.index, _shape(load.node), strict=True)):
             most = bounds.most(part) if isinstance(part, Lin) and bounds.always(part) else None
             if most is None or not known(most < size):
                 found.add((load, dim))
     return frozenset(found)
+
+
+def _shape(holder: Any) -> torch.Size:
+    made = tensor(holder)
+    assert made is not None
+    return made.shape
 
 
 def symbolic_sizes(expr: Expr) -> dict[Any, Size]:

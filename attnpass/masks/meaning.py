@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch.fx import Node
 
@@ -50,7 +51,7 @@ class Meaning:
                 tests.append(is_positive(plus(distance, linear({}, term.left - term.offset))))
         return cls(spec, all_of(tests))
 
-    def map_nodes(self, mapped: Callable[[Node], Node]) -> Meaning:
+    def map_nodes(self, mapped: Callable[[Any], Node]) -> Meaning:
         """The same meaning, read from other nodes: those of a copy of the graph."""
         bias = None if self.bias is None else with_nodes(self.bias, mapped)
         return replace(self, allowed=with_nodes(self.allowed, mapped), bias=bias)

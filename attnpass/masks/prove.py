@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from attnpass.graph.values import value_of
+from attnpass.graph.value import Value
+from attnpass.graph.values import tensor
 from attnpass.masks.bounds import Bounds
 from attnpass.masks.elements import StopError
 from attnpass.masks.expr import (
@@ -148,7 +149,7 @@ def _when_empty(fills: frozenset[float], by_hand: bool, several: bool) -> tuple[
 def _bias_spec(bias: Expr | None, spelled: TensorSpec | None) -> TensorSpec | None:
     if bias is None:
         return None
-    specs = [TensorSpec.of(value_of(load.node)) for load in loads_of(bias) if load.dtype.is_floating_point]
+    specs = [_spec(load) for load in loads_of(bias) if load.dtype.is_floating_point]
     return max(specs, key=lambda spec: spec.requires_grad, default=spelled)  # one that needs a gradient speaks for all
 
 
@@ -220,7 +221,15 @@ def _term(part: Expr) -> Term:
 
 def _tensor(part: Expr) -> TensorSpec | None:
     loads = loads_of(part)
-    return TensorSpec.of(value_of(loads[0].node)) if loads else None
+    return _spec(loads[0]) if loads else None
+
+
+def _spec(load: Load) -> TensorSpec:
+    """The metadata of what is read."""
+    made = tensor(load.node)
+    assert made is not None
+    spec = TensorSpec.of(made)
+    return replace(spec, requires_grad=load.node.requires_grad) if isinstance(load.node, Value) else spec
 
 
 def only_a_tensor(meaning: Meaning) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch.fx import Node
 
@@ -20,12 +21,12 @@ def substituted(expr: Expr, axis: str, value: Lin) -> Expr:
     return _rebuilt(expr, lin, lambda node: node)
 
 
-def with_nodes(expr: Expr, mapped: Callable[[Node], Node]) -> Expr:
+def with_nodes(expr: Expr, mapped: Callable[[Any], Node]) -> Expr:
     """The expression with each load's node replaced."""
     return _rebuilt(expr, lambda form: form, mapped)
 
 
-def _rebuilt(expr: Expr, lin: Callable[[Lin], Lin], node: Callable[[Node], Node]) -> Expr:
+def _rebuilt(expr: Expr, lin: Callable[[Lin], Lin], node: Callable[[Any], Any]) -> Expr:
     """The expression with every linear form and every node replaced."""
 
     def go(part: Expr) -> Expr:

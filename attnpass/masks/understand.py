@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,14 +57,14 @@ class Reader:
         if key not in self.read:
             try:
                 with _deep_recursion():
-                    self.read[key] = self._meaning(found, values.additions, sizes)
+                    meaning = self._meaning(found, values.additions, sizes)
+                    held = partial(self._holder, place=found.node)  # what one call of an epoch finds, the next one does
+                    self.read[key] = meaning if meaning.stop else meaning.map_nodes(held)
             except StopError as stop:
                 self.read[key] = Meaning.unknown(call.mask, str(stop))
             except RecursionError:
                 self.read[key] = Meaning.unknown(call.mask, "it is made by too many ops to be followed")
         meaning = self.read[key]
-        if not meaning.stop:
-            meaning = meaning.map_nodes(lambda value: self._holder(value, found.node))
         return replace(found, call=replace(call, mask=meaning.spec), meaning=meaning)
 
     def _holder(self, value: Value, place: Node) -> Node:

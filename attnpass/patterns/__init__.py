@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Node
 
 from attnpass.call import AttentionCall, Pattern
@@ -135,7 +136,8 @@ class _Finder:
         self.reading = read(gm, self._regions, self._opened)
         softmaxes: dict[Node | None, list[Value]] = {}
         for value in self.reading.values:
-            if is_softmax(value):
+            named = value.maker is not None and not isinstance(value.maker.target, HigherOrderOperator)
+            if named and is_softmax(value):
                 softmaxes.setdefault(value.maker, []).append(value)
         for node in self._owners:
             layer = self._layers.get(node)
@@ -182,7 +184,9 @@ class _Finder:
             self.misses += near_miss(softmax, refused)
             return
         held = self._held(hand.node)
-        repeated = hand.repeated and (hand.repeated[0].map_nodes(held), hand.repeated[1].map_nodes(held))
+        repeated: tuple[Operand[Node], Operand[Node]] | None = None
+        if hand.repeated is not None:
+            repeated = hand.repeated[0].map_nodes(held), hand.repeated[1].map_nodes(held)
         opened, call = self._inside.get(hand.node), hand.call
         if opened is not None:
             meta = opened.node.meta

@@ -20,7 +20,7 @@ from attnpass.patterns.products import is_product, read_product
 from attnpass.report.record import NearMiss
 
 REACH = 12  # nodes between the product of q and k and the softmax: mask, bias, scale, softcap and casts fit in
-MIXING = {"linear", "native_layer_norm", "native_group_norm", "_fused_rms_norm", "embedding", "convolution", "addmm"}
+MIXING = {"linear", "native_layer_norm", "native_group_norm", "rms_norm", "embedding", "convolution", "addmm"}
 NORMALISERS = {
     "sigmoid": "sigmoid instead of softmax",
     "relu": "relu instead of softmax",

@@ -216,5 +216,5 @@ def spec_of(operand: Operand[Any]) -> TensorSpec:
     """The metadata of an operand behind its steps; its node is one of the program, or a value."""
     source = tensor(operand.node)
     assert source is not None
-    grad = operand.node.meta.get("requires_grad", source.requires_grad)
+    grad = operand.node.requires_grad if isinstance(operand.node, Value) else source.requires_grad
     return replace(TensorSpec.of(value_behind(operand)), requires_grad=grad)

@@ -22,7 +22,7 @@ from attnpass.symbolic import Size, known
 PRODUCTS = frozenset({"matmul", "mm", "bmm"})
 VIEWS = frozenset({"view", "permute", "clone", "to", "detach", "expand", "repeat"})
 NORMS = frozenset(
-    {"native_layer_norm", "_fused_rms_norm", "native_group_norm", "native_batch_norm", "native_dropout", "dropout"}
+    {"native_layer_norm", "rms_norm", "native_group_norm", "native_batch_norm", "native_dropout", "dropout"}
 )
 NARROWING = frozenset({"select", "slice", "index", "index_select", "narrow"})
 ELEMENTWISE = frozenset(
