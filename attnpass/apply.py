@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from attnpass.bias import absorbing, narrowed, rows_with_keys
+from attnpass.bias import narrowed, rows_with_keys
 from attnpass.call import AttentionCall, Pattern
 from attnpass.emit import COPIED_META, EmitRefusedError, Emitter, aten
 from attnpass.graph_copy import GraphCopy
@@ -19,6 +19,7 @@ from attnpass.kernel import Kernel, Operands
 from attnpass.layout import is_heads_first, layout_is_free, repeated_heads, restore_layout, takes_heads_last
 from attnpass.limits import Rejection
 from attnpass.masks import EmptyRows
+from attnpass.masks.hidden import ABSORBS_IN_FP16, absorbing
 from attnpass.masks.meaning import Meaning
 from attnpass.patterns import Findings, FoundCall
 from attnpass.patterns.multihead import Opened
@@ -48,6 +49,8 @@ def apply(
         try:
             watch = _watcher(verifier, emitter, decision, _written(copied, found, inlined), index)
             out = emit_call(emitter, node, decision.asked, kernels[decision.kernel], wiring, meaning, watch)
+            if found.changed and decision.call.needs_grad:  # what an op saves for its backward must stay as it is
+                out = emitter(aten.clone.default, out)
         except EmitRefusedError as refused:
             emitter.undo()
             done.append(_put_back(decision, refused.rejection))
@@ -157,7 +160,26 @@ def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring[Node]) -> 
     q, k, v = (_operand(emitter, each, call) for each in (wiring.q, wiring.k, wiring.v))
     sinks = None if wiring.sinks is None else emitter.apply(wiring.sinks)
     mask = _mask(emitter, wiring.additions, call) if call.mask.spelled is None else None
+    rows = None if mask is None else _rows_that_read_scores(emitter, call, wiring.additions, mask)
+    if rows is not None:  # in the others, queries of 0 give every key the same score, and get no gradient
+        zero = emitter(aten.full.default, [], 0.0, dtype=emitter.spec(q).dtype, device=call.device)
+        q = emitter(aten.where.self, rows, q, zero)
     return Operands(q, k, v, mask, call.scale_or_default(), sinks)
+
+
+def _rows_that_read_scores(
+    emitter: Emitter, call: AttentionCall, additions: Sequence[Addition[Node]], mask: Node
+) -> Node | None:
+    """(..., 1) bool: the rows in which scores count, where a kernel that adds ``mask`` would not see that they do not."""
+    if not call.mask.rows_may_be_empty or call.mask.bias is None:
+        return None
+    if call.mask.empty is EmptyRows.AVERAGE and call.pattern is Pattern.HANDWRITTEN:  # numbers written, as one sum
+        seen = [emitter.apply(each.operand) for each in additions]
+        both = reduce(lambda one, other: emitter(aten.logical_and.default, one, other), seen)
+        return emitter(aten.any.dim, both, -1, True)
+    if call.mask.empty is EmptyRows.ROUNDED:
+        return emitter(aten.any.dim, emitter(aten.gt.Scalar, mask, ABSORBS_IN_FP16), -1, True)
+    return None
 
 
 def _operand(emitter: Emitter, operand: Operand[Node], call: AttentionCall) -> Node:
@@ -202,7 +224,7 @@ def _as_softmax_leaves_empty_rows(
     the mask from its meaning.
     """
     dtype = emitter.spec(out).dtype
-    if call.mask.empty is EmptyRows.NAN:  # a factor, so that gradients are NaN too
+    if call.mask.empty in (EmptyRows.NAN, EmptyRows.ROUNDED):  # a factor, so that gradients are NaN too
         mask = args.mask or _mask(emitter, wiring.additions, replace(call, mask=call.mask.as_spelled()))
         assert mask is not None
         factor = emitter(aten.where.Scalar, rows_with_keys(emitter, mask), 1.0, math.nan)

@@ -14,7 +14,6 @@ from attnpass.emit import Emitter, aten
 from attnpass.kernel import Operands
 
 INF = float("inf")
-ABSORBS = -1e30  # so low that no score or bias added to it changes it
 
 
 def rows_with_keys(emitter: Emitter, mask: Node) -> Node:
@@ -33,12 +32,6 @@ def with_empty_rows_shown(emitter: Emitter, mask: Node, rows: Node) -> Node:
 def with_empty_rows_zero(emitter: Emitter, out: Node, rows: Node | None) -> Node:
     """A BHSD output, 0 in the rows that see no key."""
     return out if rows is None else emitter(aten.where.ScalarOther, rows, out, 0.0)
-
-
-def absorbing(fill: float, dtype: torch.dtype) -> float:
-    """A number that hides scores where it is written, as one that does so where it is added."""
-    lowest = torch.finfo(dtype).min
-    return fill if fill == -INF else max(fill, lowest) if fill <= ABSORBS else lowest
 
 
 def narrowed(emitter: Emitter, bias: Node, dtype: torch.dtype) -> Node:

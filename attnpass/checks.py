@@ -167,6 +167,11 @@ def _mask_tensor(limits: Limits, call: AttentionCall, tensor: TensorSpec) -> Ite
     if call.needs_grad and hides_rows and not limits.hidden_rows_train:
         wanted = "a bool mask in training (a row hidden by a large finite number would get wrong gradients)"
         yield Rejection(Code.KNOWN_BUG, "mask", f"an additive {dtype_name(tensor.dtype)} tensor", wanted)
+    if call.needs_grad and call.mask.rows_may_be_empty and call.mask.empty in (EmptyRows.MIXED, EmptyRows.ROUNDED):
+        how = (
+            "some keys written to a low number, others added to" if call.mask.empty is EmptyRows.MIXED else "fp16 sums"
+        )
+        yield Rejection(Code.EMPTY_ROWS, "mask in training", how, "one way to hide keys, or a key that each row sees")
     if call.mask.rows_may_be_empty and not limits.empty_rows_are_zero:
         yield Rejection(Code.EMPTY_ROWS, "mask", "a tensor that may hide all keys of a query", "at least one key a row")
     if tensor.device != call.device:

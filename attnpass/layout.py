@@ -17,10 +17,10 @@ from attnpass.call import AttentionCall
 from attnpass.emit import EmitRefusedError, Emitter, additive_mask, aten
 from attnpass.kernel import Operands
 from attnpass.limits import Code, Rejection
+from attnpass.masks.hidden import LOWEST
 from attnpass.symbolic import Size, known, known_equal, known_multiple, shown
 from attnpass.tensor import TensorSpec
 
-LOWEST = -1e38  # as good as -inf beside any score, and finite after a factor of log2(e)
 BIAS_ALIGNMENT = 16  # elements; PyTorch pads its own bias to this
 
 

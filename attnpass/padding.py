@@ -53,7 +53,7 @@ def by_order(emitter: Emitter, call: AttentionCall, args: Operands) -> tuple[Ope
         return args, None, None
     assert args.meaning is not None, "a mask that was proved has a meaning"
     order, lengths, empty = _shared(emitter, call, args, args.meaning.allowed)
-    if empty is not None:  # equal scores for all keys: their average
+    if empty is not None and call.mask.empty is not EmptyRows.RAW:  # equal scores for all keys: their average
         zero = emitter(aten.full.default, [], 0.0, dtype=call.dtype, device=call.device)
         args = replace(args, q=emitter(aten.where.self, empty, zero, args.q))
     return args, lengths, order
@@ -63,7 +63,7 @@ def _shared(
     emitter: Emitter, call: AttentionCall, args: Operands, allowed: Expr
 ) -> tuple[Node | None, Node, Node | None]:
     """The order of the keys, their number, and which examples give an average: once for all calls with this mask."""
-    averages = call.mask.rows_may_be_empty and call.mask.empty is EmptyRows.AVERAGE
+    averages = call.mask.shows_empty_rows
     key = ("padding", allowed, averages, *map(str, sizes_of(call)), emitter.epoch)
     return emitter.once(key, lambda: _make(emitter, call, args, allowed, averages))
 

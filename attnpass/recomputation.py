@@ -27,6 +27,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from attnpass import ops
+from attnpass.graph.values import attribute, value_of
 from attnpass.kernels import registry
 
 SMALLEST = 1e-9  # of memory budgets, that is not 0
@@ -75,7 +76,7 @@ def attention_is_expensive(gm: GraphModule) -> Iterator[None]:
         partitioners.get_default_op_list = _lengthened(original)
     token = _expensive.set(tuple(op.overloadpacket for op in known if isinstance(op, OpOverload)))
     try:
-        with _keep_what_was_drawn(gm, known):
+        with _keep_what_was_drawn(gm, known), _without_backward(gm):
             yield
     finally:
         _expensive.reset(token)
@@ -115,6 +116,23 @@ def _keep_what_was_drawn(gm: GraphModule, known: Collection[Any]) -> AbstractCon
     _raise_annotated_budgets(nodes)
     budget = max(config.activation_memory_budget, SMALLEST)
     return config.patch(activation_memory_budget=budget)  # type: ignore[no-any-return]
+
+
+def _without_backward(gm: GraphModule) -> AbstractContextManager[Any]:
+    """Of a graph in which nothing requires a gradient, nothing is recomputed: a frozen tower in ``train()``.
+
+    PyTorch looks for a backward in it all the same, since the checkpoints say so, and refuses every op that may draw
+    random numbers: its own SDPA too, which without dropout draws none (2.13).
+    """
+    from torch._functorch import config
+
+    flag = "remat_using_tags_for_fwd_loss_bwd_graph"
+    inputs = [value_of(node) for node in gm.graph.find_nodes(op="placeholder")]
+    inputs += [attribute(gm, str(node.target)) for node in gm.graph.find_nodes(op="get_attr")]
+    trained = any(isinstance(each, torch.Tensor) and each.requires_grad for each in inputs)
+    if trained or not hasattr(config, flag) or any("autograd_backward" in node.meta for node in gm.graph.nodes):
+        return nullcontext()
+    return config.patch({flag: False})  # type: ignore[no-any-return]
 
 
 def _raise_annotated_budgets(nodes: Iterable[Node]) -> None:

@@ -19,7 +19,7 @@ from attnpass.masks.expr import AXES, Expr
 from attnpass.masks.logic import loads_of
 from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads
 from attnpass.masks.meaning import Meaning
-from attnpass.masks.prove import hides
+from attnpass.masks.hidden import hides
 from attnpass.masks.spec import EmptyRows
 from attnpass.masks.understand import Reader
 from attnpass.patterns import find

@@ -31,11 +31,12 @@ from attnpass.bias import expanded, rows_with_keys, with_empty_rows_shown, with_
 from attnpass.call import AttentionCall
 from attnpass.emit import Emitter, additive_mask, aten
 from attnpass.kernel import Kernel, Operands
-from attnpass.layout import LOWEST, bhsd, multiple_of, padded, transposed
+from attnpass.layout import bhsd, multiple_of, padded, transposed
 from attnpass.library import Library
 from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
 from attnpass.machine import Machine
 from attnpass.masks import Term
+from attnpass.masks.hidden import LOWEST
 from attnpass.symbolic import known, known_equal, shown
 
 AITER = Library("amd-aiter", "0.1.5", modules=("aiter.ops.mha",), install="pip install --pre amd-aiter")

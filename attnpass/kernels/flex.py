@@ -26,7 +26,7 @@ from attnpass.kernels.flex_masks import Captured, captured, element_function
 from attnpass.limits import FLOATS, Code, Limits, Rejection
 from attnpass.machine import Machine
 from attnpass.mask_blocks import block_lists
-from attnpass.masks import Term
+from attnpass.masks import EmptyRows, Term
 from attnpass.masks.blocks import BLOCK
 from attnpass.masks.expr import TRUE
 from attnpass.masks.meaning import Meaning
@@ -121,6 +121,8 @@ def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Capt
         if mask.empty is None:
             return score
         same = 0.0 if bias is None else torch.where(bias == -torch.inf, bias, 0.0)  # -inf hides in such a row too
+        if call.mask.empty is EmptyRows.ADDED and call.needs_grad:  # the sum passes gradients on
+            same = same + (score - score.detach())
         return torch.where(value(mask.empty, torch.bool), same, score)
 
     name = "attnpass_score_mod" if cap is None else f"attnpass_score_mod_{cap}".replace(".", "_")

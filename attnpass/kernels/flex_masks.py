@@ -53,12 +53,13 @@ def _capture(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: M
     parts = [_hoisted(emitter, call, q, k, part) for part in conjuncts(meaning.allowed)]
     allowed = all_of(parts)
     bias = None if meaning.bias is None else with_nodes(meaning.bias, lambda node: fixed(emitter, node))
-    if not (meaning.spec.rows_may_be_empty and meaning.spec.empty is EmptyRows.AVERAGE):
+    if not meaning.spec.shows_empty_rows:
         return Captured(allowed, bias)
     rows = (B, H, Q)
     none = computed(emitter, call, q, k, allowed, rows, lambda seen: seen.any(-1).logical_not())
     empty = _loaded(emitter, none, allowed, rows)
-    return Captured(any_of((allowed, empty)), bias, empty)
+    shown = any_of((allowed, empty))
+    return Captured(shown, bias, None if meaning.spec.empty is EmptyRows.RAW else empty)
 
 
 def _hoisted(emitter: Emitter, call: AttentionCall, q: Node, k: Node, part: Expr) -> Expr:

@@ -30,6 +30,7 @@ from attnpass.masks.expr import (
     number,
     plus,
 )
+from attnpass.masks.hidden import Low, hides, when_empty
 from attnpass.masks.logic import all_of, any_of, axes_of, is_boolean, loads_of, negated, walk, where
 from attnpass.masks.meaning import Meaning
 from attnpass.masks.simplify import conjuncts, simplified
@@ -38,7 +39,6 @@ from attnpass.masks.substitute import substituted
 from attnpass.symbolic import Size, known_equal
 from attnpass.tensor import TensorSpec
 
-HIDDEN = -1e30  # added to a score, or put in its place, this hides a key: exp(x + HIDDEN) is 0 beside any other score
 INF = float("inf")
 
 
@@ -49,17 +49,12 @@ class Split:
     Attributes:
         allowed: where the key takes part.
         bias: what is added there; None for nothing.
-        fills: the numbers that hide the others.
+        lows: the numbers that hide the others.
     """
 
     allowed: Expr
     bias: Expr | None = None
-    fills: frozenset[float] = frozenset()
-
-
-def hides(value: float, dtype: torch.dtype) -> bool:
-    """Does adding ``value`` hide a key beside one without it? -inf, or the lowest finite number of its dtype."""
-    return value <= HIDDEN or (dtype == torch.float16 and value <= torch.finfo(dtype).min)
+    lows: frozenset[Low] = frozenset()
 
 
 def taken_apart(expr: Expr) -> Split:
@@ -69,18 +64,22 @@ def taken_apart(expr: Expr) -> Split:
         StopError: it adds a finite number that hides only in part, such as -10000, beside other things.
     """
     if is_boolean(expr):
-        return Split(expr, fills=frozenset({-INF}))
+        return Split(expr, lows=frozenset({Low(-INF)}))
     if isinstance(expr, Float):
         if expr.value == 0:
             return Split(TRUE)
-        return Split(FALSE, fills=frozenset({expr.value})) if hides(expr.value, expr.dtype) else Split(TRUE, expr)
+        return (
+            Split(FALSE, lows=frozenset({Low(expr.value, expr.dtype)}))
+            if hides(expr.value, expr.dtype)
+            else Split(TRUE, expr)
+        )
     if isinstance(expr, Where):
         yes, no = taken_apart(expr.yes), taken_apart(expr.no)
         allowed = any_of((all_of((expr.test, yes.allowed)), all_of((negated(expr.test), no.allowed))))
-        return Split(allowed, _chosen_bias(expr.test, yes, no), yes.fills | no.fills)
+        return Split(allowed, _chosen_bias(expr.test, yes, no), yes.lows | no.lows)
     if isinstance(expr, Apply) and expr.op == "add":
         left, right = (taken_apart(arg) for arg in expr.args)
-        return Split(all_of((left.allowed, right.allowed)), _sum(expr, left, right), left.fills | right.fills)
+        return Split(all_of((left.allowed, right.allowed)), _sum(expr, left, right), left.lows | right.lows)
     if isinstance(expr, Lin):
         raise StopError("an additive mask of integers")
     return Split(TRUE, expr)
@@ -128,22 +127,14 @@ def prove(split: Split, sizes: Mapping[str, Size], by_hand: bool, spelled: Tenso
     bias = None if split.bias is None else simplified(split.bias, bounds)
     if allowed == FALSE:
         raise StopError("a mask that hides every key")
-    empty, tracked = _when_empty(split.fills, by_hand, several)
+    empty = when_empty(split.lows, by_hand, several)
     may_be_empty = _rows_may_be_empty(allowed, bounds, sizes)
-    if may_be_empty and not tracked:
-        raise StopError("rows that may see no key, hidden by finite numbers in several places")
+    if may_be_empty and (empty is None or (empty is EmptyRows.RAW and bias is not None)):
+        raise StopError("rows that may see no key, hidden by finite numbers in several places, or rounded ones")
     terms = tuple(_terms(conjuncts(allowed), sizes))
     text = " + ".join(map(str, [allowed] if bias is None else [allowed, bias])) if allowed != TRUE or bias else ""
-    spec = MaskSpec(terms, _bias_spec(bias, spelled), may_be_empty, empty, spelled, meaning=text)
+    spec = MaskSpec(terms, _bias_spec(bias, spelled), may_be_empty, empty or EmptyRows.ZERO, spelled, meaning=text)
     return Meaning(spec, allowed, bias)
-
-
-def _when_empty(fills: frozenset[float], by_hand: bool, several: bool) -> tuple[EmptyRows, bool]:
-    """What a row gives that sees no key, and whether that is known."""
-    finite = {fill for fill in fills if fill != -INF}
-    if not finite:
-        return EmptyRows.NAN if by_hand else EmptyRows.ZERO, True
-    return EmptyRows.AVERAGE, len(fills) == 1 and not several
 
 
 def _bias_spec(bias: Expr | None, spelled: TensorSpec | None) -> TensorSpec | None:

@@ -27,11 +27,15 @@ RULES = frozenset({Term.CAUSAL, Term.WINDOW})  # they need no data
 
 
 class EmptyRows(Enum):
-    """What the program gives for a query that sees no key at all."""
+    """What the program gives for a query that sees no key at all (`attnpass.masks.hidden` decides)."""
 
     ZERO = "zero"  # SDPA, for a bool mask or -inf
     NAN = "nan"  # softmax over nothing but -inf, written by hand
-    AVERAGE = "average"  # a large finite number on all scores: every key counts the same
+    AVERAGE = "average"  # one large number written over all scores: every key counts the same
+    ADDED = "added"  # one added to all scores, which absorbs them: the same, but gradients pass
+    RAW = "raw"  # one added to all scores that shifts them: as if nothing was hidden
+    ROUNDED = "rounded"  # added in fp16, whose steps there are so wide that every key counts the same
+    MIXED = "mixed"  # some written, some added: only the tensors themselves tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,11 @@ class MaskSpec:
             return self
         rows = self.rows_may_be_empty
         return replace(MaskSpec.from_tensor(self.spelled), rows_may_be_empty=rows, empty=self.empty)
+
+    @property
+    def shows_empty_rows(self) -> bool:
+        """May a row see no key, and read all of them then?"""
+        return self.rows_may_be_empty and self.empty in (EmptyRows.AVERAGE, EmptyRows.ADDED, EmptyRows.RAW)
 
     def has(self, term: Term) -> bool:
         return any(t.term is term for t in self.terms)

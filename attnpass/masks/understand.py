@@ -20,9 +20,10 @@ from attnpass.graph.value import Value
 from attnpass.graph.values import source_of
 from attnpass.masks.elements import StopError
 from attnpass.masks.expr import AXES, Apply, B, Expr, H, K, Q, axis
+from attnpass.masks.hidden import Low, hides_when_written
 from attnpass.masks.logic import all_of, loads_of
 from attnpass.masks.meaning import Meaning
-from attnpass.masks.prove import Split, hides, only_a_tensor, prove, taken_apart
+from attnpass.masks.prove import Split, only_a_tensor, prove, taken_apart
 from attnpass.masks.spec import EmptyRows
 from attnpass.masks.trace import Constants, Tracer
 from attnpass.patterns import FoundCall
@@ -107,7 +108,7 @@ def _combined(
     index = tuple(axis(name) for name in AXES)
     allowed: list[Expr] = []
     bias: Expr | None = None
-    fills: frozenset[float] = frozenset()
+    lows: frozenset[Low] = frozenset()
     hiding = 0
     for addition in additions:
         array = tracer.operand(addition.operand, found.node)
@@ -117,22 +118,24 @@ def _combined(
         if addition.fill is None:
             part = taken_apart(expr)
             if found.call.context.autocast is not None and found.call.pattern is not Pattern.HANDWRITTEN:
-                part = replace(part, fills=frozenset(_rounded(f, found.call.dtype) for f in part.fills))
-        elif hides(addition.fill, found.call.dtype):
-            part = Split(expr, fills=frozenset({addition.fill}))
+                part = replace(part, lows=frozenset(_rounded(low, found.call.dtype) for low in part.lows))
+            elif found.call.pattern is not Pattern.HANDWRITTEN:  # SDPA's kernels add in fp32
+                part = replace(part, lows=frozenset(replace(low, dtype=None) for low in part.lows))
+        elif hides_when_written(addition.fill, found.call.dtype):
+            part = Split(expr, lows=frozenset({Low(addition.fill, written=True)}))
         else:
             raise StopError(f"scores are replaced by {addition.fill:g}, which does not hide a key")
         allowed.append(part.allowed)
-        fills |= part.fills
-        hiding += bool(part.fills)
+        lows |= part.lows
+        hiding += bool(part.lows)
         if part.bias is not None:
             bias = part.bias if bias is None else Apply("add", (bias, part.bias), torch.float32)
-    return Split(all_of(allowed), bias, fills), hiding
+    return Split(all_of(allowed), bias, lows), hiding
 
 
-def _rounded(fill: float, dtype: torch.dtype) -> float:
+def _rounded(low: Low, dtype: torch.dtype) -> Low:
     """A number in the dtype that autocast gives SDPA's mask: the lowest one of fp32 is -inf in bf16."""
-    return float(torch.tensor(fill).to(dtype).item())
+    return Low(float(torch.tensor(low.value).to(dtype).item()))
 
 
 def _broadcasts(shape: Sequence[Size], sizes: dict[str, Size]) -> bool:

@@ -111,7 +111,7 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
         _sinks(chain, scores, roles, held),
         _steps_out(roles),
     )
-    call = _call(chain, wiring, scores.canonical_scale * q.scale * k.scale, scores.softcap, (reading, node), grad)
+    call = _call(chain, wiring, scores, scores.canonical_scale * q.scale * k.scale, (reading, node), grad)
     return Handwritten(call, node, wiring, _dead(chain, node, reading), repeated)
 
 
@@ -177,8 +177,8 @@ def _steps_out(roles: Roles) -> tuple:  # type: ignore[type-arg]
 def _call(
     chain: Chain,
     wiring: Wiring[Value],
+    scores: Scores,
     scale: float,
-    softcap: float | None,
     at: tuple[Reading, Node],
     grad: bool | None,
 ) -> AttentionCall:
@@ -195,9 +195,9 @@ def _call(
         k=specs[1],
         v=specs[2],
         out=TensorSpec.of(value_of(node)),
-        mask=_mask(chain, wiring, masks, specs[0], region),
+        mask=_mask(chain, wiring, masks, scores, specs[0], region),
         scale=scale,
-        softcap=softcap,
+        softcap=scores.softcap,
         sinks=sinks,
         dropout_p=dropout_of(chain),
         enable_gqa=not known_equal(specs[0].shape[1], specs[1].shape[1]),
@@ -210,7 +210,9 @@ def _call(
     )
 
 
-def _mask(chain: Chain, wiring: Wiring[Value], masks: list[TensorSpec], q: TensorSpec, region: Region) -> MaskSpec:
+def _mask(
+    chain: Chain, wiring: Wiring[Value], masks: list[TensorSpec], scores: Scores, q: TensorSpec, region: Region
+) -> MaskSpec:
     """One bool tensor if all that is done hides keys, else one bias. Rows that see no key give what softmax gives."""
     if not masks:
         return MaskSpec()
@@ -221,6 +223,10 @@ def _mask(chain: Chain, wiring: Wiring[Value], masks: list[TensorSpec], q: Tenso
         empty = EmptyRows.ZERO
     spec = masks[0] if len(masks) == 1 else _together(masks)
     bias = len(fills) < len(masks)
+    if finite and bias and empty is EmptyRows.AVERAGE:
+        empty = EmptyRows.MIXED
+    elif bias and empty is EmptyRows.NAN and scores.rounded:
+        empty = EmptyRows.ROUNDED
     averaged = finite and dropout_of(chain) > 0  # the average of such a row drops out too
     if not bias and not averaged:
         return MaskSpec((MaskTerm(Term.TENSOR, tensor=spec),), rows_may_be_empty=True, empty=empty)

@@ -10,6 +10,7 @@ import torch
 from attnpass.graph.ops import rounded, spelled
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
+from attnpass.masks.hidden import HIDES, hides_when_written, may_be_outbid
 from attnpass.patterns.axes import Atom, Axes, LostTrackError, reshaped
 from attnpass.patterns.elements import (
     ADD,
@@ -26,9 +27,6 @@ from attnpass.patterns.elements import (
     RefusedError,
 )
 from attnpass.symbolic import Size, known_equal
-
-HIDES = -1e8  # a score this low weighs nothing beside any other: exp(-1e8) is 0, and so is all that is below it
-ABSORBS = -1e30  # so low that no bias added to it changes it, and that no bias is lower
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +131,7 @@ class Scores:
     def _hides(self, fill: float, element: Element) -> bool:
         """Is the number so low that no key it is written to counts beside one that is seen?"""
         value = tensor(element.x)
-        lowest = torch.finfo(torch.float16).min if value is not None and value.dtype == torch.float16 else HIDES
-        return not math.isnan(fill) and fill <= max(lowest, HIDES)
+        return value is not None and hides_when_written(fill, value.dtype)
 
     def _refuse_mixed_fills(self, element: Element, fill: float | None) -> None:
         """What a row that is hidden as a whole averages over has to be the same in one mask tensor."""
@@ -144,7 +141,7 @@ class Scores:
         if len(set(fills)) > 1:
             raise RefusedError(element.node, f"`{name}` hides scores with {fills[-1]:g} after {fills[0]:g} hid others")
         biased = fill is None or any(change.fill is None for change in self.changes)
-        if biased and any(ABSORBS < other < 0 and math.isfinite(other) for other in fills):
+        if biased and any(map(may_be_outbid, fills)):
             reason = f"`{name}`: scores are hidden by {fills[0]:g} and there is a bias, which may be lower still"
             raise RefusedError(element.node, reason)
 
@@ -164,6 +161,12 @@ class Scores:
         else:
             self.softcap *= factor
         self.changes = [_multiplied(change, factor) for change in self.changes]
+
+    @property
+    def rounded(self) -> bool:
+        """Is something added to them in fp16?"""
+        sums = [tensor(change.at) for change in self.changes if change.fill is None]
+        return any(each is not None and each.dtype == torch.float16 for each in sums)
 
     @property
     def canonical_scale(self) -> float:
