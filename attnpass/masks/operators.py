@@ -119,11 +119,17 @@ def _sides(left: Element, right: Element) -> tuple[Expr, Expr]:
     return brought(left, common), brought(right, common)
 
 
+def _computed(form: Lin) -> Lin:
+    """A difference that decides a comparison, or its opposite: it is computed in int64, however the program did it."""
+    fitting(scaled(form, -1), torch.int64)
+    return fitting(form, torch.int64)
+
+
 def at_most(left: Element, right: Element) -> Expr | None:
     """``left <= right``."""
     one, other = _sides(left, right)
     if isinstance(one, Lin) and isinstance(other, Lin):
-        return is_positive(plus(other, one, -1))
+        return is_positive(_computed(plus(other, one, -1)))
     return Apply("le", (one, other), torch.bool)
 
 
@@ -131,7 +137,7 @@ def less(left: Element, right: Element) -> Expr | None:
     """``left < right``."""
     one, other = _sides(left, right)
     if isinstance(one, Lin) and isinstance(other, Lin):
-        return is_positive(plus(plus(other, one, -1), number(-1)))
+        return is_positive(_computed(plus(plus(other, one, -1), number(-1))))
     return Apply("lt", (one, other), torch.bool)
 
 
@@ -142,7 +148,7 @@ def equal(left: Element, right: Element) -> Expr | None:
         return any_of((both, neither))
     one, other = _sides(left, right)
     if isinstance(one, Lin) and isinstance(other, Lin):
-        return is_zero(plus(one, other, -1))
+        return is_zero(_computed(plus(one, other, -1)))
     if one == other and not is_float(dtype_of(one)):
         return Bool(True)
     return Apply("eq", tuple(sorted(in_order((one, other)), key=is_constant)), torch.bool)
@@ -174,7 +180,7 @@ def cast(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     if source == dtype:
         return expr
     if dtype == torch.bool and isinstance(expr, Lin):
-        return negated(is_zero(expr))
+        return negated(is_zero(_computed(expr)))
     if dtype == torch.bool and isinstance(expr, (Load, Apply)):
         zero: Expr = Float(0.0, expr.dtype) if expr.dtype.is_floating_point else number(0)
         return negated(Apply("eq", (expr, zero), torch.bool))

@@ -1,0 +1,171 @@
+"""Single elements against PyTorch: for random dtypes, numbers and operations, the same bits at every index, or a stop.
+
+``ATTNPASS_EXAMPLES`` sets how many programs are tried.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from attnpass.masks.arrays import Array, Like, chosen, elementwise
+from attnpass.masks.elements import StopError, constant, fitting
+from attnpass.masks.expr import K, Load, axis, number, plus
+from attnpass.masks.logic import is_positive
+from attnpass.masks.lower import Values, as_tensor, evaluate
+
+N = 5
+INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DTYPES = (*INTS, torch.bool, *FLOATS)
+OPS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "truediv": operator.truediv,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+    "le": operator.le,
+    "lt": operator.lt,
+    "ge": operator.ge,
+    "gt": operator.gt,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "and": torch.logical_and,
+    "or": operator.or_,
+    "xor": operator.xor,
+    "minimum": torch.minimum,
+    "maximum": torch.maximum,
+}
+UNARY: dict[str, Callable[..., Any]] = {"neg": operator.neg, "abs": operator.abs, "not": torch.logical_not}
+NUMBERS = (0, 1, -1, 2, 3, 100, 127, 128, 200, 255, 256, 300, -128, -129, 2**15, 2**24, 2**24 + 1, 2**31 - 1, 2**31)
+REALS = (0.0, -0.0, 0.5, 1.0, -1.0, 2.0, 0.1, 1e-8, 300.0, 65504.0, 65520.0, -1e9, 3.4e38, 16777217.0, float("inf"))
+outcomes: Counter[str] = Counter()
+Draw = Callable[[Any], Any]
+Pair = tuple[Any, Any]  # an operand as the engine has it, and as PyTorch has it
+
+
+def counted(start: int, dtype: torch.dtype) -> Pair:
+    array = Like((N,), dtype).made_of(lambda i: fitting(plus(axis(K), number(start)), dtype))
+    return array, torch.arange(start, start + N).to(dtype)
+
+
+def filled(value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Pair:
+    array = Like(shape, dtype).made_of(lambda _: constant(value, dtype))
+    return array, torch.tensor(value, dtype=dtype).expand(shape)
+
+
+def read(tensor: Tensor, tensors: dict[Node, Tensor]) -> Pair:
+    node = Graph().placeholder("x")
+    node.meta["val"] = tensors[node] = tensor
+    return Like(tuple(tensor.shape), tensor.dtype).made_of(lambda i: Load(node, i, tensor.dtype)), tensor
+
+
+def below(bound: int) -> Pair:
+    array = Like((N,), torch.bool).made_of(lambda i: is_positive(plus(number(bound - 1), axis(K), -1)))
+    return array, torch.arange(N) < bound
+
+
+def operand(draw: Draw, tensors: dict[Node, Tensor]) -> Pair:
+    kind = draw(st.sampled_from(("counted", "counted", "filled", "number", "read", "below")))
+    if kind == "below":
+        return below(draw(st.integers(0, N)))
+    if kind == "number":
+        value = draw(st.sampled_from((*NUMBERS, *REALS, True)))
+        return value, value
+    dtype = draw(st.sampled_from(INTS if kind == "counted" else DTYPES))
+    if kind == "counted":
+        info = torch.iinfo(dtype)
+        edge = draw(st.sampled_from((0, 0, info.min, info.max - N + 1)))
+        return counted(max(info.min, min(edge + draw(st.integers(-3, 3)), info.max - N + 1)), dtype)
+    values = st.sampled_from(REALS if dtype.is_floating_point else NUMBERS)
+    drawn = [draw(values) for _ in range(N)]
+    if not dtype.is_floating_point and dtype != torch.bool:
+        info = torch.iinfo(dtype)
+        drawn = [min(max(value, info.min), info.max) for value in drawn]
+    if kind == "read":
+        return read(torch.tensor(drawn if draw(st.booleans()) else drawn[0], dtype=dtype), tensors)
+    return filled(drawn[0], dtype, draw(st.sampled_from(((), (N,)))))
+
+
+def applied(draw: Draw, *operands: Pair) -> Pair:
+    """One operation on operands; raises what PyTorch raises."""
+    arrays, reals = zip(*operands, strict=True)
+    kind = draw(st.sampled_from(("binary", "binary", "unary", "cast", "where")))
+    function: Callable[..., Any]
+    if kind == "where":
+        test = below(draw(st.integers(0, N)))
+        real = torch.where(test[1], *reals)
+        return chosen(test[0], *arrays, Like(tuple(real.shape), real.dtype)), real
+    if kind == "cast":
+        dtype = draw(st.sampled_from(DTYPES))
+        name, arrays, reals = "cast", arrays[:1], reals[:1]
+        function = lambda x: x.to(dtype)  # noqa: E731  the dtype is part of it
+    elif kind == "unary":
+        name, arrays, reals = draw(st.sampled_from(sorted(UNARY))), arrays[:1], reals[:1]
+        function = UNARY[name]
+    else:
+        name = draw(st.sampled_from(sorted(OPS)))
+        function = OPS[name]
+    real = function(*reals)
+    return elementwise(name, function, Like(tuple(real.shape), real.dtype), arrays), real
+
+
+def check(array: Array, real: Tensor, tensors: dict[Node, Tensor]) -> None:
+    """The same at all indices at once, and at each alone as FlexAttention counts them."""
+    expr = array.broadcast_at((axis(K),))
+    places = [torch.arange(N), *(torch.tensor(i, dtype=torch.int32) for i in range(N))]
+    wanted = [real.expand(N), *real.expand(N)]
+    for place, want in zip(places, wanted, strict=True):
+        got = as_tensor(evaluate(expr, Values({K: place}, tensors, {})), real.dtype, place.device).expand(want.shape)
+        same = got.to(torch.float64 if want.is_floating_point() else got.dtype) == want
+        same |= got.isnan() & want.isnan()
+        same &= got.signbit() == want.signbit() if want.is_floating_point() else same
+        assert same.all(), f"{expr} is {got}, PyTorch has {want} in {real.dtype}"
+
+
+def tried(draw: Draw) -> str:
+    tensors: dict[Node, Tensor] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            pair = applied(draw, operand(draw, tensors), operand(draw, tensors))
+            if draw(st.booleans()):
+                pair = applied(draw, pair, operand(draw, tensors))
+            if draw(st.integers(0, 3)) == 0:
+                pair = applied(draw, pair, operand(draw, tensors))
+        except (RuntimeError, TypeError, ZeroDivisionError, OverflowError, AttributeError):
+            return "no program"
+        try:
+            check(*pair, tensors)
+        except StopError:
+            return "stopped"
+    return "equal"
+
+
+@settings(
+    max_examples=int(os.environ.get("ATTNPASS_EXAMPLES", "2000")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+)
+@given(st.data())
+def test_the_same_bits_or_a_stop(data: st.DataObject) -> None:
+    outcomes[tried(data.draw)] += 1
+
+
+def test_many_were_equal() -> None:
+    print(f"\noperations on random dtypes: {dict(outcomes)}, none wrong")
+    if outcomes:
+        assert outcomes["equal"] > outcomes["stopped"] / 2
