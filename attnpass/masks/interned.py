@@ -12,6 +12,8 @@ from hashlib import blake2b
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from torch.fx import Node
+
 LONGEST = 2000  # characters of a text; who reads more?
 Value = TypeVar("Value")
 
@@ -42,8 +44,12 @@ class Expr(metaclass=Interned):
     is_rule = False  # is it about indices alone?
 
     def key(self) -> Any:
-        """What makes two of a class the same."""
-        return self.fields()
+        """What makes two of a class the same, with what they hold by its address.
+
+        They hold it themselves. If the table did, too, an expression that is part of a cycle (its own opposite's
+        opposite) would keep what is inside it alive until the garbage collector has come once for each level.
+        """
+        return tuple([_address(each) for each in self.fields()])
 
     def fields(self) -> tuple[Any, ...]:
         return tuple([getattr(self, name) for name in self.__match_args__])
@@ -69,6 +75,12 @@ class Expr(metaclass=Interned):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.fields()  # so that a copy, too, is the object that exists
+
+
+def _address(value: Any) -> Any:
+    if isinstance(value, (Expr, Node)):
+        return id(value)
+    return type(value)(map(id, value)) if isinstance(value, (tuple, frozenset)) else value
 
 
 def shortened(text: str) -> str:

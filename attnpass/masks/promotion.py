@@ -40,18 +40,18 @@ def common_dtype(operands: Sequence[Element]) -> torch.dtype:
 
 
 def _kind(element: Element) -> Any:
-    """A dtype and whether there are dimensions, or one of Python's numbers."""
+    """A dtype and whether there are dimensions, or the type of a number of Python's."""
     if element.dtype is not None:
         if element.dtype in UNSUPPORTED or element.dtype.is_complex:
             raise StopError(f"arithmetic of {element.dtype}")
         return element.dtype, element.ndim > 0
-    return True if is_boolean(element.expr) else 1.0 if is_float(dtype_of(element.expr)) else 1
+    return bool if is_boolean(element.expr) else float if is_float(dtype_of(element.expr)) else int
 
 
 @lru_cache(maxsize=1024)
 def _common(kinds: tuple[Any, ...], default: torch.dtype) -> torch.dtype:
     """``default`` is what a float of Python's becomes beside integers; it is asked for so that the cache knows it."""
-    tensors = [torch.empty((1,) * k[1], dtype=k[0], device="meta") if isinstance(k, tuple) else k for k in kinds]
+    tensors = [torch.empty((1,) * k[1], dtype=k[0], device="meta") if isinstance(k, tuple) else k(1) for k in kinds]
     if len(tensors) == 1:
         return tensors[0].dtype if isinstance(tensors[0], torch.Tensor) else torch.tensor(tensors[0]).dtype
     return torch.result_type(*tensors)
