@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from attnpass.masks.arrays import Array, Like, chosen, elementwise
+from attnpass.masks.constants import recognised
 from attnpass.masks.elements import StopError, constant, fitting
 from attnpass.masks.expr import K, Load, axis, number, plus
+from attnpass.masks.indexing import indexed
 from attnpass.masks.logic import is_positive
 from attnpass.masks.lower import Values, as_tensor, evaluate
 
@@ -169,3 +171,120 @@ def test_many_were_equal() -> None:
     print(f"\noperations on random dtypes: {dict(outcomes)}, none wrong")
     if outcomes:
         assert outcomes["equal"] > outcomes["stopped"] / 2
+
+
+def whole(array: Array, real: Tensor, tensors: dict[Node, Tensor] | None = None) -> str:
+    """Compare with PyTorch; "equal", or the reason for which it is not followed."""
+    try:
+        check(array, real, tensors or {})
+    except StopError as stop:
+        return str(stop)
+    return "equal"
+
+
+def one(name: str, function: Callable[..., Any], *operands: Pair) -> Pair:
+    arrays, reals = zip(*operands, strict=True)
+    real = function(*reals)
+    return elementwise(name, function, Like(tuple(real.shape), real.dtype), arrays), real
+
+
+@pytest.mark.parametrize(
+    "name", ("add", "sub", "mul", "floordiv", "mod", "le", "lt", "ge", "gt", "eq", "ne", "minimum")
+)
+@pytest.mark.parametrize("other", (3, filled(3, torch.int64, ()), filled(3, torch.int32, (N,)), 2.0))
+def test_arithmetic_on_positions_is_followed(name: str, other: Any) -> None:
+    if name == "minimum":
+        other = filled(3, torch.int64, ())
+    if isinstance(other, float) and name not in ("le", "lt", "ge", "gt", "eq", "ne"):
+        pytest.skip("a float result")
+    pair = other if isinstance(other, tuple) else (other, other)
+    for dtype in (torch.int64, torch.int32, torch.int16):
+        assert whole(*one(name, {**OPS, **UNARY}[name], counted(0, dtype), pair)) == "equal"
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("low", (float("-inf"), torch.finfo(torch.float16).min, -1e9))
+def test_masks_of_floats_are_followed(dtype: torch.dtype, low: float) -> None:
+    """The spellings of models; -1e9 is -inf in fp16."""
+    test = below(3)
+    kept = filled(0.0, dtype, ())[0], torch.tensor(0.0, dtype=dtype)
+    real = torch.where(test[1], kept[1], low)
+    assert whole(chosen(test[0], kept[0], low, Like((N,), dtype)), real) == "equal"
+    inverted = one("sub", operator.sub, (1.0, 1.0), one("cast", lambda x: x.to(dtype), test))
+    if low != float("-inf") and (dtype, low) != (torch.float16, -1e9):  # 0 * inf is NaN
+        assert whole(*one("mul", operator.mul, inverted, (low, low))) == "equal"
+    bits = (("and", operator.and_), ("or", operator.or_), ("xor", operator.xor), ("eq", operator.eq))
+    for name, function in bits:
+        assert whole(*one(name, function, test, below(1))) == "equal"
+
+
+def test_what_may_not_fit_is_not_followed() -> None:
+    add, full = operator.add, "may not fit"
+    assert full in whole(*one("add", add, counted(200, torch.uint8), (100, 100)))
+    assert whole(*one("add", add, counted(100, torch.uint8), (100, 100))) == "equal"
+    assert full in whole(*one("add", add, counted(2**31 - N, torch.int32), (1, 1)))
+    assert full in whole(*one("mul", operator.mul, counted(0, torch.int8), (100, 100)))
+    assert full in whole(*one("lt", operator.lt, counted(0, torch.uint8), (-1, -1)))
+    assert whole(*one("lt", operator.lt, counted(200, torch.uint8), (300.0, 300.0))) == "equal"
+    assert whole(*one("add", add, filled(200, torch.uint8, (N,)), (100, 100))) == "equal"  # PyTorch says 44
+
+
+def test_symbolic_sizes_fit_into_int64_alone() -> None:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    env = ShapeEnv()
+    size = env.create_unbacked_symint()
+    torch._check(size >= 2)
+    for dtype, fits in ((torch.int64, True), (torch.int32, False), (torch.uint8, False)):
+        array = Like((size,), dtype).made_of(lambda i, dtype=dtype: fitting(plus(axis(K), number(1)), dtype))  # type: ignore[misc]
+        if fits:
+            assert str(array.at((axis(K),))) == "k + 1"
+        else:
+            with pytest.raises(StopError, match="may not fit"):
+                array.at((axis(K),))
+    for dtype in (torch.float32, torch.bool, torch.int32):
+        with pytest.raises(StopError):
+            constant(size, dtype)
+    assert constant(size - size) is number(0)
+    assert len(env.guards) == 0
+
+
+def test_what_devices_round_unlike_is_not_followed() -> None:
+    """CUDA keeps a number of Python's in float32 beside fp16, and divides by multiplying."""
+    half, tenth = filled(1.0, torch.float16, (N,)), filled(0.1, torch.float16, (N,))
+    assert "rounded" in whole(*one("lt", operator.lt, tenth, (0.1, 0.1)))
+    assert whole(*one("lt", operator.lt, tenth, (0.2, 0.2))) == "equal"
+    assert "rounded" in whole(*one("truediv", operator.truediv, filled(7.0, torch.float32, (N,)), (3.0 / 7, 3.0 / 7)))
+    assert whole(*one("truediv", operator.truediv, filled(7.0, torch.float32, (N,)), (2.0, 2.0))) == "equal"
+    assert whole(*one("mul", operator.mul, half, (-1e9, -1e9))) == "equal"
+
+
+def test_a_float_that_is_no_integer_of_the_dtype_is_not_cast() -> None:
+    for value, dtype in ((float("inf"), torch.int64), (300.0, torch.uint8), (-1.0, torch.uint8), (1e20, torch.int64)):
+        reason = whole(*one("cast", lambda x, d=dtype: x.to(d), filled(value, torch.float32, (N,))))  # type: ignore[misc]
+        assert reason != "equal", (value, dtype)
+    assert whole(*one("cast", lambda x: x.to(torch.int64), filled(-1.5, torch.float32, (N,)))) == "equal"
+
+
+def test_a_zero_keeps_its_sign() -> None:
+    tensors: dict[Node, Tensor] = {}
+    x = read(torch.tensor([-0.0, 0.0, 1.0, -1.0, float("-inf")]), tensors)
+    for zero in (0.0, -0.0):
+        for name, function in (("add", operator.add), ("sub", operator.sub)):
+            assert whole(*one(name, function, x, (zero, zero)), tensors) == "equal"
+            assert whole(*one(name, function, x, filled(zero, torch.float32, (N,))), tensors) == "equal"
+            assert whole(*one(name, function, filled(zero, torch.float32, ()), x), tensors) == "equal"
+
+
+def test_tables_keep_the_sign_of_zeros_and_refuse_odd_dtypes() -> None:
+    signs = torch.zeros(1, 4)
+    signs[0, 2] = -0.0
+    assert recognised(signs) is None and recognised(torch.zeros(1, 4)) is not None
+    assert recognised(torch.zeros(4, 4, dtype=torch.float8_e4m3fn)) is None
+    assert recognised(torch.zeros(4, 4, dtype=torch.uint16)) is None
+
+
+def test_bytes_as_an_index_are_truth_values() -> None:
+    x = Like((N,), torch.int64).made_of(lambda i: i[0])
+    with pytest.raises(StopError, match="truth"):
+        indexed(x, [counted(0, torch.uint8)[0]], Like((N,), torch.int64))

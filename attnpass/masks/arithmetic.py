@@ -115,14 +115,19 @@ def _ways(
 ) -> Iterator[tuple[Callable[..., Any], Sequence[Any]]]:
     """How devices compute it: CUDA's kernels keep a number of Python's in float32, and multiply by its inverse."""
     yield function, given
-    if name == "cast" or not any(isinstance(value, float) for value in given):
+    if name == "cast" or not any(isinstance(value, (float, int)) or value.ndim == 0 for value in given):
         return
     halves = any(isinstance(value, torch.Tensor) and value.dtype in HALVES for value in given)
     widened = [value.float() if isinstance(value, torch.Tensor) and halves else value for value in given]
-    if halves and name not in ("truediv",):
+    if halves and name != "truediv":
         yield lambda *values: _narrowed(function(*values), given), widened
-    if name == "truediv" and isinstance(given[1], float) and given[1] != 0:
-        yield lambda left, right: _narrowed(left * (1.0 / right), given), widened
+    if name == "truediv" and widened[1] != 0:
+        yield lambda left, right: _narrowed(left * _inverse(left, right), given), widened
+
+
+def _inverse(left: Any, right: Any) -> Any:
+    dtype = left.dtype if isinstance(left, torch.Tensor) and is_float(left.dtype) else torch.float32
+    return (1.0 / torch.as_tensor(right, dtype=dtype, device="cpu")).item()
 
 
 def _narrowed(result: torch.Tensor, given: Sequence[Any]) -> torch.Tensor:

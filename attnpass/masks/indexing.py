@@ -104,8 +104,8 @@ def indexed(x: Array, parts: Sequence[Any], like: Like) -> Array:
     parts = without_ellipsis(x, parts)
     fancy = [i for i, part in enumerate(parts) if isinstance(part, Array)]
     depth = max((parts[i].ndim for i in fancy), default=0)
-    if any(parts[i].dtype == torch.bool for i in fancy):
-        raise StopError("indexing by truth values")
+    if any(parts[i].dtype in (torch.bool, torch.uint8) for i in fancy):
+        raise StopError("indexing by truth values")  # as which PyTorch takes bytes, too
     beside = [i for i, part in enumerate(parts) if isinstance(part, Array) or (fancy and is_size(part))]
     together = not beside or beside == list(range(beside[0], beside[-1] + 1))
     front = 0 if not together else sum(not is_size(part) for part in parts[: beside[0]]) if beside else 0
