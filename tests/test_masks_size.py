@@ -33,12 +33,23 @@ from attnpass.masks.expr import (
     plus,
 )
 from attnpass.masks.interned import LONGEST
-from attnpass.masks.logic import all_of, any_of, axes_of, is_positive, is_zero, loads_of, negated, walk, where
+from attnpass.masks.logic import (
+    all_of,
+    any_of,
+    axes_of,
+    is_positive,
+    is_zero,
+    loads_of,
+    negated,
+    walk,
+    where,
+    written_out,
+)
 from attnpass.masks.lower import Values, as_tensor, evaluate
 from attnpass.masks.meanings.joins import _cat, _setitem
 from attnpass.masks.meanings.views import _roll
 from attnpass.masks.prove import taken_apart
-from attnpass.masks.simplify import conjuncts, simplified
+from attnpass.masks.simplify import MOST_WRITTEN_OUT, conjuncts, simpler, simplified
 from attnpass.masks.substitute import substituted
 
 S = 256
@@ -149,7 +160,7 @@ def cost(array: Array) -> Cost:
     steps = asked.steps()
     inside = Bounds.of({Q: S, K: S})
     allowed = taken_apart(expr).allowed
-    result = simplified(allowed, inside)
+    result = simpler(allowed, inside)
     assert len(str(result)) <= LONGEST + 4
     return Cost(steps, len(list(walk(allowed))), inside.work.spent - bounds.CREDIT, len(list(walk(result))))
 
@@ -181,7 +192,7 @@ def test_three_hundred_in_a_row_are_followed(shape: str) -> None:
     places = {Q: torch.arange(12)[:, None], K: torch.arange(12)[None]}
     values = Values(places, {NODE: torch.randn(S, S)}, {})
     assert torch.equal(evaluate(expr, values), ~evaluate(opposite, values))
-    result = simplified(expr, Bounds.of({Q: S, K: S}))
+    result = simpler(expr, Bounds.of({Q: S, K: S}))
     read_again = as_tensor(evaluate(result, values), torch.bool, torch.device("cpu")).expand(12, 12)
     assert torch.equal(evaluate(expr, values), read_again)
 
@@ -191,7 +202,7 @@ def test_a_flat_conjunction_is_taken_apart_whole() -> None:
     mask: Expr = TRUE
     for part in parts:
         mask = all_of((mask, part))
-    assert set(conjuncts(simplified(mask, Bounds()))) == set(parts)
+    assert set(conjuncts(simpler(mask, Bounds()))) == set(parts)
 
 
 @pytest.mark.parametrize("n", (32, 64, 1000))
@@ -204,6 +215,19 @@ def test_rolls_end_in_a_reason(n: int) -> None:
     except StopError as stop:
         assert "too large to be followed" in str(stop)
     assert asked.steps() <= asked.MOST_STEPS + 1
+
+
+@pytest.mark.parametrize(("make", "n"), [(SHAPES["xor"], 30), (SHAPES["assigned"], 64), (SHAPES["xor"], 200)])
+def test_what_a_compiler_would_write_out_again_and_again_is_not_followed(make: Callable[[int], Array], n: int) -> None:
+    allowed = taken_apart(make(n).at((axis(Q), axis(K)))).allowed
+    with pytest.raises(StopError, match=r"a mask too large to be followed: .* parts"):
+        simplified(allowed, Bounds.of({Q: S, K: S}))
+
+
+@pytest.mark.parametrize(("shape", "n"), [("and", 300), ("or", 300), ("mixed", 200), ("joined", 64), ("nested", 64)])
+def test_what_is_long_but_not_shared_is_followed(shape: str, n: int) -> None:
+    allowed = taken_apart(SHAPES[shape](n).at((axis(Q), axis(K)))).allowed
+    assert written_out(simplified(allowed, Bounds.of({Q: S, K: S}))) <= MOST_WRITTEN_OUT
 
 
 def test_what_is_too_large_is_not_asked_twice() -> None:
@@ -252,7 +276,7 @@ def test_no_depth_is_too_deep(make: Callable[[int], Expr]) -> None:
     expr = make(n)
     assert len(list(walk(expr))) > n
     assert axes_of(expr) and len(loads_of(expr)) >= n and len(str(expr)) <= LONGEST + 4
-    assert simplified(expr, Bounds.of({Q: S, K: S})) is expr
+    assert simpler(expr, Bounds.of({Q: S, K: S})) is expr
     moved = substituted(expr, K, linear({Q: 1}))
     assert substituted(moved, Q, linear({K: 1})) is substituted(expr, Q, linear({K: 1}))
     taken_apart(expr)

@@ -156,6 +156,11 @@ def walk(expr: Expr) -> Iterator[Expr]:
             stack.extend(reversed(children(part)))
 
 
+def written_out(expr: Expr) -> int:
+    """How many parts an expression has as a compiler sees it that writes a shared one wherever it is used."""
+    return remembered(expr, "written out", lambda part: min(1 + sum(map(written_out, part.parts())), 1 << 60))
+
+
 def axes_of(expr: Expr) -> frozenset[str]:
     """The axes that the value may depend on."""
     return remembered(expr, "axes", _axes_of)
