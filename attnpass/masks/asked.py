@@ -20,8 +20,8 @@ from attnpass.symbolic import Size
 
 # An element takes about four frames of Python's 1000, and Dynamo has used 200 of them when it calls a backend.
 DEEPEST, SLACK = 40, 20
-MOST_STEPS = 6000  # 0.2 s; 300 chained operations take 900
-MOST_PARTS = 4000  # different parts of one mask; more would take FlexAttention's compilation minutes
+MOST_STEPS = 6000  # 1.4 s; 300 chained operations take 3000, as each node asks its meaning, which asks its operands
+MOST_PARTS = 4000  # different parts of one mask, before it is simplified
 Index = tuple[Expr, ...]
 
 
