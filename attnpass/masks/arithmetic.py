@@ -115,13 +115,15 @@ def _ways(
 ) -> Iterator[tuple[Callable[..., Any], Sequence[Any]]]:
     """How devices compute it: CUDA's kernels keep a number of Python's in float32, and multiply by its inverse."""
     yield function, given
-    if name == "cast" or not any(isinstance(value, (float, int)) or value.ndim == 0 for value in given):
+    single = [not isinstance(value, torch.Tensor) or value.ndim == 0 for value in given]
+    if name == "cast" or not any(single) or not any(isinstance(value, torch.Tensor) for value in given):
         return
     halves = any(isinstance(value, torch.Tensor) and value.dtype in HALVES for value in given)
     widened = [value.float() if isinstance(value, torch.Tensor) and halves else value for value in given]
-    if halves and name != "truediv":
-        yield lambda *values: _narrowed(function(*values), given), widened
-    if name == "truediv" and widened[1] != 0:
+    if name != "truediv":
+        if halves:
+            yield lambda *values: _narrowed(function(*values), given), widened
+    elif isinstance(given[0], torch.Tensor) and single[1] and widened[1] != 0:
         yield lambda left, right: _narrowed(left * _inverse(left, right), given), widened
 
 
