@@ -229,6 +229,15 @@ def test_what_may_not_fit_is_not_followed() -> None:
     assert whole(*one("add", add, filled(200, torch.uint8, (N,)), (100, 100))) == "equal"  # PyTorch says 44
 
 
+def test_truth_is_that_of_the_dtype_of_all() -> None:
+    """2 ** 31 without dimensions is 0 beside int16, and so is a small float beside fp16."""
+    large, small = filled(2**31, torch.int64, ()), filled(1e-8, torch.float32, ())
+    for other, beside in ((large, counted(0, torch.int16)), (small, read(torch.ones(N, dtype=torch.float16), {}))):
+        for name, function in (("and", torch.logical_and), ("or", torch.logical_or), ("xor", torch.logical_xor)):
+            assert whole(*one(name, function, other, beside)) != "equal"
+    assert whole(*one("and", torch.logical_and, counted(0, torch.int16), below(2))) == "equal"
+
+
 def test_symbolic_sizes_fit_into_int64_alone() -> None:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 

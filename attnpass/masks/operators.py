@@ -188,11 +188,11 @@ def cast(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
 
 
 def _and(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
-    return all_of(map(_truth, operands)) if dtype == torch.bool else None
+    return all_of(_truths(operands)) if dtype == torch.bool else None
 
 
 def _or(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
-    return any_of(map(_truth, operands)) if dtype == torch.bool else None
+    return any_of(_truths(operands)) if dtype == torch.bool else None
 
 
 def _not(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
@@ -200,8 +200,19 @@ def _not(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
 
 
 def _xor(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
-    left, right = map(_truth, operands)
-    return any_of((all_of((left, negated(right))), all_of((negated(left), right)))) if dtype == torch.bool else None
+    if dtype != torch.bool:
+        return None
+    left, right = _truths(operands)
+    return any_of((all_of((left, negated(right))), all_of((negated(left), right))))
+
+
+def _truths(operands: Sequence[Element]) -> list[Expr]:
+    """The truth of each operand in the dtype of all: 2 ** 31 without dimensions is 0, and false, beside int16."""
+    if all(is_boolean(each.expr) for each in operands):
+        return [each.expr for each in operands]
+    common = common_dtype(operands)
+    whole = [e if is_boolean(e.expr) else Element(brought(e, common), common, e.ndim) for e in operands]
+    return [_truth(each) for each in whole]
 
 
 def _truth(element: Element) -> Expr:
