@@ -170,7 +170,7 @@ def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring[Node]) -> 
 def _rows_that_read_scores(
     emitter: Emitter, call: AttentionCall, additions: Sequence[Addition[Node]], mask: Node
 ) -> Node | None:
-    """(..., 1) bool: the rows in which scores count, where a kernel that adds ``mask`` would not see that they do not."""
+    """(..., 1) bool: the rows in which scores count, where adding ``mask`` to them does not say it."""
     if not call.mask.rows_may_be_empty or call.mask.bias is None:
         return None
     if call.mask.empty is EmptyRows.AVERAGE and call.pattern is Pattern.HANDWRITTEN:  # numbers written, as one sum

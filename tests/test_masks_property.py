@@ -16,10 +16,10 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from attnpass.masks.bounds import Bounds
 from attnpass.masks.expr import AXES, Expr
+from attnpass.masks.hidden import ABSORBS, hides
 from attnpass.masks.logic import loads_of
 from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads
 from attnpass.masks.meaning import Meaning
-from attnpass.masks.hidden import hides
 from attnpass.masks.spec import EmptyRows
 from attnpass.masks.understand import Reader
 from attnpass.patterns import find
@@ -104,7 +104,8 @@ def check_empty_rows(meaning: Meaning, allowed: Tensor, real: Tensor) -> None:
         if meaning.spec.empty is EmptyRows.ZERO:
             assert hidden.tolist() == [float("-inf")]
         else:
-            assert meaning.spec.empty is EmptyRows.AVERAGE
+            absorbed = all(value <= ABSORBS for value in hidden.tolist())
+            assert meaning.spec.empty is (EmptyRows.ADDED if absorbed else EmptyRows.RAW)
 
 
 @SETTINGS

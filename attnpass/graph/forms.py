@@ -1,8 +1,8 @@
 """One form for each op of a Reading: what differs only in spelling, or reads no element, is written the same way.
 
 ``zeros_like``, ``new_full`` and ``scalar_tensor`` are a ``full`` of their own shape (and read nobody's values);
-``squeeze``, ``flatten`` and ``_unsafe_view`` are a ``view``; ``transpose``, ``t`` and ``mT`` a ``permute``; the parts of
-``split``, ``chunk`` and ``unbind`` are slices. Keyed by overload: an op that is not PyTorch's own is never changed.
+``squeeze``, ``flatten`` and ``_unsafe_view`` are a ``view``; ``transpose``, ``t`` and ``mT`` a ``permute``; the parts
+of ``split``, ``chunk`` and ``unbind`` are slices. Keyed by overload: an op that is not PyTorch's own is never changed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes as values: what an op in place, or one with ``out=``, leaves in the memory that it writes to.
 
-``x.add_(y)`` leaves ``x + y``; ``x[2:4] = 0`` leaves ``slice_scatter(x, 0, 2:4)``. Found by schema: the overload without
-the write whose arguments are the same. Where there is none, nothing is known of what was written.
+``x.add_(y)`` leaves ``x + y``; ``x[2:4] = 0`` leaves ``slice_scatter(x, 0, 2:4)``. Found by schema: the overload
+without the write whose arguments are the same. Where there is none, nothing is known of what was written.
 """
 
 from __future__ import annotations

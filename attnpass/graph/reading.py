@@ -1,9 +1,8 @@
 """The Reading of a program: pure ATen ops on values, and which node of the program holds each value where.
 
-Made by one run of the captured graph on its fake values (`attnpass.graph.run`), once a graph: a Llama of 32 layers takes
-a third of a second, under 1 % of Inductor's compilation. A `Value` is an op, an `OpOverload` of ATen's, on others, or a
-leaf for what comes from outside or cannot be followed. There are no writes, no ``out=``, no names and no views of memory
-in it, and what nobody reads is gone.
+Made by one run of the captured graph on its fake values (`attnpass.graph.run`), once a graph. A `Value` is an op, an
+`OpOverload` of ATen's, on others, or a leaf for what comes from outside or cannot be followed. There are no writes, no
+``out=``, no names and no views of memory in it, and what nobody reads is gone.
 """
 
 from __future__ import annotations

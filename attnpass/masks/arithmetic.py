@@ -7,17 +7,20 @@ out as they would. What has no meaning here raises `StopError`; the tracer then 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from attnpass.masks.elements import Element, StopError, constant
 from attnpass.masks.expr import Bool, Expr, Float, Lin, Where, as_number, scaled
+from attnpass.masks.interned import remembered
 from attnpass.masks.logic import all_of, any_of, is_boolean, is_constant, is_positive, where
 from attnpass.masks.operators import LOGIC, SYMBOLIC
+from attnpass.masks.promotion import is_float
 
 LEAVES = 16  # a pointwise operation is pushed into so many alternatives
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def pointwise(name: str, function: Callable[..., Any], operands: Sequence[Element], dtype: torch.dtype) -> Expr:
@@ -26,6 +29,8 @@ def pointwise(name: str, function: Callable[..., Any], operands: Sequence[Elemen
     Raises:
         StopError: there is no meaning for it.
     """
+    if name == "cast" and operands[0].dtype == dtype:
+        return operands[0].expr
     both_sides = _distance(name, function, operands, dtype)
     if both_sides is not None:
         return both_sides
@@ -41,16 +46,13 @@ def pointwise(name: str, function: Callable[..., Any], operands: Sequence[Elemen
                 return pointwise(name, function, changed, dtype)
 
             return where(split.test, branch(split.yes), branch(split.no))
-    exprs = [each.expr for each in operands]
+    if all(is_constant(each.expr) for each in operands):
+        return _folded(name, function, operands, dtype)
     symbolic = SYMBOLIC.get(name)
-    folded = all(is_constant(expr) for expr in exprs)
-    if symbolic is not None and not (folded and any(isinstance(expr, Float) for expr in exprs)):
-        result = symbolic(operands, dtype)
-        if result is not None:
-            return result
-    if folded:
-        return _folded(function, operands, dtype)
-    raise StopError(f"{name} of {', '.join(map(str, exprs))}"[:200])
+    result = None if symbolic is None else symbolic(operands, dtype)
+    if result is not None:
+        return result
+    raise StopError(f"{name} of {', '.join(str(each.expr)[:80] for each in operands)}"[:200])
 
 
 def _distance(name: str, function: Callable[..., Any], operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
@@ -72,19 +74,73 @@ def _distance(name: str, function: Callable[..., Any], operands: Sequence[Elemen
 
 
 def _leaves(expr: Expr) -> int:
-    """Into how many alternatives an operand splits; a truth value that is not known is two."""
+    """Into how many alternatives an operand splits, at most one more than `LEAVES`; an unknown truth value is two."""
+    return remembered(expr, "leaves", _count, lambda part: (part.yes, part.no) if isinstance(part, Where) else ())
+
+
+def _count(expr: Expr) -> int:
     if isinstance(expr, Where):
-        return _leaves(expr.yes) + _leaves(expr.no)
+        return min(_leaves(expr.yes) + _leaves(expr.no), LEAVES + 1)
     return 2 if is_boolean(expr) and not isinstance(expr, Bool) else 1
 
 
-def _folded(function: Callable[..., Any], operands: Sequence[Element], dtype: torch.dtype) -> Expr:
-    given: list[Any] = []
-    for each in operands:
-        value: Any = each.expr.value if isinstance(each.expr, (Bool, Float)) else as_number(each.expr)
-        if each.dtype is not None:
-            value = torch.tensor(value, dtype=each.dtype).reshape((1,) * min(each.ndim, 1))
-        given.append(value)
-    result = function(*given)
-    value = result.to(dtype).item() if isinstance(result, torch.Tensor) else result
+def _folded(name: str, function: Callable[..., Any], operands: Sequence[Element], dtype: torch.dtype) -> Expr:
+    """What PyTorch gives for numbers, if it gives the same on every device."""
+    given = [_value(each) for each in operands]
+    if name == "cast" and not is_float(dtype) and dtype != torch.bool:
+        for each in operands:
+            constant(math.trunc(_finite(each.expr)), dtype)  # another number is undefined behaviour in C, or wraps
+    found = {_result(way, values, dtype) for way, values in _ways(name, function, given)}
+    if len(found) > 1:
+        raise StopError(f"{name} of {', '.join(map(str, given))}: rounded in one way or another"[:200])
+    return found.pop()
+
+
+def _value(element: Element) -> Any:
+    value: Any = element.expr.value if isinstance(element.expr, (Bool, Float)) else as_number(element.expr)
+    if element.dtype is None:
+        return value
+    return torch.tensor(value, dtype=element.dtype, device="cpu").reshape((1,) * min(element.ndim, 1))
+
+
+def _finite(expr: Expr) -> Any:
+    value = expr.value if isinstance(expr, (Bool, Float)) else as_number(expr)
+    if value is None or not math.isfinite(value):
+        raise StopError(f"{expr} as an integer")
+    return value
+
+
+def _ways(
+    name: str, function: Callable[..., Any], given: Sequence[Any]
+) -> Iterator[tuple[Callable[..., Any], Sequence[Any]]]:
+    """How devices compute it: CUDA's kernels keep a number of Python's in float32, and multiply by its inverse."""
+    yield function, given
+    single = [not isinstance(value, torch.Tensor) or value.ndim == 0 for value in given]
+    if name == "cast" or not any(single) or not any(isinstance(value, torch.Tensor) for value in given):
+        return
+    halves = any(isinstance(value, torch.Tensor) and value.dtype in HALVES for value in given)
+    widened = [value.float() if isinstance(value, torch.Tensor) and halves else value for value in given]
+    if name != "truediv":
+        if halves:
+            yield lambda *values: _narrowed(function(*values), given), widened
+    elif isinstance(given[0], torch.Tensor) and single[1] and widened[1] != 0:
+        yield lambda left, right: _narrowed(left * _inverse(left, right), given), widened
+
+
+def _inverse(left: Any, right: Any) -> Any:
+    dtype = left.dtype if isinstance(left, torch.Tensor) and is_float(left.dtype) else torch.float32
+    return (1.0 / torch.as_tensor(right, dtype=dtype, device="cpu")).item()
+
+
+def _narrowed(result: torch.Tensor, given: Sequence[Any]) -> torch.Tensor:
+    first = next(value for value in given if isinstance(value, torch.Tensor))
+    return result.to(first.dtype) if result.dtype.is_floating_point and first.dtype in HALVES else result
+
+
+def _result(function: Callable[..., Any], given: Sequence[Any], dtype: torch.dtype) -> Expr:
+    try:
+        result = function(*given)
+        value = result.to(dtype).item() if isinstance(result, torch.Tensor) else result
+    except (RuntimeError, ArithmeticError, TypeError, ValueError) as error:
+        raise StopError(str(error)[:200]) from error
     return constant(value, dtype)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from attnpass.masks.arithmetic import pointwise
+from attnpass.masks.asked import Index as Index
+from attnpass.masks.asked import answer, ask
 from attnpass.masks.elements import Element, StopError, constant
 from attnpass.masks.expr import ZERO, Expr, Lin, number, plus, scaled
 from attnpass.masks.logic import is_boolean, is_positive, where
 from attnpass.symbolic import Size, known, known_equal
-
-Index = tuple[Expr, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -28,13 +28,13 @@ class Array:
         shape: its sizes.
         dtype: its dtype.
         element: the expression at an index, one expression a dimension; asked through `at`.
-        made: the elements that were asked for, by index.
+        made: the elements that were asked for, by index, or why there are none.
     """
 
     shape: tuple[Size, ...]
     dtype: torch.dtype
     element: Callable[[Index], Expr]
-    made: dict[Index, Expr] = field(default_factory=dict)
+    made: dict[Index, Expr | StopError] = field(default_factory=dict)
 
     @property
     def ndim(self) -> int:
@@ -43,9 +43,7 @@ class Array:
     def at(self, index: Index) -> Expr:
         """The element at ``index``; a dimension of size 1 is read at 0 whatever the index says."""
         there = tuple(ZERO if known_equal(size, 1) else i for i, size in zip(index, self.shape, strict=True))
-        if there not in self.made:
-            self.made[there] = self.element(there)
-        return self.made[there]
+        return answer(self, there) if there in self.made else ask(self, there)
 
     def broadcast_at(self, index: Index) -> Expr:
         """The element that takes part at ``index`` of a result with as many or more dimensions."""

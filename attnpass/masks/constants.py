@@ -17,11 +17,13 @@ from attnpass.masks.logic import is_positive, where
 from attnpass.masks.meanings.table import form_of
 
 LARGEST = 1 << 26  # elements that are looked at
+KNOWN = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+KNOWN |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # others have no comparisons
 
 
 def recognised(tensor: Tensor) -> Array | None:
     """The array that a tensor is, if it is one value everywhere, a count along its last dimension, or a triangle."""
-    if tensor.numel() == 0 or tensor.numel() > LARGEST or tensor.is_complex() or tensor.layout != torch.strided:
+    if tensor.numel() == 0 or tensor.numel() > LARGEST or tensor.layout != torch.strided or tensor.dtype not in KNOWN:
         return None
     with unset_fake_temporarily(), torch.no_grad(), torch.inference_mode(False):
         leading = tensor.shape[: max(tensor.ndim - 2, 0)]
@@ -34,8 +36,16 @@ def recognised(tensor: Tensor) -> Array | None:
             return None
 
 
+def _same(left: Tensor, right: Tensor) -> bool:
+    """Are all numbers the same, with their signs? -0.0 is equal to 0.0, and NaN to nothing."""
+    equal = left == right
+    if left.is_floating_point():
+        equal &= left.signbit() == right.signbit()
+    return bool(equal.all())
+
+
 def _uniform(tensor: Tensor, flat: Tensor) -> Array | None:
-    if not bool((flat == flat[0, 0]).all()):
+    if not _same(flat, flat[0, 0].expand(flat.shape)):
         return None
     value = constant(flat[0, 0].item(), tensor.dtype)
     return Array(tuple(tensor.shape), tensor.dtype, lambda _: value)
@@ -61,7 +71,7 @@ def _triangle(tensor: Tensor, flat: Tensor) -> Array | None:
     below, above = flat[0, 0], flat[0, -1]
     diagonal = int((flat[0] == below).sum()) - 1
     distance = torch.arange(columns, device=flat.device)[None] - torch.arange(rows, device=flat.device)[:, None]
-    if rows < 2 or not bool((flat == torch.where(distance <= diagonal, below, above)).all()):
+    if rows < 2 or not _same(flat, torch.where(distance <= diagonal, below, above)):
         return None
     yes, no = constant(below.item(), tensor.dtype), constant(above.item(), tensor.dtype)
 

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import local
+from typing import Any
 
 import torch
 
-from attnpass.masks.expr import LARGEST, Bool, Expr, Float, Lin, number
-from attnpass.symbolic import Size
+from attnpass.masks.bounds import Bounds
+from attnpass.masks.expr import Bool, Expr, Float, Lin, number
+from attnpass.symbolic import as_float, known
 
-SMALL_FACTOR, SMALL_CONST = 1 << 8, 1 << 29  # int32 arithmetic on indices below 2**21 stays in its range
+LARGEST_FACTOR, LARGEST = 1 << 20, 1 << 40  # int64 arithmetic on indices of any tensor there is stays in its range
 
 
 class StopError(Exception):
     """The meaning of a node is not known; the message is the reason."""
+
+
+class _Scope(local):
+    """Where the indices lie of the element that is made just now."""
+
+    def __init__(self) -> None:
+        self.bounds: Callable[[], Bounds] = Bounds
+
+
+_SCOPE = _Scope()
+
+
+@contextmanager
+def within(bounds: Callable[[], Bounds]) -> Iterator[None]:
+    """Arithmetic inside has to fit into its dtype where the indices lie in ``bounds()`` only."""
+    before, _SCOPE.bounds = _SCOPE.bounds, bounds
+    try:
+        yield
+    finally:
+        _SCOPE.bounds = before
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,35 +57,61 @@ class Element:
     ndim: int = 0
 
 
-def constant(value: bool | float | Size, dtype: torch.dtype | None = None) -> Expr:
-    """A number of the program as an expression of ``dtype``, rounded to it.
+def constant(value: Any, dtype: torch.dtype | None = None) -> Expr:
+    """A number of the program (a bool, a size or a float) as an expression of ``dtype``, rounded to it.
 
     Raises:
-        StopError: it is NaN, or does not fit.
+        StopError: it is NaN, is known at run time only, does not fit, or is no number.
     """
+    if isinstance(value, torch.SymFloat):
+        value = as_float(value)
+    if isinstance(value, torch.SymInt) and (dtype is None or _is_integer(dtype)):
+        return fitting(number(value), dtype or torch.int64)
+    if not isinstance(value, (bool, int, float)) or (dtype is not None and dtype.is_complex):
+        raise StopError(f"{value} as {dtype or 'a number'}")
     if dtype == torch.bool or (dtype is None and isinstance(value, bool)):
         return Bool(bool(value))
-    if (dtype is not None and dtype.is_floating_point) or (dtype is None and isinstance(value, float)):
-        kept = torch.tensor(float(value), dtype=dtype or torch.float64).item()
-        if math.isnan(kept):
-            raise StopError("NaN")
-        return Float(kept, dtype or torch.float64)
+    if dtype is None and isinstance(value, float):
+        dtype = torch.float64
+    if dtype is not None and dtype.is_floating_point:
+        return Float(rounded(value, dtype), dtype)
     if isinstance(value, float) and not value.is_integer():
         raise StopError(f"{value} as {dtype}")
-    return fitting(number(int(value) if isinstance(value, (bool, float)) else value), dtype or torch.int64)
+    return fitting(number(int(value)), dtype or torch.int64)
+
+
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """A number in a floating-point dtype.
+
+    Raises:
+        StopError: it is NaN, or PyTorch does not make such a tensor.
+    """
+    try:
+        kept = float(torch.tensor(value, dtype=dtype, device="cpu").item())
+    except (RuntimeError, OverflowError) as error:
+        raise StopError(f"{value} as {dtype}: {error}") from error
+    if math.isnan(kept):
+        raise StopError("NaN")
+    return kept
 
 
 def fitting(form: Lin, dtype: torch.dtype) -> Lin:
-    """``form``, if arithmetic of ``dtype`` cannot have overflowed on the way.
+    """``form``, if it is an integer of ``dtype`` wherever it is asked for.
 
     Raises:
-        StopError: it might have.
+        StopError: it might not be.
     """
-    factor, const = (LARGEST >> 20, LARGEST) if dtype == torch.int64 else (SMALL_FACTOR, SMALL_CONST)
-    if dtype not in (torch.int64, torch.int32):
-        factor, const = 0, torch.iinfo(dtype).max if not dtype.is_floating_point else 0
-    known = form.const if isinstance(form.const, int) else 0
-    low = -const if dtype.is_signed else 0
-    if any(abs(n) > factor for _, n in form.terms) or not low <= known <= const:
+    if not _is_integer(dtype):
+        raise StopError(f"the integer {form} in {dtype}")
+    fixed = form.const if isinstance(form.const, int) else 0
+    if dtype == torch.int64 and abs(fixed) <= LARGEST and all(abs(n) <= LARGEST_FACTOR for _, n in form.terms):
+        return form
+    bounds, limits = _SCOPE.bounds(), torch.iinfo(dtype)
+    low, high = bounds.least(form), bounds.most(form)
+    if low is None or high is None or not (known(low >= limits.min) and known(high <= limits.max)):
         raise StopError(f"{form} may not fit into {dtype}")
     return form
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)

@@ -1,4 +1,4 @@
-"""The expression: one element of a mask as a function of the indices (b, h, q, k). Immutable, printable, hashable.
+"""The expression: one element of a mask as a function of the indices (b, h, q, k). Immutable, printable, shared.
 
 Booleans, integers and floats are told apart by class, never by value. Integers that depend on indices only are linear
 forms (`Lin`), so that ``k <= q``, ``q >= k`` and ``~(k > q)`` are one and the same expression: ``q - k >= 0``. Whatever
@@ -9,22 +9,18 @@ what needs the sizes of the axes is in `attnpass.masks.simplify`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from attnpass.masks.interned import Expr as Expr
+from attnpass.masks.interned import in_order
 from attnpass.symbolic import Size, shown
 
 B, H, Q, K = AXES = ("b", "h", "q", "k")
-LARGEST = 1 << 40  # beyond this, int64 arithmetic on indices might overflow
-
-
-class Expr:
-    """One element as a function of the indices."""
-
-    __slots__ = ()
 
 
 def size_key(size: Size) -> Any:
@@ -32,26 +28,28 @@ def size_key(size: Size) -> Any:
     return size if isinstance(size, int) else size.node.expr
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Lin(Expr):
     """``const + sum(factor * axis)``: an integer. Axes are sorted and no factor is 0."""
 
     terms: tuple[tuple[str, int], ...] = ()
     const: Size = 0
 
+    def __post_init__(self) -> None:
+        if type(self.const) is not int:  # True, or the symbolic s0 - s0
+            number = self.const if isinstance(self.const, int) else self.const.node.maybe_as_int()
+            object.__setattr__(self, "const", self.const if number is None else int(number))
+
     def key(self) -> Any:
-        return self.terms, size_key(self.const)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Lin) and self.key() == other.key()
-
-    def __hash__(self) -> int:
-        return hash(self.key())
+        if isinstance(self.const, int):
+            return self.terms, self.const
+        program = id(getattr(self.const.node, "shape_env", None))  # its s0 is not another's
+        return self.terms, size_key(self.const), program
 
     def factor(self, axis: str) -> int:
         return dict(self.terms).get(axis, 0)
 
-    def __str__(self) -> str:
+    def spelled(self) -> str:
         terms = sorted(self.terms, key=lambda term: term[1] < 0)  # "q - k", not "- k + q"
         words = [f"{'-' if n < 0 else '+'} {axis if abs(n) == 1 else f'{abs(n)} * {axis}'}" for axis, n in terms]
         if not (isinstance(self.const, int) and self.const == 0) or not words:
@@ -60,28 +58,31 @@ class Lin(Expr):
         return " ".join(words).removeprefix("+ ")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Bool(Expr):
     """True or False."""
 
     value: bool
 
-    def __str__(self) -> str:
+    def spelled(self) -> str:
         return str(self.value)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Float(Expr):
-    """A floating-point number of a dtype, already rounded to it. Never NaN."""
+    """A floating-point number of a dtype, already rounded to it. Never NaN; -0.0 is another one than 0.0."""
 
     value: float
     dtype: torch.dtype
 
-    def __str__(self) -> str:
+    def key(self) -> Any:
+        return self.value, math.copysign(1.0, self.value), self.dtype
+
+    def spelled(self) -> str:
         return f"{self.value:g}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Load(Expr):
     """``node[index]``: an element that is read when the program runs."""
 
@@ -89,83 +90,115 @@ class Load(Expr):
     index: tuple[Expr, ...]
     dtype: torch.dtype
 
-    def __str__(self) -> str:
+    def parts(self) -> tuple[Expr, ...]:
+        return self.index
+
+    def spelled(self) -> str:
         return f"{self.node.name}[{', '.join(map(str, self.index))}]"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Apply(Expr):
-    """Arithmetic or a comparison on what is not linear: ``op`` is a name of `OPERATORS`."""
+    """Arithmetic or a comparison on what is not linear: ``op`` is a name of `OPERATORS`.
+
+    Arithmetic is done in ``dtype``, and every operand fits into that. A comparison compares what the operands are, not
+    what they would be in some common dtype.
+    """
 
     op: str
     args: tuple[Expr, ...]
     dtype: torch.dtype
 
-    def __str__(self) -> str:
+    def parts(self) -> tuple[Expr, ...]:
+        return self.args
+
+    def spelled(self) -> str:
         left, right = (f"({arg})" if isinstance(arg, Apply) else str(arg) for arg in self.args)
         return f"{left} {OPERATORS[self.op]} {right}"
 
 
-@dataclass(frozen=True, slots=True)
-class NonNeg(Expr):
-    """``form >= 0``."""
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Rule(Expr):
+    """A claim about indices alone."""
 
     form: Lin
+    is_rule = True
 
-    def __str__(self) -> str:
+    def parts(self) -> tuple[Expr, ...]:
+        return (self.form,)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class NonNeg(Rule):
+    """``form >= 0``."""
+
+    def spelled(self) -> str:
         return _comparison(self.form, "<=")
 
 
-@dataclass(frozen=True, slots=True)
-class Zero(Expr):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Zero(Rule):
     """``form == 0``."""
 
-    form: Lin
-
-    def __str__(self) -> str:
+    def spelled(self) -> str:
         return _comparison(self.form, "==")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Not(Expr):
     """The opposite of a truth value."""
 
     arg: Expr
 
-    def __str__(self) -> str:
+    def parts(self) -> tuple[Expr, ...]:
+        return (self.arg,)
+
+    def spelled(self) -> str:
         inner = f"({self.arg})" if not isinstance(self.arg, Load) else str(self.arg)
         return f"not {inner}"
 
 
-@dataclass(frozen=True, slots=True)
-class And(Expr):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Join(Expr):
+    """Several truth values as one."""
+
+    args: frozenset[Expr]
+
+    def parts(self) -> frozenset[Expr]:
+        return self.args
+
+    def joined(self, word: str, bracketed: type[Expr]) -> str:
+        return word.join(f"({arg})" if isinstance(arg, bracketed) else str(arg) for arg in in_order(self.args))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class And(Join):
     """All of them hold. Made by `all_of`."""
 
-    args: frozenset[Expr]
-
-    def __str__(self) -> str:
-        return " and ".join(f"({text})" if isinstance(arg, Or) else text for arg, text in _written(self.args))
+    def spelled(self) -> str:
+        return self.joined(" and ", Or)
 
 
-@dataclass(frozen=True, slots=True)
-class Or(Expr):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Or(Join):
     """One of them holds. Made by `any_of`."""
 
-    args: frozenset[Expr]
-
-    def __str__(self) -> str:
-        return " or ".join(f"({text})" if isinstance(arg, And) else text for arg, text in _written(self.args))
+    def spelled(self) -> str:
+        return self.joined(" or ", And)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Where(Expr):
-    """``yes`` where ``test`` holds, else ``no``; integers or floats."""
+    """``yes`` where ``test`` holds, else ``no``; integers or floats, both of the same dtype."""
 
     test: Expr
     yes: Expr
     no: Expr
 
-    def __str__(self) -> str:
+    def parts(self) -> tuple[Expr, ...]:
+        return self.test, self.yes, self.no
+
+    def spelled(self) -> str:
         return f"({self.yes} if {self.test} else {self.no})"
 
 
@@ -173,24 +206,12 @@ TRUE, FALSE, ZERO = Bool(True), Bool(False), Lin()
 OPERATORS = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%", "eq": "==", "lt": "<", "le": "<="}
 
 
-def in_order(args: Iterable[Expr]) -> list[Expr]:
-    """Rules about indices first, then by text: the order of every printed expression."""
-    return [arg for arg, _ in _written(args)]
-
-
-def _written(args: Iterable[Expr]) -> list[tuple[Expr, str]]:
-    """Each with its text, in order. A text is made once: twice would be 2 ** depth times for what lies deepest."""
-    pairs = [(arg, str(arg)) for arg in args]
-    return sorted(pairs, key=lambda pair: (not isinstance(pair[0], (NonNeg, Zero)), pair[1]))
-
-
 def _comparison(form: Lin, sign: str) -> str:
     """``q - k >= 0`` as ``k <= q``; ``k - q + 1023 >= 0`` as ``q - k < 1024``."""
     low = linear({axis: -n for axis, n in form.terms if n < 0})
     high = linear({axis: n for axis, n in form.terms if n > 0}, form.const)
-    number = as_number(form)
     const = form.const
-    if number is None and sign == "<=" and isinstance(const, int) and const > 0 and low.terms and high.terms:
+    if sign == "<=" and isinstance(const, int) and const > 0 and low.terms and high.terms:
         return f"{linear({axis: -n for axis, n in form.terms})} < {const + 1}"
     return f"{low} {sign} {high}"
 

@@ -1,8 +1,8 @@
 """Hidden by a large number: how low is low, in which dtype, and what a row gives in which every key is hidden so.
 
 The one place that decides it. A number below `HIDES` weighs nothing beside a score that is seen: exp(-1e8) is 0. One
-below `ABSORBS` also swallows the score that it is added to, and any bias: in fp32, x - 1e30 is -1e30. What a row without
-any visible key gives follows from how its keys were hidden, forward and backward:
+below `ABSORBS` also swallows the score that it is added to, and any bias: in fp32, x - 1e30 is -1e30. What a row
+without any visible key gives follows from how its keys were hidden, forward and backward:
 
 | its keys | output | gradients of q and k | |
 |---|---|---|---|

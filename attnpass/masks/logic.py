@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -22,11 +22,13 @@ from attnpass.masks.expr import (
     Where,
     Zero,
     as_number,
-    in_order,
     number,
     plus,
     scaled,
 )
+from attnpass.masks.interned import in_order, remembered
+
+FLAT = 64  # larger conjunctions are joined as they are: taken apart each time, n of them in a row would take n * n
 
 
 def is_constant(expr: Expr) -> bool:
@@ -51,6 +53,10 @@ def is_zero(form: Lin) -> Expr:
 
 def negated(arg: Expr) -> Expr:
     """The opposite, pushed inwards as far as it goes."""
+    return remembered(arg, "negated", _negated, lambda part: part.parts() if isinstance(part, (And, Or)) else ())
+
+
+def _negated(arg: Expr) -> Expr:
     if isinstance(arg, Bool):
         return Bool(not arg.value)
     if isinstance(arg, Not):
@@ -77,13 +83,28 @@ def any_of(args: Iterable[Expr]) -> Expr:
 def _joined(args: Iterable[Expr], join: type[And] | type[Or], absorbing: Bool, neutral: Bool) -> Expr:
     flat: set[Expr] = set()
     for arg in args:
-        flat.update(arg.args if isinstance(arg, join) else (arg,))
+        flat.update(arg.args if isinstance(arg, join) and len(arg.args) <= FLAT else (arg,))
     flat.discard(neutral)
     if absorbing in flat or any(negated(arg) in flat for arg in flat if not isinstance(arg, (And, Or))):
         return absorbing
     if len(flat) <= 1:
         return flat.pop() if flat else neutral
     return join(frozenset(flat))
+
+
+def flattened(expr: Expr, join: type[And] | type[Or]) -> list[Expr]:
+    """What a conjunction or disjunction joins, also through those of its kind inside it, in order."""
+    found: dict[Expr, None] = {}
+    seen: set[Expr] = set()
+    stack = [expr]
+    while stack:
+        part = stack.pop()
+        if not isinstance(part, join):
+            found[part] = None
+        elif part not in seen:
+            seen.add(part)
+            stack.extend(reversed(in_order(part.args)))
+    return list(found)
 
 
 def where(test: Expr, yes: Expr, no: Expr) -> Expr:
@@ -104,35 +125,55 @@ def is_boolean(expr: Expr) -> bool:
     return isinstance(expr, (Bool, NonNeg, Zero, Not, And, Or))
 
 
+def dtype_of(expr: Expr) -> torch.dtype | None:
+    """The dtype that an expression is bound to; None for indices and numbers, which are integers of any dtype."""
+    return remembered(expr, "dtype", _dtype_of, lambda part: (part.yes, part.no) if isinstance(part, Where) else ())
+
+
+def _dtype_of(expr: Expr) -> torch.dtype | None:
+    if isinstance(expr, Where):
+        return dtype_of(expr.yes) or dtype_of(expr.no)
+    if isinstance(expr, (Float, Load, Apply)):
+        return expr.dtype
+    return None if isinstance(expr, Lin) else torch.bool
+
+
 def children(expr: Expr) -> tuple[Expr, ...]:
     """The expressions that an expression is made of."""
-    if isinstance(expr, (And, Or)):
-        return tuple(in_order(expr.args))
-    if isinstance(expr, Not):
-        return (expr.arg,)
-    if isinstance(expr, Where):
-        return (expr.test, expr.yes, expr.no)
-    if isinstance(expr, Apply):
-        return expr.args
-    if isinstance(expr, Load):
-        return expr.index
-    if isinstance(expr, (NonNeg, Zero)):
-        return (expr.form,)
-    return ()
+    parts = expr.parts()
+    return tuple(in_order(parts) if isinstance(parts, frozenset) else parts)
 
 
-def walk(expr: Expr) -> Iterable[Expr]:
-    """The expression and everything inside it."""
-    yield expr
-    for child in children(expr):
-        yield from walk(child)
+def walk(expr: Expr) -> Iterator[Expr]:
+    """The expression and everything inside it, each once."""
+    seen: set[Expr] = set()
+    stack = [expr]
+    while stack:
+        part = stack.pop()
+        if part not in seen:
+            seen.add(part)
+            yield part
+            stack.extend(reversed(children(part)))
+
+
+def written_out(expr: Expr) -> int:
+    """How many parts an expression has as a compiler sees it that writes a shared one wherever it is used."""
+    return remembered(expr, "written out", lambda part: min(1 + sum(map(written_out, part.parts())), 1 << 60))
 
 
 def axes_of(expr: Expr) -> frozenset[str]:
     """The axes that the value may depend on."""
-    return frozenset(name for part in walk(expr) if isinstance(part, Lin) for name, _ in part.terms)
+    return remembered(expr, "axes", _axes_of)
+
+
+def _axes_of(expr: Expr) -> frozenset[str]:
+    if isinstance(expr, Lin):
+        return frozenset(name for name, _ in expr.terms)
+    return frozenset[str]().union(*map(axes_of, expr.parts()))
 
 
 def loads_of(expr: Expr) -> list[Load]:
     """The loads inside, each once, in order."""
-    return list(dict.fromkeys(part for part in walk(expr) if isinstance(part, Load)))
+    if "loads" not in expr.memo:
+        expr.memo["loads"] = tuple(part for part in walk(expr) if isinstance(part, Load))
+    return list(expr.memo["loads"])

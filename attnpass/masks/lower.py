@@ -7,6 +7,7 @@ compare with the mask that the program made.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,22 +31,26 @@ from attnpass.masks.expr import (
     Or,
     Where,
     Zero,
-    in_order,
     size_key,
 )
-from attnpass.masks.logic import loads_of, walk
+from attnpass.masks.interned import bottom_up, in_order
+from attnpass.masks.logic import children, dtype_of, loads_of, walk
 from attnpass.symbolic import Size, known
 
-COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
-    "eq": lambda a, b: a == b,
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "floordiv": lambda a, b: a // b,
-    "mod": lambda a, b: a % b,
+COMPARISONS = ("eq", "lt", "le")
+IN_DTYPE = ("add", "sub", "mul")  # what may leave the range of its operands
+FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "eq": operator.eq,
+    "lt": operator.lt,
+    "le": operator.le,
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
 }
+# FlexAttention counts in int32: up to 2 ** 28 positions, few enough times, stay in its range.
+SMALL_FACTORS, SMALL = 4, 1 << 29
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +78,9 @@ class Values:
 def evaluate(expr: Expr, values: Values) -> Any:
     """The value of ``expr``: a tensor, or a number where it depends on nothing."""
     done: dict[Expr, Any] = {}
-
-    def go(part: Expr) -> Any:
-        if part not in done:
-            done[part] = _EVALUATE[type(part)](part, values, go)
-        return done[part]
-
-    return go(expr)
+    for part in bottom_up(expr, done.__contains__, children):
+        done[part] = _EVALUATE[type(part)](part, values, done.__getitem__)
+    return done[expr]
 
 
 def as_tensor(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -92,9 +93,12 @@ def _size(value: Size, values: Values) -> Any:
 
 
 def _lin(form: Lin, values: Values, go: Callable[[Expr], Any]) -> Any:
+    small = isinstance(form.const, int) and abs(form.const) < SMALL
+    small = small and sum(abs(factor) for _, factor in form.terms) <= SMALL_FACTORS
     total: Any = None
     for axis, factor in form.terms:
-        part = values.axes[axis] if factor == 1 else values.axes[axis] * factor
+        index = values.axes[axis] if small else values.axes[axis].to(torch.int64)
+        part = index if factor == 1 else index * factor
         total = part if total is None else total + part
     if total is None:
         return _size(form.const, values)
@@ -142,13 +146,35 @@ def _or(expr: Or, values: Values, go: Callable[[Expr], Any]) -> Any:
 
 
 def _where(expr: Where, values: Values, go: Callable[[Expr], Any]) -> Any:
-    dtype = next((p.dtype for p in walk(expr.yes) if isinstance(p, (Float, Load, Apply))), torch.int64)
-    yes, no = (as_tensor(go(part), dtype, values.device) for part in (expr.yes, expr.no))
+    dtype = dtype_of(expr) or torch.int64
+    yes, no = (as_tensor(go(part), dtype, values.device).to(dtype) for part in (expr.yes, expr.no))
     return torch.where(as_tensor(go(expr.test), torch.bool, values.device), yes, no)
 
 
 def _apply(expr: Apply, values: Values, go: Callable[[Expr], Any]) -> Any:
-    return COMPARISONS[expr.op](*map(go, expr.args))
+    args = [go(arg) for arg in expr.args]
+    if not any(isinstance(arg, Tensor) for arg in args):  # 100 + 100 is -56 in int8
+        dtypes = [dtype_of(arg) or torch.int64 for arg in expr.args]
+        wide = torch.promote_types(*dtypes) if expr.op in COMPARISONS else expr.dtype
+        args = [as_tensor(arg, wide, values.device) for arg in args]
+    elif expr.op in IN_DTYPE:
+        args = [arg.to(expr.dtype) if isinstance(arg, Tensor) else arg for arg in args]
+    else:
+        args = _alike(args)
+    return FUNCTIONS[expr.op](*args)
+
+
+def _alike(args: list[Any]) -> list[Any]:
+    """Integers in a dtype that holds both: PyTorch would take a number, or a tensor without dimensions, as it fits."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if any(t.is_floating_point() or t.dtype == torch.bool for t in tensors):
+        return args
+    numbers = [arg for arg in args if isinstance(arg, int)]
+    limits = [torch.iinfo(tensor.dtype) for tensor in tensors]
+    fits = all(each.min <= number <= each.max for each in limits for number in numbers)
+    if fits and len({tensor.dtype for tensor in tensors}) == 1:
+        return args
+    return [arg.to(torch.int64) if isinstance(arg, Tensor) else arg for arg in args]
 
 
 _EVALUATE: dict[type[Expr], Callable[[Any, Values, Callable[[Expr], Any]], Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,45 +21,37 @@ from attnpass.masks.expr import (
     plus,
     scaled,
 )
-from attnpass.masks.logic import all_of, any_of, is_boolean, is_constant, is_positive, is_zero, negated, where
-
-
-def _forms(operands: Sequence[Element]) -> list[Lin] | None:
-    forms = [each.expr for each in operands if isinstance(each.expr, Lin)]
-    return forms if len(forms) == len(operands) else None
-
-
-def _integers(operands: Sequence[Element]) -> bool:
-    dtypes = {each.dtype for each in operands} - {None}
-    return all(dtype is not None and not dtype.is_floating_point and dtype != torch.bool for dtype in dtypes)
-
-
-def _opaque(op: str, operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
-    """The operation as the program wrote it, on values of one dtype and numbers."""
-    dtypes = {each.dtype for each in operands} - {None}
-    mixed = {torch.int64} < dtypes and all(isinstance(e.expr, Lin) or e.dtype == torch.int64 for e in operands)
-    if len(dtypes) > 1 and not mixed:
-        return None
-    indices = any(isinstance(e.expr, Lin) and e.expr.terms for e in operands)
-    if indices and (not _integers(operands) or any(isinstance(e.expr, Float) for e in operands)):
-        return None
-    return Apply(op, tuple(each.expr for each in operands), dtype)
+from attnpass.masks.interned import in_order
+from attnpass.masks.logic import (
+    all_of,
+    any_of,
+    dtype_of,
+    is_boolean,
+    is_constant,
+    is_positive,
+    is_zero,
+    negated,
+    where,
+)
+from attnpass.masks.promotion import as_integer, brought, common_dtype, is_float
 
 
 def _add(operands: Sequence[Element], dtype: torch.dtype, times: int = 1) -> Expr | None:
     if dtype == torch.bool:
         return any_of(each.expr for each in operands) if times == 1 else None
-    forms = _forms(operands)
-    if forms and _integers(operands) and not dtype.is_floating_point:
-        return fitting(plus(forms[0], forms[1], times), dtype)
-    if dtype.is_floating_point and not all(each.dtype == dtype or each.dtype is None for each in operands):
-        return None
-    zero = [isinstance(each.expr, Float) and each.expr.value == 0 for each in operands]
-    if dtype.is_floating_point and zero[1] and operands[0].dtype == dtype:
-        return operands[0].expr
-    if dtype.is_floating_point and zero[0] and times == 1 and operands[1].dtype == dtype:
-        return operands[1].expr
-    return _opaque("add" if times == 1 else "sub", operands, dtype)
+    left, right = (brought(each, dtype) for each in operands)
+    if isinstance(left, Lin) and isinstance(right, Lin):
+        return None if is_float(dtype) else fitting(plus(left, right, times), dtype)
+    if is_float(dtype):  # x + 0.0 is x but for the sign of -0.0; x + -0.0 is x
+        if _is_zero(right, -times) and dtype_of(left) == dtype:
+            return left
+        if times == 1 and _is_zero(left, -1) and dtype_of(right) == dtype:
+            return right
+    return Apply("add" if times == 1 else "sub", (left, right), dtype)
+
+
+def _is_zero(expr: Expr, sign: int) -> bool:
+    return isinstance(expr, Float) and expr.value == 0 and math.copysign(1.0, expr.value) == sign
 
 
 def _subtract(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
@@ -68,76 +61,97 @@ def _subtract(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
 def _multiply(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     if dtype == torch.bool:
         return all_of(each.expr for each in operands)
-    forms = _forms(operands)
-    if forms is None or dtype.is_floating_point or not _integers(operands):
-        return None if dtype.is_floating_point else _opaque("mul", operands, dtype)
-    for one, other in (forms, reversed(forms)):
+    if is_float(dtype):
+        return None
+    left, right = (brought(each, dtype) for each in operands)
+    if not (isinstance(left, Lin) and isinstance(right, Lin)):
+        return Apply("mul", (left, right), dtype)
+    for one, other in ((left, right), (right, left)):
         times = as_number(other)
         if isinstance(times, int):
             return fitting(scaled(one, times), dtype)
         if times is not None and not one.terms:
-            return number(one.const * times)
+            return fitting(number(one.const * times), dtype)
     return None
 
 
 def _divide(operands: Sequence[Element], dtype: torch.dtype, op: str = "floordiv") -> Expr | None:
-    if dtype.is_floating_point or not _integers(operands):
+    if is_float(dtype) or dtype == torch.bool:
         return None
-    divisor = as_number(operands[1].expr)
+    left, right = (brought(each, dtype) for each in operands)
+    divisor, value = as_number(right), as_number(left)
     if not isinstance(divisor, int) or divisor <= 0:
         return None
-    value = as_number(operands[0].expr)
     if value is not None:
         return number(value // divisor if op == "floordiv" else value % divisor)
-    return _opaque(op, operands, dtype)
+    return Apply(op, (left, right), dtype)
 
 
 def _negative(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     form = operands[0].expr
-    return fitting(scaled(form, -1), dtype) if isinstance(form, Lin) and not dtype.is_floating_point else None
+    return fitting(scaled(form, -1), dtype) if isinstance(form, Lin) else None
 
 
 def _absolute(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
-    form, opposite = operands[0].expr, _negative(operands, dtype)
-    return where(is_positive(form), form, opposite) if isinstance(form, Lin) and opposite is not None else None
+    form = operands[0].expr
+    if not isinstance(form, Lin) or not dtype.is_signed:
+        return form if isinstance(form, Lin) else None
+    opposite = fitting(scaled(form, -1), dtype)
+    return where(is_positive(form), form, opposite)
+
+
+def _sides(left: Element, right: Element) -> tuple[Expr, Expr]:
+    """Both sides of a comparison as expressions that compare as PyTorch compares the operands.
+
+    Raises:
+        StopError: there are none.
+    """
+    common = common_dtype((left, right))
+    if is_float(common):
+        one, other = as_integer(left, common), as_integer(right, common)
+        floats = [is_float(dtype_of(each.expr) or each.dtype) for each in (one, other)]
+        if not any(floats):
+            return one.expr, other.expr
+        number_beside = [each.dtype is None and isinstance(each.expr, Float) for each in (one, other)]
+        read = [dtype_of(each.expr) not in (None, torch.bool) for each in (one, other)]
+        if floats == number_beside and all(read):
+            return one.expr, other.expr  # integers that are read, beside 0.5: lower compares them as the program does
+    return brought(left, common), brought(right, common)
+
+
+def _computed(form: Lin) -> Lin:
+    """A difference that decides a comparison, or its opposite: it is computed in int64, however the program did it."""
+    fitting(scaled(form, -1), torch.int64)
+    return fitting(form, torch.int64)
 
 
 def at_most(left: Element, right: Element) -> Expr | None:
     """``left <= right``."""
-    left, right = _whole(left), _whole(right)
-    if isinstance(left.expr, Lin) and isinstance(right.expr, Lin) and _integers((left, right)):
-        return is_positive(plus(right.expr, left.expr, -1))
-    return _opaque("le", (left, right), torch.bool)
+    one, other = _sides(left, right)
+    if isinstance(one, Lin) and isinstance(other, Lin):
+        return is_positive(_computed(plus(other, one, -1)))
+    return Apply("le", (one, other), torch.bool)
 
 
 def less(left: Element, right: Element) -> Expr | None:
     """``left < right``."""
-    left, right = _whole(left), _whole(right)
-    if isinstance(left.expr, Lin) and isinstance(right.expr, Lin) and _integers((left, right)):
-        return is_positive(plus(plus(right.expr, left.expr, -1), number(-1)))
-    return _opaque("lt", (left, right), torch.bool)
-
-
-def _whole(element: Element) -> Element:
-    """A float of Python's that is a whole number, as an integer: beside indices both compare alike."""
-    expr = element.expr
-    if element.dtype is None and isinstance(expr, Float) and abs(expr.value) < 1 << 24 and expr.value.is_integer():
-        return Element(number(int(expr.value)))
-    return element
+    one, other = _sides(left, right)
+    if isinstance(one, Lin) and isinstance(other, Lin):
+        return is_positive(_computed(plus(plus(other, one, -1), number(-1))))
+    return Apply("lt", (one, other), torch.bool)
 
 
 def equal(left: Element, right: Element) -> Expr | None:
     """``left == right``."""
-    left, right = _whole(left), _whole(right)
-    if isinstance(left.expr, Lin) and isinstance(right.expr, Lin) and _integers((left, right)):
-        return is_zero(plus(left.expr, right.expr, -1))
     if is_boolean(left.expr) and is_boolean(right.expr):
         both, neither = all_of((left.expr, right.expr)), all_of((negated(left.expr), negated(right.expr)))
         return any_of((both, neither))
-    if left.expr == right.expr and _integers((left, right)):
+    one, other = _sides(left, right)
+    if isinstance(one, Lin) and isinstance(other, Lin):
+        return is_zero(_computed(plus(one, other, -1)))
+    if one == other and not is_float(dtype_of(one)):
         return Bool(True)
-    in_order = sorted((left, right), key=lambda each: (is_constant(each.expr), str(each.expr)))
-    return _opaque("eq", in_order, torch.bool)
+    return Apply("eq", tuple(sorted(in_order((one, other)), key=is_constant)), torch.bool)
 
 
 def _compare(test: Callable[[Element, Element], Expr | None], swapped: bool = False, no: bool = False) -> Any:
@@ -150,12 +164,13 @@ def _compare(test: Callable[[Element, Element], Expr | None], swapped: bool = Fa
 
 
 def _smallest(operands: Sequence[Element], dtype: torch.dtype, largest: bool = False) -> Expr | None:
-    left, right = operands
-    if dtype.is_floating_point or dtype == torch.bool:
+    if is_float(dtype) or dtype == torch.bool:
         return None
-    test = at_most(left, right)
-    first, second = (right, left) if largest else (left, right)
-    return None if test is None else where(test, first.expr, second.expr)
+    test = at_most(*operands)
+    left, right = (brought(each, dtype) for each in operands)
+    if test is None or {dtype_of(left), dtype_of(right)} - {None, dtype}:
+        return None
+    return where(test, right, left) if largest else where(test, left, right)
 
 
 def cast(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
@@ -165,21 +180,19 @@ def cast(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     if source == dtype:
         return expr
     if dtype == torch.bool and isinstance(expr, Lin):
-        return negated(is_zero(expr))
+        return negated(is_zero(_computed(expr)))
     if dtype == torch.bool and isinstance(expr, (Load, Apply)):
         zero: Expr = Float(0.0, expr.dtype) if expr.dtype.is_floating_point else number(0)
         return negated(Apply("eq", (expr, zero), torch.bool))
-    if isinstance(expr, Lin) and not dtype.is_floating_point:
-        return fitting(expr, dtype)
-    return None
+    return fitting(expr, dtype) if isinstance(expr, Lin) and not is_float(dtype) else None
 
 
 def _and(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
-    return all_of(map(_truth, operands)) if dtype == torch.bool else None
+    return all_of(_truths(operands)) if dtype == torch.bool else None
 
 
 def _or(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
-    return any_of(map(_truth, operands)) if dtype == torch.bool else None
+    return any_of(_truths(operands)) if dtype == torch.bool else None
 
 
 def _not(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
@@ -187,8 +200,19 @@ def _not(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
 
 
 def _xor(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
-    left, right = map(_truth, operands)
-    return any_of((all_of((left, negated(right))), all_of((negated(left), right)))) if dtype == torch.bool else None
+    if dtype != torch.bool:
+        return None
+    left, right = _truths(operands)
+    return any_of((all_of((left, negated(right))), all_of((negated(left), right))))
+
+
+def _truths(operands: Sequence[Element]) -> list[Expr]:
+    """The truth of each operand in the dtype of all: 2 ** 31 without dimensions is 0, and false, beside int16."""
+    if all(is_boolean(each.expr) for each in operands):
+        return [each.expr for each in operands]
+    common = common_dtype(operands)
+    whole = [e if is_boolean(e.expr) else Element(brought(e, common), common, e.ndim) for e in operands]
+    return [_truth(each) for each in whole]
 
 
 def _truth(element: Element) -> Expr:

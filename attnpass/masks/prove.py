@@ -31,7 +31,8 @@ from attnpass.masks.expr import (
     plus,
 )
 from attnpass.masks.hidden import Low, hides, when_empty
-from attnpass.masks.logic import all_of, any_of, axes_of, is_boolean, loads_of, negated, walk, where
+from attnpass.masks.interned import remembered
+from attnpass.masks.logic import all_of, any_of, axes_of, dtype_of, is_boolean, loads_of, negated, walk, where
 from attnpass.masks.meaning import Meaning
 from attnpass.masks.simplify import conjuncts, simplified
 from attnpass.masks.spec import EmptyRows, MaskSpec, MaskTerm, Term
@@ -63,6 +64,17 @@ def taken_apart(expr: Expr) -> Split:
     Raises:
         StopError: it adds a finite number that hides only in part, such as -10000, beside other things.
     """
+    return remembered(expr, "taken apart", _taken_apart, _sides)
+
+
+def _sides(expr: Expr) -> tuple[Expr, ...]:
+    """What an additive mask is taken apart into."""
+    if isinstance(expr, Where):
+        return expr.yes, expr.no
+    return expr.args if isinstance(expr, Apply) and expr.op == "add" else ()
+
+
+def _taken_apart(expr: Expr) -> Split:
     if is_boolean(expr):
         return Split(expr, lows=frozenset({Low(-INF)}))
     if isinstance(expr, Float):
@@ -106,10 +118,7 @@ def _sum(expr: Apply, left: Split, right: Split) -> Expr | None:
 
 
 def _dtype(expr: Expr | None) -> torch.dtype:
-    for part in walk(expr) if expr is not None else ():
-        if isinstance(part, (Float, Load, Apply)) and part.dtype.is_floating_point:
-            return part.dtype
-    return torch.float32
+    return (None if expr is None else dtype_of(expr)) or torch.float32
 
 
 def prove(split: Split, sizes: Mapping[str, Size], by_hand: bool, spelled: TensorSpec | None, several: bool) -> Meaning:

@@ -8,6 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from attnpass.masks.expr import And, Apply, Expr, Lin, Load, NonNeg, Not, Or, Where, Zero, plus
+from attnpass.masks.interned import bottom_up
 from attnpass.masks.logic import all_of, any_of, is_positive, is_zero, negated, where
 
 
@@ -28,26 +29,27 @@ def with_nodes(expr: Expr, mapped: Callable[[Any], Node]) -> Expr:
 
 def _rebuilt(expr: Expr, lin: Callable[[Lin], Lin], node: Callable[[Any], Any]) -> Expr:
     """The expression with every linear form and every node replaced."""
+    done: dict[Expr, Expr] = {}
 
-    def go(part: Expr) -> Expr:
+    def rebuilt(part: Expr) -> Expr:
         if isinstance(part, Lin):
             return lin(part)
-        if isinstance(part, NonNeg):
-            return is_positive(lin(part.form))
-        if isinstance(part, Zero):
-            return is_zero(lin(part.form))
+        if isinstance(part, (NonNeg, Zero)):
+            form = lin(part.form)
+            return is_positive(form) if isinstance(part, NonNeg) else is_zero(form)
+        parts = [done[each] for each in part.parts()]
         if isinstance(part, Not):
-            return negated(go(part.arg))
+            return negated(parts[0])
         if isinstance(part, And):
-            return all_of(map(go, part.args))
+            return all_of(parts)
         if isinstance(part, Or):
-            return any_of(map(go, part.args))
+            return any_of(parts)
         if isinstance(part, Where):
-            return where(go(part.test), go(part.yes), go(part.no))
+            return where(*parts)
         if isinstance(part, Load):
-            return Load(node(part.node), tuple(map(go, part.index)), part.dtype)
-        if isinstance(part, Apply):
-            return Apply(part.op, tuple(map(go, part.args)), part.dtype)
-        return part
+            return Load(node(part.node), tuple(parts), part.dtype)
+        return Apply(part.op, tuple(parts), part.dtype) if isinstance(part, Apply) else part
 
-    return go(expr)
+    for part in bottom_up(expr, done.__contains__):
+        done[part] = rebuilt(part)
+    return done[expr]

@@ -23,10 +23,13 @@ from attnpass.masks.arrays import Array, Index, Like
 from attnpass.masks.constants import recognised
 from attnpass.masks.elements import StopError
 from attnpass.masks.expr import Expr, Load
+from attnpass.masks.meanings.joins import Span, assigned, span_of
 from attnpass.masks.meanings.table import MEANINGS
 from attnpass.patterns.operands import value_behind
 from attnpass.patterns.wiring import Operand
 
+aten = torch.ops.aten
+SCATTERS = {aten.slice_scatter.default: aten.slice.Tensor, aten.select_scatter.default: aten.select.int}
 Constants = Callable[[Node], "Array | None"]
 
 
@@ -80,6 +83,8 @@ class Tracer:
             if known is None:
                 raise StopError(value.why)
             return known
+        if value.target in SCATTERS:
+            return self._assigned(value, like, place)
         if value.target is operator.getitem:
             raise StopError(f"one of several results of {spelled(value)}")
         meaning = MEANINGS.get(name_of(value))
@@ -95,6 +100,18 @@ class Tracer:
             return meaning(like, *args, **kwargs)
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise StopError(f"{spelled(value)} is called in a way that is not known here: {error}") from error
+
+    def _assigned(self, value: Value, like: Like, place: Node) -> Array:
+        """What an assignment to a part, of a part, ... of a tensor leaves."""
+        base, spans = value.args[0], list[Span]()
+        while True:
+            x, source, *part = value.args
+            view = SCATTERS[value.target]  # type: ignore[index]
+            spans.append(span_of(_like(tensor(x)).shape, _like(tensor(source)).shape, part, view is aten.select.int))
+            inner = source.args[0] if source.target in SCATTERS else None
+            if inner is None or inner.target is not view or inner.args != (x, *part):
+                return assigned(like, self.array(base, place), self.array(source, place), spans)
+            value = source
 
     def _constant(self, value: Value) -> Array | None:
         """The array that an input is: a table of the program, or a buffer whose values may be assumed."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,8 +27,6 @@ from attnpass.masks.trace import Constants, Tracer
 from attnpass.patterns import FoundCall
 from attnpass.patterns.wiring import Addition
 from attnpass.symbolic import Size, known_equal
-
-DEPTH = 20_000  # Python frames: an element of a mask is read through every op that made it
 
 
 class Reader:
@@ -57,14 +53,11 @@ class Reader:
         key = (values.additions, tuple(map(str, sizes.values())), kind, found.epoch, found.node.graph)
         if key not in self.read:
             try:
-                with _deep_recursion():
-                    meaning = self._meaning(found, values.additions, sizes)
-                    held = partial(self._holder, place=found.node)  # what one call of an epoch finds, the next one does
-                    self.read[key] = meaning if meaning.stop else meaning.map_nodes(held)
+                meaning = self._meaning(found, values.additions, sizes)
+                held = partial(self._holder, place=found.node)  # what one call of an epoch finds, the next one does
+                self.read[key] = meaning if meaning.stop else meaning.map_nodes(held)
             except StopError as stop:
                 self.read[key] = Meaning.unknown(call.mask, str(stop))
-            except RecursionError:
-                self.read[key] = Meaning.unknown(call.mask, "it is made by too many ops to be followed")
         meaning = self.read[key]
         return replace(found, call=replace(call, mask=meaning.spec), meaning=meaning)
 
@@ -89,16 +82,6 @@ class Reader:
         if loads and call.context.nested_in:
             return Meaning.unknown(call.mask, "it reads data inside the body of another operation")
         return meaning
-
-
-@contextmanager
-def _deep_recursion() -> Iterator[None]:
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(limit, DEPTH))
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(limit)
 
 
 def _combined(

@@ -3,7 +3,7 @@
 A call of SDPA is a node of the program; attention written by hand is found in the program's `Reading`. Both end as a
 `FoundCall`: what is computed, the nodes of the program that hold the operands at that place, and the operands' values.
 
-To add a spelling, write a file beside `sdpa` that turns a node or a value into an `AttentionCall`, and name it in `find`.
+To add a spelling, write a file beside `sdpa` that makes an `AttentionCall` of a node or value, and name it in `find`.
 """
 
 from __future__ import annotations

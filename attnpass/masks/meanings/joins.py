@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from attnpass.masks.arithmetic import pointwise
@@ -23,49 +24,54 @@ from attnpass.masks.simplify import simplified
 from attnpass.symbolic import Size, known
 
 
-@meaning("slice_scatter")
-def _slice_scatter(
-    like: Like,
-    x: Array,
-    source: Array,
-    dim: int = 0,
-    start: Size | None = None,
-    end: Size | None = None,
-    step: int = 1,
-) -> Array:
-    """``x``, with ``source`` in a slice of it: what an assignment to a slice leaves."""
-    if step != 1:
-        raise StopError(f"an assignment with the step {step}")
-    dim = axis_of(x, dim)
-    first = slice_start(start, x.shape[dim])
-    return _placed(like, (x, source), dim, (first, source.shape[dim]), lambda here: (here,))
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a dimension: ``length`` places from ``start`` on; one place, without the dimension, if that is None."""
+
+    dim: int
+    start: Size
+    length: Size | None = None
 
 
-@meaning("select_scatter")
-def _select_scatter(like: Like, x: Array, source: Array, dim: int, index: Size) -> Array:
-    """``x``, with ``source`` at one place of a dimension."""
-    dim = axis_of(x, dim)
-    return _placed(like, (x, source), dim, (from_start(index, x.shape[dim]), 1), lambda here: ())
+def assigned(like: Like, x: Array, source: Array, spans: Sequence[Span]) -> Array:
+    """``x``, with ``source`` in a part of it, which lies in a part of it, and so on: what an assignment leaves.
 
-
-def _placed(
-    like: Like, arrays: tuple[Array, Array], dim: int, span: tuple[Size, Size], kept: Callable[[Expr], Index]
-) -> Array:
-    """The first of two arrays, with the second from ``span[0]`` on for ``span[1]`` places of a dimension."""
-    x, source = arrays
-    first, length = span
-    starts, ends = isinstance(first, int) and first == 0, known(first + length >= x.shape[dim])
+    One condition for all of them: read one in another, n assignments would ask for n * n elements.
+    """
 
     def element(index: Index) -> Expr:
-        if starts and ends:
-            return cast_to(source, replaced(index, dim, *kept(index[dim])), like)
-        here = form_of(index[dim])
-        behind = plus(here, number(first), -1)
-        tests = [] if starts else [is_positive(behind)]
-        tests += [] if ends else [is_positive(plus(number(first + length - 1), here, -1))]
-        return where(all_of(tests), cast_to(source, replaced(index, dim, *kept(behind)), like), x.at(index))
+        tests: list[Expr] = []
+        there, shape = index, list(x.shape)
+        for span in spans:
+            here, length = there[span.dim], 1 if span.length is None else span.length
+            starts, ends = isinstance(span.start, int) and span.start == 0, span.start + length
+            reaches = known(ends >= shape[span.dim])
+            if not (starts and reaches):
+                form = form_of(here)
+                tests += [] if starts else [is_positive(plus(form, number(span.start), -1))]
+                tests += [] if reaches else [is_positive(plus(number(ends - 1), form, -1))]
+                here = plus(form, number(span.start), -1)
+            kept = () if span.length is None else (here,)
+            there = replaced(there, span.dim, *kept)
+            shape[span.dim : span.dim + 1] = [] if span.length is None else [length]
+        new = cast_to(source, there, like)
+        return new if not tests else where(all_of(tests), new, x.at(index))
 
     return like.made_of(element)
+
+
+def span_of(x: Sequence[Size], source: Sequence[Size], where_: Sequence[Any], selects: bool) -> Span:
+    """The part of a tensor of shape ``x`` that ``select_scatter`` or ``slice_scatter`` with these arguments writes.
+
+    Raises:
+        StopError: it is not known where it begins, or it has gaps.
+    """
+    dim = where_[0] % len(x)
+    if selects:
+        return Span(dim, from_start(where_[1], x[dim]))
+    if len(where_) > 3 and where_[3] != 1:
+        raise StopError(f"an assignment with the step {where_[3]}")
+    return Span(dim, slice_start(where_[1], x[dim]), source[dim])
 
 
 @meaning("cat")
