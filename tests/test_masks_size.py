@@ -173,7 +173,7 @@ def cost(array: Array) -> Cost:
 def test_twice_the_program_is_about_twice_the_work(shape: str) -> None:
     one, two = cost(SHAPES[shape](80)), cost(SHAPES[shape](160))
     for name in ("steps", "parts", "simplified", "result"):
-        assert getattr(two, name) <= 2.5 * max(getattr(one, name), 0) + 50, f"{name}: {one}, {two}"
+        assert getattr(two, name) <= 2.5 * max(getattr(one, name), 0) + bounds.CREDIT, f"{name}: {one}, {two}"
 
 
 @pytest.mark.parametrize("n", (3, 40, 400))

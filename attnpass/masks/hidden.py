@@ -23,6 +23,8 @@ from dataclasses import dataclass
 
 import torch
 
+from attnpass.masks.expr import Apply, Expr, Load
+from attnpass.masks.logic import walk
 from attnpass.masks.spec import EmptyRows
 
 HIDES = -1e8
@@ -59,6 +61,15 @@ def hides_when_written(value: float, dtype: torch.dtype) -> bool:
 def may_be_outbid(value: float) -> bool:
     """May a bias beside it be lower still?"""
     return ABSORBS < value < 0 and math.isfinite(value)
+
+
+def may_be_low(bias: Expr) -> bool:
+    """May a bias be as low as what hides other keys? Then these are seen as much as those that it is added to."""
+    return any(isinstance(part, (Load, Apply)) and _reaches(part.dtype) for part in walk(bias))
+
+
+def _reaches(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and torch.finfo(dtype).min <= ABSORBS
 
 
 def when_empty(lows: Collection[Low], by_hand: bool, several: bool) -> EmptyRows | None:

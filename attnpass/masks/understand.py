@@ -18,7 +18,7 @@ from attnpass.graph.value import Value
 from attnpass.graph.values import source_of
 from attnpass.masks.elements import StopError
 from attnpass.masks.expr import AXES, Apply, B, Expr, H, K, Q, axis
-from attnpass.masks.hidden import Low, hides_when_written
+from attnpass.masks.hidden import Low, hides_when_written, may_be_low
 from attnpass.masks.logic import all_of, loads_of
 from attnpass.masks.meaning import Meaning
 from attnpass.masks.prove import Split, only_a_tensor, prove, taken_apart
@@ -72,9 +72,8 @@ class Reader:
         spelled_mask = call.mask.tensor
         by_hand = call.pattern is Pattern.HANDWRITTEN and call.mask.empty is not EmptyRows.ZERO  # as sinks leave it
         meaning = prove(split, sizes, by_hand, spelled_mask, several=hiding > 1)
-        filled = any(each.fill is not None and each.fill > -math.inf for each in additions)
-        if filled and meaning.bias is not None and meaning.spec.rows_may_be_empty:
-            return Meaning.unknown(call.mask, "a hidden row reads its bias or not, by the order of both")
+        if meaning.bias is not None and any(low.value > -math.inf for low in split.lows) and may_be_low(meaning.bias):
+            return Meaning.unknown(call.mask, "a finite number hides keys beside a bias that may be as low")
         loads = [*loads_of(meaning.allowed), *([] if meaning.bias is None else loads_of(meaning.bias))]
         stop = _first_stop(tracer, additions)
         if only_a_tensor(meaning):
