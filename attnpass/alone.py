@@ -88,7 +88,7 @@ def runnable_alone(
         wiring = wiring_of(out)
         if "sinks" in nodes:
             wiring = replace(wiring, sinks=Operand(nodes["sinks"]))
-        emitted = emit_call(Emitter(gm, out), out, call, kernel, wiring, meaning)
+        _, emitted = emit_call(Emitter(gm, out), out, call, kernel, wiring, meaning)
     except EmitRefusedError as error:
         raise UnfitError(str(error)) from error
     out.replace_all_uses_with(emitted)

@@ -25,7 +25,7 @@ from attnpass.patterns import Findings, FoundCall
 from attnpass.patterns.multihead import Opened
 from attnpass.patterns.wiring import Addition, Operand, Wiring
 from attnpass.select import NATIVE, Decision, Reason, Trial
-from attnpass.verify import Verifier
+from attnpass.verify import Outputs, Verifier, Written
 
 
 def apply(
@@ -47,50 +47,33 @@ def apply(
         owner, node, wiring, meaning = _place(copied, found, decision.call, inlined)
         emitter = Emitter(owner, node, shared, found.epoch)
         try:
-            watch = _watcher(verifier, emitter, decision, _written(copied, found, inlined), index)
-            out = emit_call(emitter, node, decision.asked, kernels[decision.kernel], wiring, meaning, watch)
+            made, out = emit_call(emitter, node, decision.asked, kernels[decision.kernel], wiring, meaning)
             if found.changed and decision.call.needs_grad:  # what an op saves for its backward must stay as it is
                 out = emitter(aten.clone.default, out)
+            checked = None
+            if verifier is not None:
+                written = _written(copied, found, inlined, emitter)
+                checked = verifier.watch(emitter, Outputs(made, out, node), decision, written, index)
         except EmitRefusedError as refused:
             emitter.undo()
             done.append(_put_back(decision, refused.rejection))
             continue
         out.meta.update(value_meta(node))
         out.meta["attnpass"] = {"kernel": decision.kernel, "source": str(decision.call.source)}
-        copied.replace(node, out)
+        copied.replace(node, checked or out, [] if checked is None else checked.all_input_nodes)
         copied.erase_dead(list(map(_mapping(copied, found, inlined), found.dead)))
-        operands = _written(copied, found, inlined)[1]
-        read_before += [operands.k.node, operands.v.node, *(each.operand.node for each in operands.additions)]
+        read_before += map(_mapping(copied, found, inlined), found.as_written().wiring.nodes()[1:])
         done.append(decision)
     quiet = {copied.nodes[node] for node in findings.reading.quiet() if node in copied.nodes}
     copied.erase_unread(read_before, quiet)  # masks that became rules, repeats that were undone
     return done
 
 
-def _written(
-    copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]]
-) -> tuple[AttentionCall, Wiring[Node]]:
-    """The call as the program wrote it, with the operands that it reads: what a rewrite is compared with."""
-    found = (found.alternatives() or (found,))[0]
-    return found.call, found.wiring.map_nodes(_mapping(copied, found, inlined))
-
-
-def _watcher(
-    verifier: Verifier | None,
-    emitter: Emitter,
-    decision: Decision,
-    written: tuple[AttentionCall, Wiring[Node]],
-    index: int,
-) -> Callable[[Node], Node] | None:
-    """Puts the comparison with the reference behind a kernel's output, if it is asked for."""
-    if verifier is None:
-        return None
-    call, wiring = written
-
-    def operands() -> Operands:
-        return operands_of(emitter, call, wiring)
-
-    return lambda out: verifier.watch(emitter, out, decision, call, operands, index)
+def _written(copied: GraphCopy, found: FoundCall, inlined: dict[Node, dict[Node, Node]], emitter: Emitter) -> Written:
+    """The call as the program wrote it, with the operands that it reads."""
+    found = found.as_written()
+    wiring = found.wiring.map_nodes(_mapping(copied, found, inlined))
+    return Written(found.call, lambda: operands_of(emitter, found.call, wiring))
 
 
 def _place(
@@ -124,8 +107,7 @@ def emit_call(
     kernel: Kernel,
     wiring: Wiring[Node],
     meaning: Meaning | None = None,
-    watch: Callable[[Node], Node] | None = None,
-) -> Node:
+) -> tuple[Node, Node]:
     """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out.
 
     Args:
@@ -135,7 +117,9 @@ def emit_call(
         kernel: who computes it.
         wiring: from what.
         meaning: what a proved mask means, for a kernel that computes it.
-        watch: is given the (B, H, Sq, Dv) output and gives the one to go on with.
+
+    Returns:
+        What the kernel gives, (B, H, Sq, Dv), and what takes the place of ``node``.
     """
     wanted, args = emitter.spec(node), operands_of(emitter, call, wiring)
     args = replace(args, meaning=meaning if args.mask is None else None)
@@ -145,14 +129,14 @@ def emit_call(
     out = kernel.emit(emitter, call, args)
     if call.mask.rows_may_be_empty and call.mask.empty is not EmptyRows.ZERO:
         out = _as_softmax_leaves_empty_rows(emitter, call, wiring, args, out)
-    out = out if watch is None else watch(out)
+    made = out
     for step in wiring.out:
         out = emitter(step.op, out, *step.args)
     for _ in range(0 if by_hand else 4 - wanted.ndim):
         out = emitter(aten.squeeze.dim, out, 0)
     if by_hand and layout_is_free(emitter, emitter.value(out), node):
-        return out
-    return restore_layout(emitter, out, wanted)
+        return made, out
+    return made, restore_layout(emitter, out, wanted)
 
 
 def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring[Node]) -> Operands:

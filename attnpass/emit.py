@@ -166,6 +166,12 @@ class Emitter:
                 env[node] = self._insert("call_function", node.target, args, kwargs, node.meta.get("val"))
         raise AssertionError("a traced graph has an output")
 
+    def behind(self, node: Node, op: Callable[..., Any], *args: Any) -> Node:
+        """Insert ``op(*args)`` behind ``node``, which it reads."""
+        made = self(op, *args)
+        node.append(made)
+        return made
+
     @contextmanager
     def without_autocast(self, device_type: str, active: bool) -> Iterator[None]:
         """Switch autocast off around the nodes emitted inside, if it is ``active`` at this place."""

@@ -39,10 +39,11 @@ class GraphCopy:
             module = _copy(gm, nodes, modules)
         return cls(module, nodes, modules)
 
-    def replace(self, node: Node, other: Node) -> None:
-        """Let ``other`` give the value of ``node`` of the copy from now on, and erase ``node``."""
-        node.replace_all_uses_with(other)
-        node.graph.erase_node(node)
+    def replace(self, node: Node, other: Node, readers: Collection[Node] = ()) -> None:
+        """Let ``other`` give the value of ``node`` of the copy from now on; ``node`` stays if it has ``readers``."""
+        node.replace_all_uses_with(other, delete_user_cb=lambda user: user not in readers)
+        if not readers:
+            node.graph.erase_node(node)
         self.replaced[node] = other
 
     def erase_dead(self, nodes: Sequence[Node]) -> None:

@@ -1,15 +1,17 @@
-"""ATTNPASS_VERIFY=1: compare each rewritten call with the reference, in the user's program, on the user's own data.
+"""ATTNPASS_VERIFY=1: compare each rewritten call with the program, in the program, on the user's own data.
 
-A watched call is followed by one op, ``attnpass::verify``, that computes the reference beside it. When every watched
-call of a graph has run once, or one is off, the guard that `attnpass.staleness` put on the compiled code fails, the
-graph is compiled again, and this time good calls are not watched and bad ones are put back.
+A watched call keeps the nodes that the user wrote beside the rewritten ones, and one op, ``attnpass::verify``, compares
+what both give: so a misread call is seen, and not only a bad kernel. What PyTorch's own rounding makes of the call as
+it was read says how far both may be apart. When every watched call of a graph has run once, or one is off, the guard
+that `attnpass.staleness` put on the compiled code fails, the graph is compiled again, and this time good calls are not
+watched and bad ones are put back.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from attnpass.kernel import Kernel, Operands
 from attnpass.limits import Code, Rejection
 from attnpass.machine import Machine
 from attnpass.masks import EmptyRows
-from attnpass.measure import Difference, allowed_error, difference, own_results, reference_attention
+from attnpass.measure import Difference, allowed_error, difference, own_results, reference_attention, written_out
 from attnpass.select import Decision
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class Verdict:
     relative: float | None = None
     found: Difference | None = None
     allowed: float = 0.0
+    misread: bool = False
 
     @property
     def good(self) -> bool:
@@ -53,6 +56,10 @@ class Verdict:
     def rejection(self) -> Rejection:
         assert self.found is not None
         actual = f"{self.error:.2e}" + (f" with {self.found.nan} NaN" if self.found.nan else "")
+        if self.misread:
+            return Rejection(
+                Code.VERIFY, "this call", "misread by attnpass", "what the program computes; please report"
+            )
         return Rejection(Code.VERIFY, "measured error", actual, f"at most {self.allowed:.2e} on this program's data")
 
 
@@ -75,6 +82,23 @@ def compared() -> list[Verdict]:
     return [verdict for verdict in _verdicts.values() if verdict.found is not None]
 
 
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a rewritten call gives: the kernel, (B, H, Sq, Dv); that as the program expects it; the program itself."""
+
+    kernel: Node
+    result: Node
+    program: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A call as the program wrote it; ``operands`` emits what it reads."""
+
+    call: AttentionCall
+    operands: Callable[[], Operands]
+
+
 class Verifier:
     """Watches the rewritten calls of one graph.
 
@@ -92,59 +116,63 @@ class Verifier:
         self.machines: Mapping[torch.device, Machine] = {}
 
     def verdicts(self, call: AttentionCall, index: int) -> dict[str, Sequence[Rejection]]:
-        """What earlier runs found out about this call, as reasons by kernel."""
-        bad: dict[str, Sequence[Rejection]] = {}
-        for name in self._kernels:
-            verdict = _verdicts.get(self._key(call, index, name))
-            if verdict is not None and verdict.found is not None and not verdict.good:
-                bad[name] = [verdict.rejection()]
-        return bad
+        """What earlier runs found out about this call, as reasons by kernel; one that was misread is bad with all."""
+        verdicts = {name: _verdicts.get(self._key(call, index, name)) for name in self._kernels}
+        bad = {name: each for name, each in verdicts.items() if each and each.found and not each.good}
+        misread = next((each for each in bad.values() if each.misread), None)
+        if misread is not None:
+            return {name: [misread.rejection()] for name in self._kernels}
+        return {name: [each.rejection()] for name, each in bad.items()}
 
     def watch(
-        self,
-        emitter: Emitter,
-        out: Node,
-        decision: Decision,
-        written: AttentionCall,
-        operands: Callable[[], Operands],
-        index: int,
-    ) -> Node:
-        """Emit the comparison behind ``out``, unless the call was already found good or cannot be compared.
+        self, emitter: Emitter, outputs: Outputs, decision: Decision, written: Written, index: int
+    ) -> Node | None:
+        """Emit the comparison with the program; None if the call was found good before or cannot be compared.
 
         Args:
             emitter: inserts nodes at the call's place.
-            out: what the kernel gives, (B, H, Sq, Dv).
+            outputs: what is compared.
             decision: what was decided.
-            written: the call as the program wrote it.
-            operands: emits the operands of that.
+            written: the call as the program wrote it, for what PyTorch's own rounding makes of it.
             index: the call's number in the graph.
         """
         call = decision.call
         key = self._key(call, index, decision.kernel)
         if key in _verdicts and _verdicts[key].good:
-            return out
+            return None
         where = f"{call.source} {call.module or call.node}"
         if call.dropout_p:
             logger.info("attnpass verify: %s %s not compared: it drops out", decision.kernel, where)
-            return out
+            return None
         limits = self._kernels[decision.kernel].limits_for(self.machines[call.device])
         _verdicts[key] = Verdict(where, decision.kernel, limits.tolerance, limits.relative_error)
-        args, empty = operands(), written.mask.empty.value
-        tensors = (args.q, args.k, args.v, args.mask, args.scale, written.is_causal, written.is_gqa, key)
-        return emitter(torch.ops.attnpass.verify.default, out, *tensors, args.sinks, written.softcap, empty)
+        args, call = written.operands(), written.call
+        tensors = (args.q, args.k, args.v, args.mask, args.scale, call.is_causal, call.is_gqa, key)
+        meant = (args.sinks, call.softcap, call.mask.empty.value)
+        program = emitter.behind(outputs.program, torch.ops.aten.detach.default, outputs.program)
+        compared = (outputs.result, program, outputs.kernel)
+        return emitter.behind(program, torch.ops.attnpass.verify.default, *compared, *tensors, *meant)
 
     def _key(self, call: AttentionCall, index: int, kernel: str) -> str:
         return f"{self._frame}#{index} {kernel} {call.text()}"
 
 
-def _judge(verdict: Verdict, out: Tensor, reference: Tensor, own: list[Tensor]) -> None:
+def _judge(verdict: Verdict, result: Tensor, program: Tensor, kernel: Tensor, own: Own) -> None:
     global _generation
-    verdict.found = difference(out, reference)
+    verdict.found = difference(result, program)
+    strays = int((result.isnan() != program.isnan()).sum().item())
+    verdict.found = replace(verdict.found, nan=max(verdict.found.nan, strays))
+    rounding = [difference(each, own.exact) for each in own.results]
+    exact_enough = allowed_error(rounding, result.dtype, verdict.tolerance)
     if verdict.relative is not None:
         verdict.allowed = verdict.relative
-    else:
-        verdict.allowed = allowed_error([difference(x, reference) for x in own], out.dtype, verdict.tolerance)
-    word = "ok" if verdict.good else "OFF, put back"
+    else:  # the program rounds too
+        verdict.allowed = exact_enough + allowed_error(rounding, result.dtype, 1.0)
+    if not verdict.good:
+        meant = difference(kernel, own.exact)
+        error = meant.max_abs if verdict.relative is None else meant.relative
+        verdict.misread = meant.nan == 0 and error <= (verdict.relative or exact_enough)
+    word = "ok" if verdict.good else "MISREAD, put back (please report this)" if verdict.misread else "OFF, put back"
     logger.log(
         logging.INFO if verdict.good else logging.WARNING,
         "attnpass verify: %s %s %s: %s (allowed %.2e)",
@@ -159,9 +187,33 @@ def _judge(verdict: Verdict, out: Tensor, reference: Tensor, own: list[Tensor]) 
         _generation += 1
 
 
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What PyTorch makes of the call as it was read: in fp32 or fp64, and in its own dtype."""
+
+    exact: Tensor
+    results: list[Tensor]
+
+    @classmethod
+    def of(
+        cls, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, empty: str, **options: Any
+    ) -> Own:
+        rows = None if mask is None or empty == EmptyRows.ZERO.value else _rows_with_keys(mask)
+        if mask is not None and mask.dtype == torch.bool and empty == EmptyRows.AVERAGE.value:
+            mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
+        exact = reference_attention(q, k, v, mask, sinks, **options)
+        if rows is not None and empty in (EmptyRows.NAN.value, EmptyRows.ROUNDED.value):
+            exact = torch.where(rows, exact, torch.nan)
+        written = {"is_causal": False, "scale": None, "enable_gqa": False, "softcap": None, **options}
+        by_hand = written_out(q, k, v, mask, sinks, **written)
+        return cls(exact, [*own_results(q, k, v, mask, sinks, **options), by_hand])
+
+
 @torch.library.custom_op("attnpass::verify", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def verify(
-    out: Tensor,
+    result: Tensor,
+    program: Tensor,
+    kernel: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -174,20 +226,14 @@ def verify(
     softcap: float | None = None,
     empty: str = EmptyRows.ZERO.value,
 ) -> Tensor:
-    """``out`` if it is as good as it has to be, else the reference. The verdict is kept under ``key``."""
-    result = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device).copy_(out)
+    """``result`` if it is as good as it has to be, else ``program``. The verdict is kept under ``key``."""
+    given = torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=result.device).copy_(result)
     verdict = _verdicts.get(key)
     if verdict is None or verdict.found is not None:
-        return result
+        return given
     options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa, "softcap": softcap}
-    rows = None if mask is None or empty == EmptyRows.ZERO.value else _rows_with_keys(mask)
-    if mask is not None and mask.dtype == torch.bool and empty == EmptyRows.AVERAGE.value:
-        mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
-    reference = reference_attention(q, k, v, mask, sinks, **options)
-    if rows is not None and empty == EmptyRows.NAN.value:
-        reference = torch.where(rows, reference, torch.nan)
-    _judge(verdict, out, reference, own_results(q, k, v, mask, sinks, **options))
-    return result if verdict.good else result.copy_(reference)
+    _judge(verdict, result, program, kernel, Own.of(q, k, v, mask, sinks, empty, **options))
+    return given if verdict.good else given.copy_(program)
 
 
 def _rows_with_keys(mask: Tensor) -> Tensor:
@@ -196,12 +242,12 @@ def _rows_with_keys(mask: Tensor) -> Tensor:
 
 
 @verify.register_fake
-def _(out: Tensor, *args: object) -> Tensor:
-    return torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device)
+def _(result: Tensor, *args: object) -> Tensor:
+    return torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=result.device)
 
 
 def _backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return (grad, *[None] * 11)
+    return (grad, *[None] * 13)
 
 
 verify.register_autograd(_backward)

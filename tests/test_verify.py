@@ -13,6 +13,7 @@ import attnpass
 from attnpass.emit import aten
 from attnpass.kernels.native_math import NativeMath
 from attnpass.measure import difference, reference_attention
+from attnpass.patterns.scores import Scores
 from tests.compiled import codes, decisions
 
 S = F.scaled_dot_product_attention
@@ -70,6 +71,35 @@ def test_a_good_kernel_is_watched_once_then_left_alone(caplog: pytest.LogCapture
     assert {d.kernel for d in decisions()} == {"native_flash"}
 
 
+def by_hand(q: Tensor) -> Tensor:
+    return torch.softmax(q @ q.mT * 0.5, -1) @ q
+
+
+def test_a_misread_call_is_seen_named_and_put_back(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference is what the user's own nodes compute, not our reading of them."""
+    scale = Scores.canonical_scale.fget
+    monkeypatch.setattr(Scores, "canonical_scale", property(lambda self: 2 * scale(self)))  # type: ignore[misc]
+    options = {"attnpass.kernel": "native_flash,native_math", "attnpass.verify": True}
+    fn = torch.compile(by_hand, backend="attnpass", options=options)
+    q = torch.randn(1, 2, 33, 16)
+    for _ in range(3):
+        torch.testing.assert_close(fn(q), by_hand(q))
+    assert [d.kernel for d in attnpass.last_report().decisions] == ["native"]
+    assert "misread" in str(decisions()[-1].rejections("native_math")[0])
+    assert len([r for r in caplog.records if "MISREAD, put back" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+def test_a_program_of_low_precision_is_no_misreading(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"attnpass.kernel": "native_flash", "attnpass.verify": True}
+    fn = torch.compile(by_hand, backend="attnpass", options=options)
+    for _ in range(2):
+        fn(torch.randn(1, 2, 33, 16).to(dtype))
+    assert [d.kernel for d in attnpass.last_report().decisions] == ["native_flash"]
+
+
 def test_dropout_is_not_compared(caplog: pytest.LogCaptureFixture) -> None:
     options = {"attnpass.kernel": "native_math", "attnpass.verify": True}
     q = torch.randn(1, 2, 8, 16)
@@ -80,7 +110,8 @@ def test_dropout_is_not_compared(caplog: pytest.LogCaptureFixture) -> None:
 def test_opcheck() -> None:
     q = torch.randn(1, 2, 8, 16, requires_grad=True)
     out = torch.randn(1, 8, 2, 16, requires_grad=True).transpose(1, 2)
-    arguments = (out.detach().requires_grad_(), q, q, q, None, 0.25, False, False, "nobody is waiting")
+    given = out.detach().requires_grad_()
+    arguments = (given, out, out, q, q, q, None, 0.25, False, False, "nobody is waiting")
     torch.library.opcheck(torch.ops.attnpass.verify.default, arguments)
 
 

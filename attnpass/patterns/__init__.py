@@ -67,6 +67,10 @@ class FoundCall:
     epoch: int = 0
     changed: bool = False
 
+    def as_written(self) -> FoundCall:
+        """The call with k and v as the program has them."""
+        return (*self.alternatives(), self)[0]
+
     def alternatives(self) -> tuple[FoundCall, ...]:
         """Other readings, to be asked when no kernel takes this one: k and v as the program has them."""
         if self.repeated is None:
