@@ -78,7 +78,7 @@ def attnpass(
     staleness.guard()
     rewritten = _guarded_pass(gm, config, uses_cuda_graphs(config.compiler, mode, theirs))
     rewritten.assumptions.guard()
-    _publish(rewritten.report, config)
+    publish(rewritten.report, config)
     machine = next(iter(rewritten.report.machines.values()), None)
     with attention_is_expensive(rewritten.module):
         return compile_graph(
@@ -208,7 +208,8 @@ def tuner(config: Config) -> Tuner | None:
     return _tuners.setdefault(folder := memory.cache_folder(config.cache), Tuner(folder)) if config.tune else None
 
 
-def _publish(report: Report, config: Config) -> None:
+def publish(report: Report, config: Config) -> None:
+    """Say what was decided: in `reports`, in the log and, where that is asked for, in a file."""
     context = CompileContext.try_get()
     if context and context.attempt and _reports and _reports[-1].compile_id == report.compile_id:
         _reports.pop()  # Dynamo started this very graph over

@@ -1,4 +1,4 @@
-"""Rewriting outside ``torch.compile``: a dry run of a model, and graphs from torch.export or torch.fx."""
+"""Rewriting outside ``torch.compile``: a dry run of a model, exported programs and graphs of torch.fx."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 
-from attnpass.backend import look_at, new_report, prover, tuner
+from attnpass import log
+from attnpass.backend import look_at, new_report, prover, publish, tuner
 from attnpass.config import Config
 from attnpass.graph.values import value_of
 from attnpass.graph_copy import GraphCopy
@@ -43,23 +45,36 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report
 
 
 def rewrite(
-    gm: GraphModule, example_inputs: Sequence[Any] = (), *, options: Mapping[str, Any] | None = None
+    program: GraphModule | ExportedProgram,
+    example_inputs: Sequence[Any] = (),
+    *,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[GraphModule, Report]:
-    """Rewrite the attention of a graph from ``torch.export`` (``ep.module()``) or ``torch.fx``.
+    """Rewrite the attention of an exported program, or of a graph of ``torch.fx``.
 
     Args:
-        gm: the graph; it is not changed.
+        program: what to rewrite; it is not changed.
         example_inputs: what it is called with; needed if its nodes carry no fake values
             (``torch.fx.symbolic_trace``). The result is then right for inputs of these shapes.
         options: settings as for ``torch.compile``, such as ``{"attnpass.kernel": "native_flash"}``.
 
     Returns:
-        The rewritten copy (``gm`` itself if nothing changed) and the report.
+        The rewritten copy (the graph itself if nothing changed) and the report, which is also logged, written and kept
+        as that of a compiled graph is.
+
+    >>> import torch, attnpass
+    >>> attention = torch.nn.MultiheadAttention(32, 4, batch_first=True).eval()
+    >>> exported = torch.export.export(attention, (torch.randn(2, 5, 32),) * 3, {"need_weights": False})
+    >>> module, report = attnpass.rewrite(exported)
+    >>> len(report.decisions), report is attnpass.last_report()
+    (1, True)
 
     Raises:
         ConfigError, UnknownKernelError, KernelUnavailableError, StrictError: as the backend raises them.
     """
     config = Config.load(options)
+    log.configure(config.log)
+    gm = program.module() if isinstance(program, ExportedProgram) else program
     exported = any(isinstance(node.meta.get("val"), torch.Tensor) for node in gm.graph.nodes)
     trainable = any(tensor.requires_grad for tensor in (*gm.parameters(), *example_inputs) if torch.is_tensor(tensor))
     gm = _with_values(gm, example_inputs)
@@ -68,6 +83,7 @@ def rewrite(
     grad = trainable if exported else None
     look = partial(look_at, gm, config)
     result = run_pass(gm, registry(), look, config, report, prover=prover(config), tuner=tuner(config), grad=grad)
+    publish(result.report, config)
     return result.module, result.report
 
 

@@ -115,7 +115,7 @@ class Runner:
         try:
             if not isinstance(value, FakeTensor) and type(value) in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
                 value = self.program.mode.from_tensor(value)
-            return value.detach()
+            return value.data  # with a version counter of its own, unlike `detach()`
         finally:
             self.recorder.silent = False
 

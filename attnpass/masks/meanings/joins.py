@@ -74,6 +74,12 @@ def span_of(x: Sequence[Size], source: Sequence[Size], where_: Sequence[Any], se
     return Span(dim, slice_start(where_[1], x[dim]), source[dim])
 
 
+@meaning("copy", "fill")
+def _copy(like: Like, x: Array, source: Array, *_: Any) -> Array:
+    """``source`` in the shape and dtype of ``x``: how functional graphs write what stood in ``x.copy_(source)``."""
+    return like.made_of(lambda index: cast_to(source, index, like))
+
+
 @meaning("cat")
 def _cat(like: Like, tensors: Any, dim: int = 0, **_: Any) -> Array:
     parts: list[Array] = [part for part in tensors if not (part.ndim == 1 and known(part.shape[0] == 0))]
