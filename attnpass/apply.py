@@ -47,7 +47,9 @@ def apply(
         owner, node, wiring, meaning = _place(copied, found, decision.call, inlined)
         emitter = Emitter(owner, node, shared, found.epoch)
         try:
-            made, out = emit_call(emitter, node, decision.asked, kernels[decision.kernel], wiring, meaning)
+            made, out = emit_call(
+                emitter, node, decision.asked, kernels[decision.kernel], wiring, meaning, not found.changed
+            )
             if found.changed and decision.call.needs_grad:  # what an op saves for its backward must stay as it is
                 out = emitter(aten.clone.default, out)
             checked = None
@@ -107,6 +109,7 @@ def emit_call(
     kernel: Kernel,
     wiring: Wiring[Node],
     meaning: Meaning | None = None,
+    free: bool = True,
 ) -> tuple[Node, Node]:
     """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out.
 
@@ -117,6 +120,7 @@ def emit_call(
         kernel: who computes it.
         wiring: from what.
         meaning: what a proved mask means, for a kernel that computes it.
+        free: may the result lie in another layout where its readers make the same of it?
 
     Returns:
         What the kernel gives, (B, H, Sq, Dv), and what takes the place of ``node``.
@@ -124,8 +128,9 @@ def emit_call(
     wanted, args = emitter.spec(node), operands_of(emitter, call, wiring)
     args = replace(args, meaning=meaning if args.mask is None else None)
     by_hand = call.pattern is Pattern.HANDWRITTEN
+    free = free and by_hand
     if kernel.stores_as_asked and not wiring.out and is_heads_first(wanted):
-        args = replace(args, heads_first=not (by_hand and takes_heads_last(emitter, node)))
+        args = replace(args, heads_first=not (free and takes_heads_last(emitter, node)))
     out = kernel.emit(emitter, call, args)
     if call.mask.rows_may_be_empty and call.mask.empty is not EmptyRows.ZERO:
         out = _as_softmax_leaves_empty_rows(emitter, call, wiring, args, out)
@@ -134,7 +139,7 @@ def emit_call(
         out = emitter(step.op, out, *step.args)
     for _ in range(0 if by_hand else 4 - wanted.ndim):
         out = emitter(aten.squeeze.dim, out, 0)
-    if by_hand and layout_is_free(emitter, emitter.value(out), node):
+    if free and layout_is_free(emitter, emitter.value(out), node):
         return made, out
     return made, restore_layout(emitter, out, wanted)
 
@@ -157,7 +162,7 @@ def _rows_that_read_scores(
     """(..., 1) bool: the rows in which scores count, where adding ``mask`` to them does not say it."""
     if not call.mask.rows_may_be_empty or call.mask.bias is None:
         return None
-    if call.mask.empty is EmptyRows.AVERAGE and call.pattern is Pattern.HANDWRITTEN:  # numbers written, as one sum
+    if call.mask.empty is EmptyRows.AVERAGE and all(each.fill is not None for each in additions):  # written, as one sum
         seen = [emitter.apply(each.operand) for each in additions]
         both = reduce(lambda one, other: emitter(aten.logical_and.default, one, other), seen)
         return emitter(aten.any.dim, both, -1, True)
@@ -208,16 +213,34 @@ def _as_softmax_leaves_empty_rows(
     the mask from its meaning.
     """
     dtype = emitter.spec(out).dtype
-    if call.mask.empty in (EmptyRows.NAN, EmptyRows.ROUNDED):  # a factor, so that gradients are NaN too
-        mask = args.mask or _mask(emitter, wiring.additions, replace(call, mask=call.mask.as_spelled()))
-        assert mask is not None
-        factor = emitter(aten.where.Scalar, rows_with_keys(emitter, mask), 1.0, math.nan)
-        return emitter(aten.mul.Tensor, out, emitter.cast(factor, dtype))
-    if args.mask is None or emitter.spec(args.mask).dtype != torch.bool:
-        return out
+    if call.mask.empty not in (EmptyRows.NAN, EmptyRows.ROUNDED):
+        if args.mask is None or emitter.spec(args.mask).dtype != torch.bool:
+            return out
+        rows = rows_with_keys(emitter, args.mask)
+        return emitter(aten.where.self, rows, out, emitter.cast(_average(emitter, call, args, out), dtype))
+    mask = args.mask or _mask(emitter, wiring.additions, replace(call, mask=call.mask.as_spelled()))
+    assert mask is not None
+    written = [emitter.apply(each.operand) for each in wiring.additions if each.fill is not None]
+    if len(written) < len(wiring.additions):  # -inf is added: a factor, so that gradients are NaN too
+        out = emitter(aten.mul.Tensor, out, emitter.cast(_one_or_nan(emitter, rows_with_keys(emitter, mask)), dtype))
+    if written:  # over all scores: of the operands only V gets a gradient
+        both = reduce(lambda one, other: emitter(aten.logical_and.default, one, other), written)
+        rows = emitter(aten.any.dim, both, -1, True)
+        nan = emitter(aten.mul.Tensor, _average(emitter, call, args, out), _one_or_nan(emitter, rows))
+        out = emitter(aten.where.self, rows, out, emitter.cast(nan, dtype))
+    return out
+
+
+def _one_or_nan(emitter: Emitter, rows: Node) -> Node:
+    """A factor: NaN alone, in a row that is chosen, would make NaN of the gradients of all that are not."""
+    return emitter(aten.where.Scalar, rows, 1.0, math.nan)
+
+
+def _average(emitter: Emitter, call: AttentionCall, args: Operands, out: Node) -> Node:
+    """What a row gives to which all keys count the same."""
     values = repeated_heads(emitter, args.v, call.H, call.Hkv)
-    average = emitter(aten.mean.dim, values, [2], True, dtype=torch.promote_types(dtype, torch.float32))
-    return emitter(aten.where.self, rows_with_keys(emitter, args.mask), out, emitter.cast(average, dtype))
+    dtype = torch.promote_types(emitter.spec(out).dtype, torch.float32)
+    return emitter(aten.mean.dim, values, [2], True, dtype=dtype)
 
 
 def value_meta(node: Node) -> dict[str, Any]:

@@ -178,13 +178,14 @@ def _guarded_pass(gm: GraphModule, config: Config, cuda_graphs: bool) -> Rewritt
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
+        what = "ATTNPASS_STRICT=1, so nothing runs" if config.strict else "the program runs unrewritten"
         message = (
-            f"attnpass: rewriting graph {report.graph} failed with {text}; "
-            f"{{consequence}}; {ISSUES_HINT}. ATTNPASS_KERNEL=native switches the rewriting off."
+            f"attnpass: rewriting graph {report.graph} failed with {text}; {what}; "
+            f"{ISSUES_HINT}. ATTNPASS_KERNEL=native switches the rewriting off."
         )
         if config.strict:
-            raise PassError(message.format(consequence="ATTNPASS_STRICT=1, so nothing runs")) from error
-        _say_once(message.format(consequence="the program runs unrewritten"))
+            raise PassError(message) from error
+        _say_once(message)
         logger.debug("the failure in full", exc_info=True)
         return Rewritten(gm, replace(report, error=text))
 

@@ -27,7 +27,7 @@ def lowered(decision: Decision, native: Kernel, machine: Machine, extra: Sequenc
     refused = decision.reason is Reason.NONE_ACCEPTED or (decision.reason is Reason.AUTO and not decision.tried)
     if decision.call.pattern is not Pattern.HANDWRITTEN or decision.rewritten or not refused:
         return decision
-    # PyTorch may choose a kernel whose gradients are wrong in rows that a large number hides; those of the chain are right
+    # PyTorch may choose a kernel whose gradients are wrong in rows that a large number hides; the chain's are right.
     limits = replace(native.limits, functorch=False, hidden_rows_train=False)
     call = replace(decision.call, mask=decision.call.mask.as_spelled())  # SDPA reads the mask as a tensor
     answer = Trial(native.name, (*rejections(limits, call, machine), *extra), spelled=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 import attnpass
 from attnpass.measure import allowed_error, difference
 from attnpass.select import Decision
-from tests.compiled import decisions, run
+from tests.compiled import codes, decisions, run
 from tests.handwritten_chains import PARTS, Chain, exact, random_chain, traced
 from tests.handwritten_models import VERBATIM, inputs
 
@@ -64,16 +64,36 @@ def assert_as_exact(got: list[Tensor], own: list[Tensor], right: list[Tensor], d
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_part_in_every_spelling(spelling: str, dtype: torch.dtype) -> None:
-    """Forward and backward; sinks and softcap have no kernel on the CPU that trains, and stay."""
+    """Forward and backward; sinks and softcap have no kernel on the CPU that trains, and stay.
+
+    So do biases that are added in fp16: one of -65504 rounds the score away there, and in no kernel.
+    """
     chain = replace(SPELLINGS[spelling], dtype=dtype)
     tensors = chain.tensors(grad=True)
     gm, decision = rewritten(chain, tensors, "native_flash,native_math")
-    assert decision.rewritten is (chain.sinks == "none" and chain.softcap == "none")
+    rounded = dtype == torch.float16 and chain.bias != "none"
+    assert decision.rewritten is (chain.sinks == "none" and chain.softcap == "none" and not rounded)
     right_in = in_double(tensors)
     out, own, right = gm(*tensors), chain(*tensors), exact(chain, right_in)
     assert (out.dtype, out.shape) == (own.dtype, own.shape)
     assert_as_exact([out], [own], [right], dtype)
     assert_as_exact(gradients(out, tensors), gradients(own, tensors), gradients(right, right_in), dtype)
+
+
+MIXED = {"GPT-J"}  # hides some keys by writing a low number and others by adding one: kept in training
+ADDED = {"LLaMA", "Falcon", "Wav2Vec2", "ESM", "OpenCLIP", "MaxViT"}  # their masks; in fp16 kept in training
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", sorted(MIXED | ADDED))
+def test_what_a_hidden_row_gives_is_not_tracked_in_training(name: str, dtype: torch.dtype) -> None:
+    fn, shapes = VERBATIM[name]
+    tensors = inputs(shapes, dtype)
+    run(fn, *tensors, kernel="native_math")
+    (decision,) = decisions()
+    kept = name in MIXED or dtype == torch.float16
+    assert decision.rewritten is not kept
+    assert ("empty_rows" in codes(decision, "native_math")) is kept
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -82,14 +102,16 @@ def test_models_as_their_authors_write_them(name: str, dtype: torch.dtype) -> No
     fn, shapes = VERBATIM[name]
     tensors = inputs(shapes, dtype)
     right_in = in_double(tensors)
-    out = run(fn, *tensors, kernel="native_flash,native_math", fullgraph=True)
+    trains = name not in MIXED and not (dtype == torch.float16 and name in ADDED)
+    with torch.set_grad_enabled(trains):
+        out = run(fn, *tensors, kernel="native_flash,native_math", fullgraph=True)
     (decision,) = decisions()
     assert decision.rewritten, decision.refused
     assert decision.call.source.file.endswith("handwritten_models.py")
     own, right = fn(*tensors), fn(*right_in)
     assert out.stride() == own.stride()
     assert_as_exact([out], [own], [right], dtype)
-    if name != "GPT-J":  # its scores are in fp32 whatever the dtype, also in the exact run
+    if trains:
         assert_as_exact(gradients(out, tensors), gradients(own, tensors), gradients(right, right_in), dtype)
 
 

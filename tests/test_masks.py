@@ -198,8 +198,15 @@ def test_a_bias_is_told_from_a_mask() -> None:
 
     q, bias = torch.randn(2, 3, 24, 16), torch.randn(1, 3, 24, 24)
     (found,) = understood(biased, q, bias)
-    assert str(found.call.mask) == "causal & bias"
+    assert str(found.call.mask) == "tensor"
+    assert "beside a bias that may be as low" in found.call.mask.stop
+    bias[..., :2] = LOW  # then the first two rows see all keys alike
     torch.testing.assert_close(run(biased, q, bias, kernel="flex"), biased(q, bias))
+    learned = torch.nn.Parameter(torch.randn(1, 3, 24, 24))
+    (found,) = understood(lambda q: biased(q, learned), q)
+    assert str(found.call.mask) == "causal & bias"
+    with torch.no_grad():
+        torch.testing.assert_close(run(lambda q: biased(q, learned), q, kernel="flex"), biased(q, learned))
 
 
 def test_a_number_that_hides_only_in_part_is_a_bias() -> None:

@@ -66,6 +66,17 @@ class Reading:
                         return node
         return None
 
+    def overwritten_by(self, value: Value, place: Node) -> Node | None:
+        """The first node, before ``place``, that wrote over a value that the program held; None if there is none."""
+        writers = sorted((self.places[node], node) for node in self._memory.writers if node in self.places)
+        for held in self._memory.holders(value):
+            since = [version for version, each in held.values.items() if each is value]
+            gone = held.storage.writes[since[-1] :] if since else []
+            for at, node in writers:
+                if gone and at == gone[0] < self.places[place]:
+                    return node
+        return None
+
     def result_of(self, value: Value) -> Node | None:
         """The node of the program whose result ``value`` is, if it does nothing else; None if there is none."""
         maker = value.maker
@@ -97,10 +108,15 @@ class Reading:
         """How many writes come before a node: two places with the same count see the same values."""
         return bisect_left(self.writes, self.places[place])
 
-    def written_behind(self, node: Node) -> bool:
-        """Does the program write to the result of a node, or to what shares its memory, later on?"""
+    def written_behind(self, node: Node, depth: int = 0) -> bool:
+        """Does the program write later on to a node's result, what shares its memory, or up to ``depth`` ops behind it?
+
+        What copies a result may be a view of one that lies in another layout.
+        """
         held = self._held.get(node)
-        return held is not None and any(place > self.places[node] for place in held.storage.writes)
+        if held is not None and any(place > self.places[node] for place in held.storage.writes):
+            return True
+        return depth > 0 and any(user in self.places and self.written_behind(user, depth - 1) for user in node.users)
 
     def quiet(self) -> list[Node]:
         """The nodes of the program that do nothing but give a value, the same each time."""

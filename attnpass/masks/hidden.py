@@ -7,7 +7,7 @@ without any visible key gives follows from how its keys were hidden, forward and
 | its keys | output | gradients of q and k | |
 |---|---|---|---|
 | False in SDPA's mask, or -inf there | 0 | none | ZERO |
-| -inf, in a softmax written by hand | NaN | NaN | NAN |
+| -inf, in a softmax written by hand | NaN | NaN; none where it was written over the scores | NAN |
 | one number written in the place of each score | average of V | none: the scores are not read | AVERAGE |
 | one number added, so low that it absorbs the score | average of V | pass through the sum | ADDED |
 | one number added that shifts all scores (fp16's lowest, in fp32) | as if nothing was hidden | as well | RAW |
@@ -23,13 +23,18 @@ from dataclasses import dataclass
 
 import torch
 
-from attnpass.masks.expr import Apply, Expr, Load
-from attnpass.masks.logic import walk
+from attnpass.graph.ops import name_of
+from attnpass.graph.value import Value
+from attnpass.graph.values import tensor, value_of
+from attnpass.masks.expr import Expr, Float
+from attnpass.masks.logic import loads_of, walk
 from attnpass.masks.spec import EmptyRows
 
 HIDES = -1e8
 ABSORBS = -1e30
 ABSORBS_IN_FP16 = -8192.0  # where fp16 has steps of 8: a score added to it is rounded away
+FOLLOWED = 200  # values between a bias and what it is learned from
+PROJECTIONS = frozenset({"linear", "addmm", "matmul", "mm", "embedding", "convolution"})
 LOWEST = -1e38  # as good as -inf beside any score, and finite after a factor of log2(e)
 
 
@@ -64,12 +69,41 @@ def may_be_outbid(value: float) -> bool:
 
 
 def may_be_low(bias: Expr) -> bool:
-    """May a bias be as low as what hides other keys? Then these are seen as much as those that it is added to."""
-    return any(isinstance(part, (Load, Apply)) and _reaches(part.dtype) for part in walk(bias))
+    """May a bias be as low as what hides other keys? Then these count as much as those that it is added to.
+
+    What is learned is as moderate as the scores themselves, and so is what is counted; any other tensor may be a mask.
+    """
+    if any(isinstance(part, Float) and abs(part.value) >= -HIDES for part in walk(bias)):
+        return True
+    return any(load.dtype.is_floating_point and not is_moderate(load.node) for load in loads_of(bias))
 
 
-def _reaches(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point and torch.finfo(dtype).min <= ABSORBS
+def is_moderate(value: Value) -> bool:
+    """Is it computed from trainable parameters, integers and small numbers of the program alone?"""
+    waiting, seen = [value], {value}
+    while waiting:
+        one = waiting.pop()
+        if len(seen) > FOLLOWED or any(isinstance(each, float) and abs(each) >= -HIDES for each in one.args):
+            return False
+        if one.is_leaf and not _is_learned(one) and not _counts(one):
+            return False
+        if name_of(one) in PROJECTIONS and any(map(_is_learned, one.inputs)):
+            continue
+        fresh = [each for each in one.inputs if each not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return True
+
+
+def _is_learned(value: Value) -> bool:
+    held = None if value.maker is None else value_of(value.maker)
+    return value.is_leaf and isinstance(held, torch.nn.Parameter) and held.requires_grad
+
+
+def _counts(value: Value) -> bool:
+    """Integers and truth values, and tables that the program writes down itself."""
+    made = tensor(value)
+    return made is not None and (not made.dtype.is_floating_point or value.constant is not None)
 
 
 def when_empty(lows: Collection[Low], by_hand: bool, several: bool) -> EmptyRows | None:

@@ -74,6 +74,9 @@ class Reader:
         meaning = prove(split, sizes, by_hand, spelled_mask, several=hiding > 1)
         if meaning.bias is not None and any(low.value > -math.inf for low in split.lows) and may_be_low(meaning.bias):
             return Meaning.unknown(call.mask, "a finite number hides keys beside a bias that may be as low")
+        written = any(low.written and low.value > -math.inf for low in split.lows)
+        if written and meaning.bias is not None and meaning.spec.rows_may_be_empty:
+            return Meaning.unknown(call.mask, "a hidden row reads its bias or not, by the order of both")
         loads = [*loads_of(meaning.allowed), *([] if meaning.bias is None else loads_of(meaning.bias))]
         stop = _first_stop(tracer, additions)
         if only_a_tensor(meaning):

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from attnpass.masks.meaning import Meaning
 
 
+BEHIND = 3  # ops behind an attention that another layout may turn from copies into views: transposes and a reshape
+
+
 @dataclass(frozen=True, slots=True)
 class FoundCall:
     """An attention call and where it lives.
@@ -52,7 +55,7 @@ class FoundCall:
         repeated: k and v with their heads repeated, where the call reads them before that.
         meaning: what was understood of the mask tensors, or None where there are none.
         epoch: how many writes the program makes before the call: two calls of the same epoch see the same memory.
-        changed: does the program write to the output later on?
+        changed: does the program write to the output later on, or to what is made of it right behind?
     """
 
     call: AttentionCall
@@ -151,6 +154,8 @@ class _Finder:
                 self.misses.append(NearMiss(node.name, layer, source_of(node.meta)))
             for softmax in softmaxes.get(node, ()):
                 self._by_hand(softmax)
+        order = {node: place for place, node in enumerate(self._owners)}
+        self.calls.sort(key=lambda found: order[found.node])  # by where they end: the first makes what is shared
 
     def _opened(self, gm: GraphModule, node: Node) -> GraphModule | None:
         opened = self._layers.get(node)
@@ -200,7 +205,7 @@ class _Finder:
         self.calls.append(self._placed(found))
 
     def _placed(self, found: FoundCall) -> FoundCall:
-        before, behind = self.reading.writes_before(found.node), self.reading.written_behind(found.node)
+        before, behind = self.reading.writes_before(found.node), self.reading.written_behind(found.node, BEHIND)
         return replace(found, epoch=before, changed=behind)
 
     def _values(self, wiring: Wiring[Node], place: Node) -> Wiring[Value] | None:

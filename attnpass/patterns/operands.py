@@ -13,7 +13,8 @@ from torch.fx import Node
 from attnpass.graph.ops import is_copy, name_of, number, permutation, spelled
 from attnpass.graph.reading import Reading
 from attnpass.graph.value import Value
-from attnpass.graph.values import tensor, value_of
+from attnpass.graph.values import spelled as spelled_node
+from attnpass.graph.values import tensor
 from attnpass.patterns.axes import Atom, Axes, LostTrackError, arranged, fresh, leaves, merged_dimension, reshaped
 from attnpass.patterns.elements import RefusedError
 from attnpass.patterns.gqa import undo_repeat
@@ -41,9 +42,13 @@ class Held:
         Raises:
             RefusedError: naming the op that reads the value.
         """
-        if not self(value):
-            name = f"an operand of `{spelled(at)}`"
-            raise RefusedError(at, f"{name} is overwritten before the product with V, or exists only inside of an op")
+        if self(value):
+            return
+        writer = self.reading.overwritten_by(value, self.place)
+        if writer is None:
+            raise RefusedError(at, f"an operand of `{spelled(at)}` exists only inside of an op")
+        name = spelled_node(writer)
+        raise RefusedError(at, f"`{name}` writes to an operand between the two products")
 
     def is_autocasts(self, value: Value) -> bool:
         """Did autocast make this cast? The call's kernel gets the same one."""
@@ -209,7 +214,7 @@ def value_behind(operand: Operand[Any]) -> torch.Tensor:
 
 
 def _read(step: Step) -> tuple[Any, ...]:
-    return tuple(torch.fx.node.map_arg(step.args, value_of))
+    return tuple(tensor(arg) if isinstance(arg, (Node, Value)) else arg for arg in step.args)
 
 
 def spec_of(operand: Operand[Any]) -> TensorSpec:

@@ -10,7 +10,7 @@ import torch
 from attnpass.graph.ops import rounded, spelled
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
-from attnpass.masks.hidden import HIDES, hides_when_written, may_be_outbid
+from attnpass.masks.hidden import HIDES, hides_when_written, is_moderate, may_be_outbid
 from attnpass.patterns.axes import Atom, Axes, LostTrackError, reshaped
 from attnpass.patterns.elements import (
     ADD,
@@ -164,8 +164,9 @@ class Scores:
 
     @property
     def rounded(self) -> bool:
-        """Is something added to them in fp16?"""
-        sums = [tensor(change.at) for change in self.changes if change.fill is None]
+        """Is something added to them in fp16 that may round them away?"""
+        added = [change for change in self.changes if change.fill is None and not is_moderate(change.node)]
+        sums = [tensor(change.at) for change in added]
         return any(each is not None and each.dtype == torch.float16 for each in sums)
 
     @property

@@ -20,6 +20,7 @@ LOWER = (torch.float32, torch.float16, torch.bfloat16)
 CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32}
 STEPS = {torch.float64: 1e6, torch.float32: 64.0, torch.float16: 8.0, torch.bfloat16: 4.0}  # floor, in eps of the dtype
 MULTIPLE = 4.0
+COARSE = 1e-2  # of the largest value: a row that is farther off is another question
 USUAL = 100.0  # values of attention and its gradients, at these sizes
 
 
@@ -87,8 +88,10 @@ def wrong(got: Sequence[Tensor], own: Sequence[Tensor], exact: Sequence[Tensor] 
     rights: Sequence[Tensor | None] = exact if exact is not None and len(exact) == len(own) else [None] * len(own)
     sizes = [_largest(x) for x in own if x.is_floating_point()]
     largest = max((size for size in sizes if size < USUAL), default=0.0)  # not that of a mask that is returned
+    errors = [_rows(x, y) for x, y in zip(own, rights, strict=True) if x.is_floating_point()]
+    coarse = max((float(e[e <= COARSE * max(largest, 1.0)].max()) for e in errors if e.min() <= COARSE), default=0.0)
     for index, (mine, eager, right) in enumerate(zip(got, own, rights, strict=True)):
-        text = _wrong(mine, eager, right, dtype, largest)
+        text = _wrong(mine, eager, right, dtype, (largest, coarse))
         if text:
             return f"result {index}: {text}"
     return ""
@@ -99,14 +102,20 @@ def _largest(x: Tensor) -> float:
     return min(float(finite.max()), 1e4) if x.numel() else 0.0
 
 
-def _typical(error: Tensor) -> float:
-    """The worst error of a typical row: some rows may be another question in fp64, such as those that hide all."""
-    if not error.numel():
-        return 0.0
-    return float(error.reshape(-1, error.shape[-1] if error.ndim else 1).amax(-1).median())
+def _exact(eager: Tensor, right: Tensor | None) -> Tensor:
+    b = eager.double().nan_to_num(0.0, 0.0, 0.0)
+    return b if right is None or right.shape != b.shape else torch.where(right.isfinite(), right.double(), b)
 
 
-def _wrong(mine: Tensor, eager: Tensor, right: Tensor | None, dtype: torch.dtype, largest: float) -> str:
+def _rows(eager: Tensor, right: Tensor | None) -> Tensor:
+    """Eager's worst error in each row."""
+    error = (eager.double().nan_to_num(0.0, 0.0, 0.0) - _exact(eager, right)).abs()
+    return error.reshape(-1, error.shape[-1] if error.ndim else 1).amax(-1) if error.numel() else error.new_zeros(1)
+
+
+def _wrong(mine: Tensor, eager: Tensor, right: Tensor | None, dtype: torch.dtype, sizes: tuple[float, float]) -> str:
+    """``sizes``: the program's largest value, and its worst error in a row that is no other question in fp64."""
+    largest, coarse = sizes
     if (mine.shape, mine.dtype) != (eager.shape, eager.dtype):
         return f"{tuple(mine.shape)} {mine.dtype}, eager gives {tuple(eager.shape)} {eager.dtype}"
     if not eager.is_floating_point():
@@ -117,11 +126,8 @@ def _wrong(mine: Tensor, eager: Tensor, right: Tensor | None, dtype: torch.dtype
     if not torch.equal(a.isinf() * a.sign(), b.isinf() * b.sign()):
         return f"infinite at {int(a.isinf().sum())} places, eager at {int(b.isinf().sum())} of {b.numel()}"
     a, b = a.nan_to_num(0.0, 0.0, 0.0), b.nan_to_num(0.0, 0.0, 0.0)
-    c = b if right is None or right.shape != b.shape else torch.where(right.isfinite(), right.double(), b)
-    rows = (
-        (b - c).abs().reshape(-1, b.shape[-1] if b.ndim and b.numel() else 1).amax(-1) if b.numel() else b.new_zeros(1)
-    )
-    own = float(rows.median())
+    c = _exact(eager, right)
+    own = max(float(_rows(eager, right).median()), coarse)
     coarsest = max(dtype, eager.dtype, key=lambda d: torch.finfo(d).eps)
     base = MULTIPLE * own + STEPS[coarsest] * torch.finfo(coarsest).eps * max(largest, _largest(eager), 1.0)
     off = torch.maximum(torch.minimum(b, c) - base - a, a - torch.maximum(b, c) - base)
