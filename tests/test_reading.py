@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 
 from attnpass.graph.value import returned
@@ -168,6 +169,10 @@ def test_what_was_captured_stays_as_it_was() -> None:
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.skipif(
+    TorchVersion(torch.__version__) < "2.10",
+    reason="PyTorch 2.9 guards in the decomposition of slices, as AOTAutograd does",
+)
 def test_a_symbolic_size_adds_no_guard() -> None:
     def fn(x: Tensor, n: Tensor) -> Tensor:
         y = x.clone()

@@ -64,6 +64,7 @@ def recording(mode: FakeTensorMode, listener: Listener) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(_program_state())
+        stack.enter_context(torch.no_grad())
         stack.enter_context(mode)
         if mode.shape_env is not None:
             stack.enter_context(mode.shape_env.ignore_fresh_unbacked_symbols())

@@ -76,6 +76,7 @@ class Memory:
         writers: the nodes that wrote to something.
         loud: the nodes that did more than give a value, or give another one each time.
         writes: the places that wrote to something, in order.
+        borrowed: may tensors here be those of the capture, whose shapes are not to be changed?
     """
 
     def __init__(self) -> None:
@@ -84,6 +85,7 @@ class Memory:
         self.maker: Node | None = None
         self.writers: dict[Node, None] = {}
         self.loud: dict[Node, None] = {}
+        self.borrowed = False
         self.writes: list[int] = []
         self._held: dict[int, Held] = {}
         self._storages: dict[int, Storage] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from attnpass.graph.dispatch import recording
 from attnpass.graph.memory import Memory
+from attnpass.graph.record import ChangesShapesError
 from attnpass.graph.regions import Region, bodies_of
 from attnpass.graph.run import Opener, Program, Runner, Sites
 from attnpass.graph.value import Value, returned
@@ -137,7 +138,15 @@ def read(gm: GraphModule, regions: Mapping[Node, Region], open_up: Opener = lamb
         open_up: the computation inside an opaque node as a graph of its own, or None.
     """
     program = Program(_fake_mode(gm), regions, _uses(gm), open_up)
+    try:
+        return _read(gm, program)
+    except ChangesShapesError:
+        return _read(gm, replace(program, borrows=False))
+
+
+def _read(gm: GraphModule, program: Program) -> Reading:
     runner = Runner(program)
+    runner.memory.borrowed = program.borrows
     with recording(program.mode, runner.recorder):
         runner.run(gm)
         while runner.later:
@@ -151,7 +160,7 @@ def read(gm: GraphModule, regions: Mapping[Node, Region], open_up: Opener = lamb
     values = _without_unread(memory.made, runner.recorder.effects)
     for value in values:
         value.requires_grad = _requires_grad(value, memory, runner.places)
-    return Reading(values, regions, runner.places, runner.opened, memory.writes, memory, memory.by_node())
+    return Reading(values, program.regions, runner.places, runner.opened, memory.writes, memory, memory.by_node())
 
 
 def _requires_grad(value: Value, memory: Memory, places: Mapping[Node, int]) -> bool:

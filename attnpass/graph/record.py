@@ -26,6 +26,10 @@ UNINITIALISED_MEMORY = "its memory is not initialised"
 COPIES = frozenset({aten.copy_.default, aten.fill_.Tensor})
 
 
+class ChangesShapesError(Exception):
+    """The program changes shapes in place; captured values must not be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Noted:
     """An op that is about to run: its operands as tensors and as values, and what it will have written."""
@@ -78,6 +82,11 @@ class Recorder:
         finally:
             self.memory, self.effects = mine
 
+    def value_of(self, op: OpOverload, args: Sequence[Any], result: Tensor) -> Value:
+        """The value of an op that need not run."""
+        values = tuple(mapped(self.memory.value, each) for each in args)
+        return self.memory.add_form(formed(op, values, {}, result), result)
+
     def effect(self, value: Value) -> None:
         """An op that does more than give a value; it stays, read or not."""
         self.effects.append(value)
@@ -96,6 +105,8 @@ class Recorder:
         targets = written(op, args, kwargs)
         if torch.Tag.nondeterministic_seeded in op.tags:
             self._loud()
+        if torch.Tag.inplace_view in op.tags and self.memory.borrowed:
+            raise ChangesShapesError
         writes = self._written(op, args, kwargs, (values, named), targets) if targets else []
         return Noted(op, args, kwargs, values, named, writes)
 

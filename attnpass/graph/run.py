@@ -25,18 +25,19 @@ from torch.utils import _pytree as pytree
 
 from attnpass.graph.dispatch import leave_functorch
 from attnpass.graph.memory import Memory
-from attnpass.graph.record import Recorder
+from attnpass.graph.record import ChangesShapesError, Recorder
 from attnpass.graph.regions import PASSES_ON, Region, bodies_of, given_to, name_of_higher_order
+from attnpass.graph.shortcuts import SYMBOLIC, is_own, known_number, known_op
 from attnpass.graph.value import Value
 from attnpass.graph.values import attribute, value_of
 
 logger = logging.getLogger(__name__)
 SKIPPED = frozenset(
     {_sdpa_kernel, torch.autograd.grad_mode._enter_inference_mode, torch.autograd.grad_mode._exit_inference_mode}
+    | {torch._C._set_grad_enabled}
 )
 INLINE = PASSES_ON - {"cond"}  # of `cond`, one of two bodies runs
 PURE = frozenset({"flex_attention", "flex_attention_backward"})  # their bodies are index arithmetic
-SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 NUMBERS = (*SYMBOLIC, bool, int, float)
 
 Opener = Callable[[GraphModule, Node], "GraphModule | None"]
@@ -52,12 +53,14 @@ class Program:
         regions: the state around each node, also in bodies.
         uses: how many nodes run each body.
         open_up: the computation inside an opaque node as a graph of its own, or None.
+        borrows: may captured values be used as they are? Not where the program changes shapes in place.
     """
 
     mode: FakeTensorMode
     regions: Mapping[Node, Region]
     uses: Mapping[GraphModule, int]
     open_up: Opener = lambda gm, node: None
+    borrows: bool = True
 
 
 class _Missing:
@@ -179,6 +182,13 @@ class Runner:
         return self._run(gm, node, args, kwargs, handed)
 
     def _run(self, gm: GraphModule, node: Node, args: Any, kwargs: Any, handed: Sequence[Tensor]) -> Any:
+        known = value_of(node)
+        if known_number(node, known):
+            return known
+        op = known_op(node, args, kwargs, self.program.regions[node]) if self.program.borrows else None
+        if op is not None and is_own(known, args) and not self.memory.holds(known):
+            self.memory.hold(known, self.recorder.value_of(op, args, known))
+            return known
         symbols = self._symbols()
         try:
             result = _function(gm, node, args)(*args, **kwargs)
@@ -186,12 +196,13 @@ class Runner:
             if isinstance(value_of(node), NUMBERS) and not _is_foreign(node):
                 return value_of(node)  # `item()`: a read
             return self._unknown(node, handed)
+        except ChangesShapesError:
+            raise
         except Exception:  # it ran when it was captured, so what does not work here is this run
             logger.debug("`%s` does not run on fake tensors; nothing is known of it", node.name, exc_info=True)
             self._lost = bool(self.program.regions[node].functorch)
             leave_functorch(0)
             return self._unknown(node, handed)
-        known = value_of(node)
         if self._symbols() != symbols:
             return self._stand_in(node, "its size is decided at run time")
         if isinstance(known, SYMBOLIC):
