@@ -2,7 +2,7 @@
 
 - A check never answers a bare ``False``: a refusal is a `Rejection` with the value met and the value wanted.
 - ``import attnpass`` loads no kernel library and no heavy optional one: those are imported inside functions.
-- Files have at most 250 lines, functions at most 45 (aim at 40), and no file is called ``utils.py``.
+- Files have at most 400 lines (aim at 250), functions at most 45 (aim at 40), and no file is called ``utils.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LAZY = {
     "xformers",
 }
 CHECKS = {PACKAGE / "limits.py", PACKAGE / "checks.py"}
-MAX_FILE_LINES = 250
+MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 45
 
 Found = tuple[int, str]

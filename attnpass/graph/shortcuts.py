@@ -34,13 +34,7 @@ FUNCTIONS: Mapping[Any, OpOverload] = {
     torch.rsqrt: aten.rsqrt.default,
 }
 METHODS: Mapping[str, OpOverload] = {"pow": aten.pow.Tensor_Scalar, "matmul": aten.matmul.default}
-OPERANDS: Mapping[Any, tuple[int, ...]] = {
-    F.linear: (2, 3),
-    operator.neg: (1,),
-    torch.rsqrt: (1,),
-    F.silu: (1,),
-    F.gelu: (1,),
-}  # others take two
+UNARY = frozenset({F.silu, F.gelu, operator.neg, torch.rsqrt})
 ASKING = frozenset({"size", "numel", "dim", "stride", "storage_offset", "item"})  # methods that write nothing
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 

@@ -20,6 +20,7 @@ LOWER = (torch.float32, torch.float16, torch.bfloat16)
 CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32}
 STEPS = {torch.float64: 1e6, torch.float32: 64.0, torch.float16: 8.0, torch.bfloat16: 4.0}  # floor, in eps of the dtype
 MULTIPLE = 4.0
+LOST = 5e-2  # the same for half precision: eager itself is no answer there
 COARSE = 1e-2  # of the largest value: a row that is farther off is another question
 USUAL = 100.0  # values of attention and its gradients, at these sizes
 
@@ -130,6 +131,9 @@ def _wrong(mine: Tensor, eager: Tensor, right: Tensor | None, dtype: torch.dtype
     own = max(float(_rows(eager, right).median()), coarse)
     coarsest = max(dtype, eager.dtype, key=lambda d: torch.finfo(d).eps)
     base = MULTIPLE * own + STEPS[coarsest] * torch.finfo(coarsest).eps * max(largest, _largest(eager), 1.0)
+    if eager.dtype in (torch.float16, torch.bfloat16) and b.numel():  # where eager rounds the scores away
+        lost = _rows(eager, right) > LOST * max(_largest(eager), 1.0)
+        base = base + torch.where(lost, torch.inf, 0.0)[:, None].expand(-1, b.numel() // lost.numel()).reshape(b.shape)
     off = torch.maximum(torch.minimum(b, c) - base - a, a - torch.maximum(b, c) - base)
     if bool((off > 0).any()):
         at = int(off.argmax())
