@@ -201,6 +201,12 @@ def a_low_number_beside_a_bias(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT + torch.zeros(S, S).masked_fill(~triangle(), LOW) + bias).softmax(-1) @ v
 
 
+def two_biases_of_which_one_hides(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    bias = torch.zeros(S, S)
+    bias[~triangle().tril(-1)] = INF  # by an index of truth values: read as a tensor
+    return (q @ k.mT + (bias + q[0, 0, :, :1])).softmax(-1) @ v
+
+
 # What must not raise, or take for ever.
 
 
@@ -233,6 +239,7 @@ INFERENCE: list[Model] = [
     *(write_to_a_scale, out_of_two_inputs, out_of_the_product, foreign_op, foreign_function, index_by_a_list),
     *(index_at_a_number_then_a_slice, padded_by_reflection, bytes_beside_floats, scores_cast_down),
     *(maximum_of_another_dimension, maximum_before_the_cap, two_low_numbers, a_low_number_beside_a_bias),
+    two_biases_of_which_one_hides,
     *(frozen_in_a_checkpoint, an_unrolled_window, a_chain_of_xor, a_mask_of_scalars),
 ]
 

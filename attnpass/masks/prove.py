@@ -30,7 +30,7 @@ from attnpass.masks.expr import (
     number,
     plus,
 )
-from attnpass.masks.hidden import Low, hides, when_empty
+from attnpass.masks.hidden import Low, hides, may_be_low, when_empty
 from attnpass.masks.interned import remembered
 from attnpass.masks.logic import all_of, any_of, axes_of, dtype_of, is_boolean, loads_of, negated, walk, where
 from attnpass.masks.meaning import Meaning
@@ -137,7 +137,7 @@ def prove(split: Split, sizes: Mapping[str, Size], by_hand: bool, spelled: Tenso
     if allowed == FALSE:
         raise StopError("a mask that hides every key")
     empty = when_empty(split.lows, by_hand, several)
-    may_be_empty = _rows_may_be_empty(allowed, bounds, sizes)
+    may_be_empty = _rows_may_be_empty(allowed, bounds, sizes) or (bias is not None and may_be_low(bias))
     if may_be_empty and (empty is None or (empty is EmptyRows.RAW and bias is not None)):
         raise StopError("rows that may see no key, hidden by finite numbers in several places, or rounded ones")
     terms = tuple(_terms(conjuncts(allowed), sizes))
