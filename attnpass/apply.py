@@ -66,7 +66,7 @@ def apply(
         copied.erase_dead(list(map(_mapping(copied, found, inlined), found.dead)))
         read_before += map(_mapping(copied, found, inlined), found.as_written().wiring.nodes()[1:])
         done.append(decision)
-    quiet = {copied.nodes[node] for node in findings.reading.quiet() if node in copied.nodes}
+    quiet = {copied.nodes[node] for node in findings.reading.quiet if node in copied.nodes}
     copied.erase_unread(read_before, quiet)  # masks that became rules, repeats that were undone
     return done
 

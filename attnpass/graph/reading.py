@@ -51,6 +51,7 @@ class Reading:
     _memory: Memory
     _held: dict[Node, Any] = field(default_factory=dict)
     _numbers: dict[str, list[Node]] | None = None
+    _quiet: frozenset[Node] | None = None
 
     def value_at(self, node: Node, place: Node) -> Value | None:
         """The value that a node of the program holds when the node ``place`` begins to read it."""
@@ -119,10 +120,13 @@ class Reading:
             return True
         return depth > 0 and any(user in self.places and self.written_behind(user, depth - 1) for user in node.users)
 
-    def quiet(self) -> list[Node]:
+    @property
+    def quiet(self) -> frozenset[Node]:
         """The nodes of the program that do nothing but give a value, the same each time."""
-        loud = self._memory.loud
-        return [n for n in self.places if n not in loud and n.op in ("call_function", "call_method")]
+        if self._quiet is None:
+            calls = (node for node in self.places if node.op in ("call_function", "call_method"))
+            self._quiet = frozenset(node for node in calls if node not in self._memory.loud)
+        return self._quiet
 
     def region(self, value: Value) -> Region | None:
         """The program state in which a value was made."""

@@ -118,8 +118,7 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
 def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
     """The nodes of the program that made the chain, and those that asked them for nothing but their sizes."""
     makers = {value.maker for value in chain.nodes if value.maker is not None} - {last}
-    quiet = set(reading.quiet())
-    makers |= {user for maker in makers for user in maker.users if not user.users and user in quiet}
+    makers |= {user for maker in makers for user in maker.users if not user.users and user in reading.quiet}
     return tuple(sorted(makers, key=reading.places.__getitem__))
 
 
