@@ -78,12 +78,16 @@ def may_be_low(bias: Expr) -> bool:
     return any(load.dtype.is_floating_point and not is_moderate(load.node) for load in loads_of(bias))
 
 
-def is_moderate(value: Value) -> bool:
-    """Is it computed from trainable parameters, integers and small numbers of the program alone?"""
+def is_moderate(value: Value, limit: float = -HIDES, infinite: bool = False) -> bool:
+    """Is it computed from trainable parameters, integers and numbers of the program below ``limit`` alone?
+
+    ``infinite``: beside them, infinity may stand in the program.
+    """
     waiting, seen = [value], {value}
     while waiting:
         one = waiting.pop()
-        if len(seen) > FOLLOWED or any(isinstance(each, float) and abs(each) >= -HIDES for each in one.args):
+        numbers = [abs(each) for each in one.args if isinstance(each, float) and not (infinite and math.isinf(each))]
+        if len(seen) > FOLLOWED or any(each >= limit for each in numbers):
             return False
         if one.is_leaf and not _is_learned(one) and not _counts(one):
             return False

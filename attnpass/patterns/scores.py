@@ -109,7 +109,10 @@ class Scores:
         before, after = tensor(element.x), tensor(element.node)
         if before is None or after is None or torch.finfo(after.dtype).max >= torch.finfo(before.dtype).max:
             return
-        if any(change.fill is None for change in self.changes):
+        limit = torch.finfo(after.dtype).max / 2
+        if not all(
+            change.fill is not None or is_moderate(change.node, limit, infinite=True) for change in self.changes
+        ):
             name = str(after.dtype).removeprefix("torch.")
             raise RefusedError(element.node, f"the scores are cast to {name} after a bias, which may overflow there")
         for place, change in enumerate(self.changes):
