@@ -207,6 +207,12 @@ def two_biases_of_which_one_hides(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT + (bias + q[0, 0, :, :1])).softmax(-1) @ v
 
 
+def a_logarithm_hides_a_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    seen = (torch.arange(S) > S).long() * k.shape[0]
+    bias = (seen[:, None] * (v[0, 0, :, 0] > 9).long()).float().log()  # -inf
+    return (q @ k.mT + (bias + q[0, 0, :, :1].bool().float())).softmax(-1) @ v
+
+
 # What must not raise, or take for ever.
 
 
@@ -240,6 +246,7 @@ INFERENCE: list[Model] = [
     *(index_at_a_number_then_a_slice, padded_by_reflection, bytes_beside_floats, scores_cast_down),
     *(maximum_of_another_dimension, maximum_before_the_cap, two_low_numbers, a_low_number_beside_a_bias),
     two_biases_of_which_one_hides,
+    a_logarithm_hides_a_row,
     *(frozen_in_a_checkpoint, an_unrolled_window, a_chain_of_xor, a_mask_of_scalars),
 ]
 

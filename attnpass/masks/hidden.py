@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attnpass.graph.ops import name_of
+from attnpass.graph.ops import name_of, uniform
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor, value_of
 from attnpass.masks.expr import Expr, Float
@@ -35,6 +35,24 @@ ABSORBS = -1e30
 ABSORBS_IN_FP16 = -8192.0  # where fp16 has steps of 8: a score added to it is rounded away
 FOLLOWED = 200  # values between a bias and what it is learned from
 PROJECTIONS = frozenset({"linear", "addmm", "matmul", "mm", "embedding", "convolution"})
+# Of moderate numbers these make moderate ones. A logarithm or a quotient need not be one; what is not here is unknown.
+MODERATE = frozenset(
+    {"add", "sub", "rsub", "mul", "neg", "abs", "to", "view", "permute", "expand", "clone", "detach", "repeat", "flip"}
+    | {"full", "arange", "cat", "stack", "slice", "select", "index", "index_select", "gather", "where", "masked_fill"}
+    | {
+        "cumsum",
+        "sigmoid",
+        "tanh",
+        "clamp",
+        "minimum",
+        "maximum",
+        "repeat_interleave",
+        "slice_scatter",
+        "select_scatter",
+    }
+    | {"lt", "le", "gt", "ge", "eq", "ne", "bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or"}
+    | {"logical_not", "tril", "triu", "constant_pad_nd", "roll", "select_scatter"}
+)
 LOWEST = -1e38  # as good as -inf beside any score, and finite after a factor of log2(e)
 
 
@@ -86,10 +104,12 @@ def is_moderate(value: Value, limit: float = -HIDES, infinite: bool = False) -> 
     waiting, seen = [value], {value}
     while waiting:
         one = waiting.pop()
-        numbers = [abs(each) for each in one.args if isinstance(each, float) and not (infinite and math.isinf(each))]
-        if len(seen) > FOLLOWED or any(each >= limit for each in numbers):
+        numbers = [abs(each) for each in one.args if isinstance(each, (int, float))]
+        if len(seen) > FOLLOWED or any(each >= limit and not (infinite and math.isinf(each)) for each in numbers):
             return False
         if one.is_leaf and not _is_learned(one) and not _counts(one):
+            return False
+        if not one.is_leaf and name_of(one) not in MODERATE | PROJECTIONS and not _is_power(one):
             return False
         if name_of(one) in PROJECTIONS and any(map(_is_learned, one.inputs)):
             continue
@@ -105,9 +125,14 @@ def _is_learned(value: Value) -> bool:
 
 
 def _counts(value: Value) -> bool:
-    """Integers and truth values, and tables that the program writes down itself."""
+    """Integers and truth values."""
     made = tensor(value)
-    return made is not None and (not made.dtype.is_floating_point or value.constant is not None)
+    return made is not None and not made.dtype.is_floating_point and value.constant is None
+
+
+def _is_power(value: Value) -> bool:
+    """A power of a number of the program that is not 0, as slopes are: no exponent makes it infinite."""
+    return name_of(value) == "pow" and uniform(value.args[0]) not in (None, 0.0)
 
 
 def when_empty(lows: Collection[Low], by_hand: bool, several: bool) -> EmptyRows | None:
