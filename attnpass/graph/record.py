@@ -82,10 +82,10 @@ class Recorder:
         finally:
             self.memory, self.effects = mine
 
-    def value_of(self, op: OpOverload, args: Sequence[Any], result: Tensor) -> Value:
-        """The value of an op that need not run."""
+    def known(self, op: OpOverload, args: tuple[Any, ...], result: Tensor) -> None:
+        """Note an op that need not run, since its result is known."""
         values = tuple(mapped(self.memory.value, each) for each in args)
-        return self.memory.add_form(formed(op, values, {}, result), result)
+        self._single(Noted(op, args, {}, values, {}, []), result)
 
     def effect(self, value: Value) -> None:
         """An op that does more than give a value; it stays, read or not."""

@@ -27,7 +27,7 @@ from attnpass.graph.dispatch import leave_functorch
 from attnpass.graph.memory import Memory
 from attnpass.graph.record import ChangesShapesError, Recorder
 from attnpass.graph.regions import PASSES_ON, Region, bodies_of, given_to, name_of_higher_order
-from attnpass.graph.shortcuts import SYMBOLIC, is_own, known_number, known_op
+from attnpass.graph.shortcuts import SYMBOLIC, known_call, known_number, lies_as_captured
 from attnpass.graph.value import Value
 from attnpass.graph.values import attribute, value_of
 
@@ -167,7 +167,7 @@ class Runner:
             return None
         given = [env[n] for n in node.all_input_nodes]
         args, kwargs = (map_arg(each, lambda n: env[n]) for each in (node.args, node.kwargs))  # into slices too
-        handed = plain_tensors((args, kwargs))
+        handed = plain_tensors(given)
         for each in handed:  # so that it is known what each operand holds here
             self.memory.value(each)
         self._lost = self._lost and bool(self.program.regions[node].functorch)
@@ -185,9 +185,7 @@ class Runner:
         known = value_of(node)
         if known_number(node, known):
             return known
-        op = known_op(node, args, kwargs, self.program.regions[node]) if self.program.borrows else None
-        if op is not None and is_own(known, args) and not self.memory.holds(known):
-            self.memory.hold(known, self.recorder.value_of(op, args, known))
+        if self._is_borrowed(node, args, kwargs, known):
             return known
         symbols = self._symbols()
         try:
@@ -210,6 +208,17 @@ class Runner:
         if isinstance(known, Tensor) and known.requires_grad and _is_foreign(node):
             return self._stand_in(node, f"`{node.name}` may have gradients of its own")
         return result
+
+    def _is_borrowed(self, node: Node, args: Any, kwargs: Any, known: Any) -> bool:
+        """Does the value of the capture do for a node, so that it need not run?"""
+        region = self.program.regions[node]
+        if not self.program.borrows or region.autocast or region.functorch:
+            return False
+        call = known_call(node, args, kwargs)
+        if call is None or self.memory.holds(known) or not lies_as_captured(node, args[0]):
+            return False
+        self.recorder.known(*call, known)
+        return True
 
     def _symbols(self) -> int:
         """Counts up with each size that is decided at run time."""
@@ -286,6 +295,8 @@ class Runner:
 
 def plain_tensors(value: Any) -> list[Tensor]:
     """The tensors in a value that are not wrapped by functorch."""
+    if type(value) is FakeTensor:
+        return [value]
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     return [each for each in pytree.tree_leaves(value) if isinstance(each, Tensor) and not wrapped(each)]
 
