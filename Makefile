@@ -40,11 +40,12 @@ demo: $(STAMP)  ## embed sentences with a real model: eager, Inductor and attnpa
 test: $(STAMP)  ## run the tests
 	@$(PY) -m pytest -n $(JOBS) -q -rfE $(ARGS)
 
-check: $(STAMP)  ## lint, format, types, house rules, spelling, and the docs with warnings as errors
+check: $(STAMP)  ## lint, format, types, house rules, layers, spelling, and the docs with warnings as errors
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 	@$(PY) scripts/house_rules.py
+	@$(PY) scripts/layers.py
 	@$(VENV)/bin/codespell
 	@$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 

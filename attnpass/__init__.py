@@ -4,35 +4,22 @@ model = torch.compile(model, backend="attnpass")
 ATTNPASS_KERNEL=flex,native_flash ATTNPASS_LOG=info python run.py
 """
 
-__version__ = "0.1.0"
-
-from attnpass.backend import clear_reports, reports
-from attnpass.call import AttentionCall
-from attnpass.config import Config
+from attnpass.compilation.recomputation import ops_to_save
 from attnpass.errors import AttnpassError
-from attnpass.explain import explain, rewrite
-from attnpass.kernel import Kernel
-from attnpass.kernels import register as register_kernel
-from attnpass.kernels import registry as _registry
-from attnpass.limits import Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import MaskSpec
-from attnpass.recomputation import ops_to_save
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.decision import Decision
+from attnpass.ir.limits import Limits, Rejection
+from attnpass.ir.mask import MaskSpec
+from attnpass.kernels.kernel import Kernel
+from attnpass.kernels.registry import list_kernels
+from attnpass.kernels.registry import register as register_kernel
+from attnpass.machine.machine import Machine
+from attnpass.offline import explain, rewrite
+from attnpass.report.history import clear_reports, last_report, reports
 from attnpass.report.record import Report
-from attnpass.select import Decision
-from attnpass.tensor import TensorSpec
-
-
-def kernels() -> tuple[Kernel, ...]:
-    """Every registered kernel, in table order."""
-    return tuple(_registry().values())
-
-
-def last_report() -> Report | None:
-    """The report of the graph compiled last, None before the first."""
-    made = reports()
-    return made[-1] if made else None
-
+from attnpass.settings.config import Config
+from attnpass.version import __version__
 
 __all__ = [
     "AttentionCall",
@@ -46,10 +33,11 @@ __all__ = [
     "Rejection",
     "Report",
     "TensorSpec",
+    "__version__",
     "clear_reports",
     "explain",
-    "kernels",
     "last_report",
+    "list_kernels",
     "ops_to_save",
     "register_kernel",
     "reports",

@@ -11,8 +11,8 @@ from unittest.mock import patch
 import torch
 
 import attnpass
-from attnpass import verify
-from attnpass.select import Decision
+from attnpass.ir.decision import Decision
+from attnpass.trials import verify
 from benchmarks.steps import backend, run_step
 from benchmarks.zoo import Subject
 
@@ -23,13 +23,13 @@ def declared(decisions: Iterable[Decision]) -> float:
     They declare the error of one call, which `with_each_call` holds each of them to. Those of several calls add up like
     independent errors: with the square root of their number.
     """
-    errors = {kernel.name: kernel.limits.relative_error or 0.0 for kernel in attnpass.kernels()}
+    errors = {kernel.name: kernel.limits.relative_error or 0.0 for kernel in attnpass.list_kernels()}
     return math.sqrt(sum(errors.get(decision.kernel, 0.0) ** 2 for decision in decisions))
 
 
 def with_each_call(subject: Subject, step: str, record: dict[str, Any]) -> dict[str, Any]:
     """The record of a model, with the worst error of a single call where approximate kernels compute them."""
-    approximate = {kernel.name for kernel in attnpass.kernels() if not kernel.limits.exact}
+    approximate = {kernel.name for kernel in attnpass.list_kernels() if not kernel.limits.exact}
     if not approximate & {*record["calls"]["kernels"]}:
         return record
     verdicts = [verdict for verdict in _each_call(subject, step) if verdict.kernel in approximate]

@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import attnpass
-from attnpass.select import Decision
+from attnpass.ir.decision import Decision
 from benchmarks.approximate import declared, with_each_call
 from benchmarks.steps import (
     FORWARD,

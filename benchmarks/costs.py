@@ -5,7 +5,7 @@
     python benchmarks/costs.py --sets held_out --part 0/4         # a quarter of the calls
 
 Every kernel computes the call alone, as the pass emits it, on operands stored BSHD and viewed as BHSD; all kernels of a
-call are measured in turns (`attnpass.tuning.clock`). Processes of several parts that share a file as
+call are measured in turns (`attnpass.trials.clock`). Processes of several parts that share a file as
 ``BENCHMARK_LOCK`` compile side by side and measure one at a time.
 """
 
@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 
-from attnpass.alone import UnfitError, undisturbed
-from attnpass.call import AttentionCall
-from attnpass.kernels import libraries, registry
-from attnpass.machine import Machine
-from attnpass.measure import difference, reference_attention
-from attnpass.tuning.clock import Timing, in_turns
-from attnpass.tuning.stage import Stage, Step
+from attnpass.ir.call import AttentionCall
+from attnpass.kernels.registry import libraries, registry
+from attnpass.machine.machine import Machine
+from attnpass.trials.clock import Timing, in_turns
+from attnpass.trials.reference import difference, reference_attention
+from attnpass.trials.stage import Stage, Step
+from attnpass.trials.standalone import UnfitError, undisturbed
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
 from benchmarks.shapes import SETS, Shape

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from attnpass.costs import TABLE, TERMS, Features, features
+from attnpass.select.costs import TABLE, TERMS, Features, features
 from benchmarks.records import RESULTS, Source, newest
 from benchmarks.shapes import SETS
 

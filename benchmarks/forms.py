@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnpass
-from attnpass.measure import difference
+from attnpass.trials.reference import difference
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
 from benchmarks.steps import backend

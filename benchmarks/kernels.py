@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attnpass
-from attnpass.measure import difference, reference_attention
+from attnpass.trials.reference import difference, reference_attention
 from benchmarks.environment import append, facts
 from benchmarks.host_times import of_a_kernel
 from benchmarks.records import RESULTS

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch.fx import GraphModule
 
-from attnpass.masks.understand import Reader
-from attnpass.patterns import find
+from attnpass.find.find import find
+from attnpass.understand.understand import Reader
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
 from benchmarks.subjects import llama

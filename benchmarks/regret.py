@@ -23,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from attnpass.config import Config
-from attnpass.costs import Features, features, host_ms
-from attnpass.kernels import registry
-from attnpass.limits import Code, Rejection
-from attnpass.machine import Machine
-from attnpass.select import select
+from attnpass.ir.limits import Code, Rejection
+from attnpass.kernels.registry import registry
+from attnpass.machine.machine import Machine
+from attnpass.select.costs import Features, features, host_ms
+from attnpass.select.select import select
+from attnpass.settings.config import Config
 from benchmarks.fit import LEFT_OUT, measured
 from benchmarks.records import RESULTS, Source, newest
 from benchmarks.shapes import SETS

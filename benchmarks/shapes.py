@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-from attnpass.call import AttentionCall
-from attnpass.masks import MaskSpec, MaskTerm, Term
-from attnpass.tensor import TensorSpec, dtype_name
+from attnpass.graph.tensor import TensorSpec, dtype_name
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.mask import MaskSpec, MaskTerm, Term
 
 Sizes: TypeAlias = "tuple[int, int, int, int, int, int]"
 Shapes: TypeAlias = "dict[str, Shape]"

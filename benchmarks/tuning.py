@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from attnpass.config import Config
-from attnpass.kernels import libraries, registry
-from attnpass.machine import Machine
-from attnpass.probe import Prover
-from attnpass.select import select
-from attnpass.tuning.choice import candidates
-from attnpass.tuning.tuner import Tuner
+from attnpass.kernels.registry import libraries, registry
+from attnpass.machine.machine import Machine
+from attnpass.select.select import select
+from attnpass.settings.config import Config
+from attnpass.trials.trials import Trials
+from attnpass.trials.tuner import Tuner
+from attnpass.trials.validate import Validator
 from benchmarks.costs import AT_ONCE, KERNELS, Prepared, calls_of, part_of
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
@@ -40,27 +40,27 @@ def main() -> int:
     device = torch.device(args.device)
     machine = Machine.look(device, libraries(), libraries())
     folder = Path(tempfile.mkdtemp())
-    prover = Prover(folder)
+    trials = Trials(registry(), Validator(folder))
     calls = part_of(list(calls_of(args.sets, args.steps)), *args.part)
     for start in range(0, len(calls), AT_ONCE):
         with preparing():
             ready = [Prepared(*call, args.kernels, machine, device) for call in calls[start : start + AT_ONCE]]
             for one in ready:
-                _asked(one, machine, folder, prover)  # so that libraries compile what is missing
+                _asked(one, machine, folder, trials)  # so that libraries compile what is missing
         for one in ready:
             for kernel, found in one.measured().items():
                 append(args.costs, {**one.head, "kernel": kernel, **found, **facts(device.type)})
             with tempfile.TemporaryDirectory() as fresh, alone():
-                record = _asked(one, machine, Path(fresh), prover)
+                record = _asked(one, machine, Path(fresh), trials)
             append(args.out, {**one.head, "benchmark": "tuning", **record, **facts(device.type)})
             print(f"{one.name:18} {one.step:8} {record}", flush=True)
     return 0
 
 
-def _asked(one: Prepared, machine: Machine, folder: Path, prover: Prover) -> dict[str, Any]:
+def _asked(one: Prepared, machine: Machine, folder: Path, trials: Trials) -> dict[str, Any]:
     """What the tuner chose, and how long it took; the second time from what it kept."""
     decision = select(one.call, registry(), machine, Config())
-    found = candidates(decision, registry(), machine, prover)
+    found = trials.candidates(decision, machine)
     seconds, tuned = [], None
     for _ in range(2):
         start = time.perf_counter()

@@ -15,8 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from attnpass.kernels import registry
-from attnpass.support import VERIFIED
+from attnpass.kernels.registry import registry
+from attnpass.kernels.support_table import VERIFIED
 from benchmarks.records import RESULTS
 
 

@@ -35,8 +35,8 @@ from torch import Tensor
 
 import attnpass
 from attnpass import testing
-from attnpass.known_machines import KNOWN_MACHINES
-from attnpass.machine import Machine
+from attnpass.machine.known import KNOWN_MACHINES
+from attnpass.machine.machine import Machine
 
 LARGEST_ERROR = 2e-5
 CALL = re.compile(r"stablehlo\.custom_call @tpu_custom_call\([^)]*\).*? : \((.*?)\) ->")

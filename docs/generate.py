@@ -15,10 +15,10 @@ from pathlib import Path
 import measured
 
 import attnpass
-from attnpass.conditions import FACTS
-from attnpass.config import VARIABLES
-from attnpass.limits import Code
-from attnpass.support import support_rows
+from attnpass.ir.limits import Code
+from attnpass.kernels.support_table import support_rows
+from attnpass.settings.conditions import FACTS
+from attnpass.settings.config import VARIABLES
 from benchmarks.tables import Table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,7 @@ def conditions() -> str:
 
 def support() -> str:
     """The rows of ``attnpass kernels``."""
-    rows = [row for kernel in attnpass.kernels() for row in support_rows(kernel)]
+    rows = [row for kernel in attnpass.list_kernels() for row in support_rows(kernel)]
     columns = [column for column in rows[0] if column not in NOT_IN_TABLE]
     head = ["kernel", *columns[1:]]
     cells = [[f"`{row['name']}`", *(_typeset(row[column]) for column in columns[1:])] for row in rows]
@@ -80,7 +80,7 @@ def kernel_times() -> str:
             kernels[record["kernel"]] = None
             row = times.setdefault(f"{record['shape']} {record['step'].replace('forward', '')}".strip(), {})
             row.update({record["kernel"]: record["ms"]} if "ms" in record else {})
-    exact = {kernel.name for kernel in attnpass.kernels() if kernel.limits.exact}
+    exact = {kernel.name for kernel in attnpass.list_kernels() if kernel.limits.exact}
     rows = []
     for name, row in times.items():
         best = min(ms for kernel, ms in row.items() if kernel in exact)
@@ -91,7 +91,7 @@ def kernel_times() -> str:
 
 def names() -> str:
     """One row per kernel: its name, what it is, the other names that are accepted."""
-    rows = [(f"`{k.name}`", k.title, ", ".join(f"`{a}`" for a in k.aliases) or "–") for k in attnpass.kernels()]
+    rows = [(f"`{k.name}`", k.title, ", ".join(f"`{a}`" for a in k.aliases) or "–") for k in attnpass.list_kernels()]
     return table(("name", "what it is", "also accepted"), rows)
 
 

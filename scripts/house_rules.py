@@ -28,7 +28,7 @@ LAZY = {
     "transformers",
     "xformers",
 }
-CHECKS = {PACKAGE / "limits.py", PACKAGE / "checks.py"}
+CHECKS = {PACKAGE / "ir" / "limits.py", PACKAGE / "select" / "checks.py"}
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 45
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import pytest
 
 from attnpass.cli import main
-from attnpass.kernel import Kernel
-from attnpass.library import Library
-from attnpass.limits import Limits
-from attnpass.masks import Term
+from attnpass.ir.limits import Limits
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.library import Library
 
 
 class Native(Kernel):

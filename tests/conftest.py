@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import attnpass
-from attnpass import backend, log, verify
+from attnpass.report import log
+from attnpass.trials import trials, verify
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # workers that each use every core get in each other's way: ten times slower
@@ -26,8 +27,7 @@ def clean_slate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     torch._dynamo.reset()
     attnpass.clear_reports()
     verify.forget()
-    backend._provers.clear()
-    backend._tuners.clear()
+    trials.forget()
     yield
     log.configure("warning")
     logging.getLogger("attnpass").setLevel(logging.NOTSET)

@@ -11,19 +11,19 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 
-from attnpass.apply import emit_call
-from attnpass.checks import rejections
-from attnpass.emit import Emitter
-from attnpass.kernels import registry
-from attnpass.limits import Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import MaskSpec, MaskTerm, Term
-from attnpass.measure import allowed_error, difference
-from attnpass.patterns import find
-from attnpass.patterns.sdpa import wiring_of
-from attnpass.patterns.wiring import Operand
-from attnpass.tensor import TensorSpec
+from attnpass.apply.emit_call import emit_call
+from attnpass.emit.emitter import Emitter
+from attnpass.find.find import find
+from attnpass.find.sdpa import wiring_of
+from attnpass.graph.operand import Operand
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.limits import Limits, Rejection
+from attnpass.ir.mask import MaskSpec, MaskTerm, Term
+from attnpass.kernels.registry import registry_for
+from attnpass.machine.machine import Machine
+from attnpass.select.checks import rejections
 from attnpass.testing import sdpa_graph
+from attnpass.trials.reference import allowed_error, difference
 from tests.brute_force import brute_force
 
 
@@ -66,7 +66,7 @@ def emitted(
         values = [each.meta["example_value"] for each in inputs[:3]]
         node.meta["example_value"] = F.scaled_dot_product_attention(*values, **node.kwargs)
     call = replace(find(gm).calls[0].call, **changes)
-    chosen = registry()[kernel]
+    chosen = registry_for((kernel,))[kernel]
     refused = [*rejections(chosen.limits_for(machine), call, machine), *chosen.check(call, machine)]
     if not refused:
         wiring = replace(wiring_of(node), sinks=Operand(inputs[3]) if sinks is not None else None)
@@ -83,7 +83,7 @@ def assert_like_brute_force(
     """Emit the changed call, run it, and compare output and gradients with the call written out."""
     gm, refused = emitted(kernel, machine, q, k, v, sinks, **changes)
     assert not refused, [str(reason) for reason in refused]
-    limits = registry()[kernel].limits_for(machine)
+    limits = registry_for((kernel,))[kernel].limits_for(machine)
     seen = seen_by(changes.get("mask", MaskSpec()), q.shape[2], k.shape[2])
     meaning = {name: changes[name] for name in ("scale", "softcap") if name in changes}
     own_leaves, exact_leaves = (

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from attnpass.assumptions import Assumptions
-from attnpass.masks.understand import Reader
-from attnpass.patterns import FoundCall, find
+from attnpass.find.find import find
+from attnpass.find.found import FoundCall
+from attnpass.understand.buffers import Assumptions
+from attnpass.understand.understand import Reader
 
 
 def understood(fn: Callable[..., Any], *args: Any, dynamic: bool = False, **kwargs: Any) -> list[FoundCall]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from attnpass.call import AttentionCall, Pattern, Source
-from attnpass.config import Config
-from attnpass.limits import Code, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import MaskSpec
-from attnpass.report.record import NearMiss, Report
-from attnpass.select import Decision, Reason, Trial
-from attnpass.tensor import TensorSpec
+from attnpass.find.found import NearMiss
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall, Pattern, Source
+from attnpass.ir.decision import Decision, Reason, Trial
+from attnpass.ir.limits import Code, Rejection
+from attnpass.ir.mask import MaskSpec
+from attnpass.machine.machine import Machine
+from attnpass.report.record import Report
+from attnpass.settings.config import Config
 
 NEEDS_NO_MASK = Rejection(Code.MASK, "mask", "a bool tensor", "none or causal")
 BAD_HEAD_DIM = Rejection(Code.HEAD_DIM, "head_dim", 80, "64, 96 or 128")

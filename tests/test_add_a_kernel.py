@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from attnpass import testing
-from attnpass.kernel import Kernel
-from attnpass.kernels import registry
+from attnpass.kernels.kernel import Kernel
+from attnpass.kernels.registry import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "docs" / "examples" / "my_attention.py"

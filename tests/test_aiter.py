@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnpass import testing
-from attnpass.kernels import registry
+from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.aiter import AITER
-from attnpass.machine import Machine
-from attnpass.masks import MaskSpec
+from attnpass.kernels.registry import registry
+from attnpass.machine.machine import Machine
 from tests.compiled import assert_near, assert_right, decisions, kernels_used, qkv, refused, run
 from tests.emitted import assert_like_brute_force, emitted, window
 from tests.standins import aiter, pretend

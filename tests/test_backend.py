@@ -17,9 +17,10 @@ from torch._dynamo.utils import counters
 
 import attnpass
 from attnpass import backend
-from attnpass.compiler import uses_cuda_graphs
+from attnpass.compilation.compiler import uses_cuda_graphs
 from attnpass.errors import ConfigError
-from attnpass.kernels import registry
+from attnpass.kernels.registry import registry
+from attnpass.report import log
 from tests.compiled import NOT_ON_2_9, codes, decisions, kernels_used, run
 
 S = F.scaled_dot_product_attention
@@ -229,7 +230,7 @@ def test_attnpass_is_no_compiler_for_itself(name: str, monkeypatch: pytest.Monke
 
 def test_unknown_variable_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("ATTNPASS_KERNELS", "flex")
-    backend._said.clear()
+    log._said.clear()
     q = torch.randn(1, 2, 16, 16)
     run(attend, q, q)
     torch._dynamo.reset()
@@ -246,7 +247,7 @@ def test_an_error_of_ours_never_breaks_the_program(
         raise ZeroDivisionError("a bug of ours")
 
     monkeypatch.setattr(type(registry()["native_flash"]), "emit", broken)
-    backend._said.clear()
+    log._said.clear()
     q = torch.randn(1, 2, 16, 16)
     torch.testing.assert_close(run(attend, q, q), attend(q, q))
     assert attnpass.last_report().error == "ZeroDivisionError: a bug of ours"

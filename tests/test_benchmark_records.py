@@ -161,7 +161,7 @@ def test_memory_is_the_newest_lines_even_if_its_time_was_disturbed(tmp_path: Pat
 def test_every_form_model_and_approximate_kernel_is_known_here() -> None:
     assert set(labels.FORMS) == set(forms.FORMS)
     assert set(labels.MODELS) == set(subjects.CASES) - {"small"}
-    assert all(labels.is_exact(kernel.name) == kernel.limits.exact for kernel in attnpass.kernels())
+    assert all(labels.is_exact(kernel.name) == kernel.limits.exact for kernel in attnpass.list_kernels())
 
 
 def test_the_committed_results_make_tables() -> None:

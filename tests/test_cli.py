@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import attnpass
-from attnpass.call import AttentionCall
 from attnpass.cli import explain, info, main, parser
 from attnpass.cli import kernels as kernels_command
 from attnpass.cli.table import plain, print_table
-from attnpass.kernels import registry
-from attnpass.support import limits_row, support_rows
+from attnpass.ir.call import AttentionCall
+from attnpass.kernels.registry import registry
+from attnpass.kernels.support_table import limits_row, support_rows
 from tests.cli_examples import Native, Picky, forget_settings, run
 
 COMMANDS = (explain, info, kernels_command)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from attnpass.cli import demo, minilm
-from attnpass.select import Trial
+from attnpass.ir.decision import Trial
 from tests import report_examples as examples
 from tests.cli_examples import forget_settings, run
 from tests.compiled import NOT_ON_2_9

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from attnpass import testing
-from attnpass.call import AttentionCall
-from attnpass.config import Config
-from attnpass.kernels import registry
-from attnpass.known_machines import KNOWN_MACHINES
-from attnpass.library import PYTORCH
-from attnpass.limits import Code
-from attnpass.select import select
-from attnpass.tensor import TensorSpec
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import Code
+from attnpass.kernels.registry import registry
+from attnpass.machine.known import KNOWN_MACHINES
+from attnpass.machine.library import PYTORCH
+from attnpass.select.select import select
+from attnpass.settings.config import Config
 from tests.compiled import skip_without
 
 COUNT = 250

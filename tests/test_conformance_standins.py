@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from attnpass import testing
-from attnpass.kernels import registry
+from attnpass.kernels.registry import registry
 from tests.standins import (
     flash_attn_2,
     flash_attn_3,

@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from attnpass.ir.mask import MaskSpec
 from attnpass.kernels import hub_module
 from attnpass.kernels.aiter import AITER
 from attnpass.kernels.flash2 import FLASH_ATTN
@@ -30,8 +31,7 @@ from attnpass.kernels.npu import TORCH_NPU
 from attnpass.kernels.sage1 import KEY_BLOCK, QUERY_BLOCK, SAGE_1
 from attnpass.kernels.xformers import XFORMERS
 from attnpass.kernels.xla import TORCH_XLA
-from attnpass.library import Library, UnusableError
-from attnpass.masks import MaskSpec
+from attnpass.machine.library import Library, UnusableError
 from tests.compiled import kernels_used, qkv, run
 from tests.emitted import emitted, window
 from tests.standins import (

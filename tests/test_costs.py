@@ -9,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnpass import costs, preference
-from attnpass.call import AttentionCall
-from attnpass.costs import TILE, Features, features, host_ms, predicted_ms, seen_share
-from attnpass.known_machines import KNOWN_MACHINES
-from attnpass.masks import MaskSpec, MaskTerm, Term
-from attnpass.preference import auto_order
-from attnpass.tensor import TensorSpec
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.mask import MaskSpec, MaskTerm, Term
+from attnpass.machine.known import KNOWN_MACHINES
+from attnpass.select import auto as preference
+from attnpass.select import costs
+from attnpass.select.auto import auto_order
+from attnpass.select.costs import TILE, Features, features, host_ms, predicted_ms, seen_share
 from benchmarks import fit, regret
 from benchmarks.records import Source
 from benchmarks.shapes import FIT, HELD_OUT, HOST, MODELS, SWEEP, Shape

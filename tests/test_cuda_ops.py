@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnpass.kernels import flash3_pages, registry
-from attnpass.machine import Machine
-from attnpass.masks.blocks import band_blocks
-from attnpass.padding import in_order
+from attnpass.emit.blocks import band_blocks
+from attnpass.emit.padding import in_order
+from attnpass.kernels import flash3_pages
+from attnpass.kernels.registry import registry
+from attnpass.machine.machine import Machine
 from tests.compiled import qkv, skip_without
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

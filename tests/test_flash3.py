@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.flash3 import FLASH_ATTN_3
-from attnpass.machine import Machine
-from attnpass.masks import MaskSpec
+from attnpass.machine.machine import Machine
 from tests.compiled import assert_near, assert_right, kernels_used, qkv, refused, run
 from tests.emitted import assert_like_brute_force, emitted, window
 from tests.standins import flash_attn_3, pretend_all

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from attnpass.emit.padding import in_order
 from attnpass.kernels import flash3_pages
 from attnpass.kernels.flash3 import FLASH_ATTN_3
-from attnpass.padding import in_order
 from tests.compiled import assert_near, kernels_used, qkv, run
 from tests.standins import flash_attn_3, pretend
 

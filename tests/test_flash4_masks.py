@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import attnpass
+from attnpass.index.expr import FALSE, K, Lin, NonNeg, Q
+from attnpass.index.logic import all_of
 from attnpass.kernels.flash4 import FLASH_ATTN_4
 from attnpass.kernels.flash4_masks import _mask_function, parts_of
-from attnpass.masks.expr import FALSE, K, Lin, NonNeg, Q
-from attnpass.masks.logic import all_of
 from tests.compiled import assert_near, decisions, kernels_used, qkv, run, skip_without
 from tests.standins import flash_attn_4, pretend_all
 

@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import attnpass
-from attnpass import ops
+from attnpass.emit import ops
 from attnpass.kernels.flash2 import FLASH_ATTN
 from tests.compiled import run
 from tests.standins import flash_attn_2, pretend_all

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import attnpass
-from attnpass.measure import allowed_error, difference
-from attnpass.select import Decision
+from attnpass.ir.decision import Decision
+from attnpass.trials.reference import allowed_error, difference
 from tests.compiled import codes, decisions, run
 from tests.handwritten_chains import PARTS, Chain, exact, random_chain, traced
 from tests.handwritten_models import VERBATIM, inputs

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attnpass
-from attnpass.masks import EmptyRows
+from attnpass.ir.mask import EmptyRows
 from tests.compiled import assert_near, codes, decisions, kernels_used, run
 
 B, H, S, D = 2, 4, 9, 16

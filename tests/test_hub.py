@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 
 import attnpass
-from attnpass import library, verify
 from attnpass.cli import main
 from attnpass.errors import ConfigError, KernelUnavailableError
-from attnpass.kernels import _registry, hub, hub_module, registry_for
+from attnpass.kernels import hub, hub_module
 from attnpass.kernels.hub_module import Place
-from attnpass.machine import Machine
+from attnpass.kernels.registry import _registry, registry_for
+from attnpass.machine import library
+from attnpass.machine.machine import Machine
 from attnpass.testing import sdpa_graph
+from attnpass.trials import verify
 from tests.compiled import assert_near, assert_right, codes, decisions, kernels_used, qkv, refused, run
 from tests.emitted import assert_like_brute_force, emitted, window
 from tests.standins import hub as standin
@@ -50,7 +52,7 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every device is an H100, and the package `kernels` is the stand-in; nothing else is pretended."""
     monkeypatch.setenv("ATTNPASS_PROBE", "0")
     standin.install(monkeypatch)
-    monkeypatch.setattr("attnpass.machine._device_facts", lambda *_: ("cuda", "NVIDIA H100", "sm_90"))
+    monkeypatch.setattr("attnpass.machine.machine._device_facts", lambda *_: ("cuda", "NVIDIA H100", "sm_90"))
     monkeypatch.setattr(library, "version", lambda one: "0.17.2" if one.name == "kernels" else None)
     before = dict(_registry)
     yield

@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attnpass
-from attnpass.alone import runnable
-from attnpass.call import AttentionCall
 from attnpass.errors import ConfigError
-from attnpass.kernels import registry
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.flex import Flex, tiles
-from attnpass.known_machines import KNOWN_MACHINES
-from attnpass.masks import MaskSpec
-from attnpass.tensor import TensorSpec
+from attnpass.kernels.registry import registry
+from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.testing import sdpa_graph
+from attnpass.trials.standalone import runnable
 from tests.compiled import assert_near, assert_right, kernels_used, qkv, refused, run
 from tests.emitted import emitted
 

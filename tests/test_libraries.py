@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch._dynamo.exc import BackendCompilerFailed
 
 import attnpass
-from attnpass import library
 from attnpass.errors import KernelUnavailableError
 from attnpass.kernels.flash2 import FLASH_ATTN
 from attnpass.kernels.flash3 import FLASH_ATTN_3
@@ -19,7 +18,8 @@ from attnpass.kernels.flash4 import FLASH_ATTN_4
 from attnpass.kernels.sage import SAGE
 from attnpass.kernels.sage1 import SAGE_1
 from attnpass.kernels.xformers import XFORMERS
-from attnpass.library import Library
+from attnpass.machine import library
+from attnpass.machine.library import Library
 from attnpass.testing import sdpa_graph
 from tests.compiled import qkv, run
 from tests.standins import flash_attn_2, flash_attn_4, pretend_all, tried

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from torch._logging import _internal as torch_logging
 
-from attnpass import log
+from attnpass.report import log
 from tests import report_examples as examples
 
 

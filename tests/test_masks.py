@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnpass.masks.expr import Expr, K, NonNeg, Q, linear
-from attnpass.masks.logic import all_of, any_of, loads_of
+from attnpass.index.expr import Expr, K, NonNeg, Q, linear
+from attnpass.index.logic import all_of, any_of, loads_of
 from tests.compiled import decisions, run
 from tests.masks_read import understood
 
@@ -225,10 +225,10 @@ def test_the_node_that_stopped_the_proof_is_named() -> None:
 
 def test_what_may_be_nan_does_not_equal_itself() -> None:
     """Neither as it is read, nor chosen between: ``x == x`` is how programs ask for NaN."""
-    from attnpass.masks.bounds import Bounds
-    from attnpass.masks.expr import TRUE, Apply, Float, K, Load, Where, axis, number, plus
-    from attnpass.masks.logic import is_positive
-    from attnpass.masks.simplify import simplified
+    from attnpass.index.bounds import Bounds
+    from attnpass.index.expr import TRUE, Apply, Float, K, Load, Where, axis, number, plus
+    from attnpass.index.logic import is_positive
+    from attnpass.index.simplify import simplified
 
     node = torch.fx.Graph().placeholder("x")
     read = Load(node, (axis(K),), torch.float32)

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
-from attnpass.masks.blocks import BLOCK, band_blocks, blocks
-from attnpass.masks.bounds import Bounds
-from attnpass.masks.expr import AXES, Apply, B, Expr, K, Lin, Load, Q, axis, number, plus
-from attnpass.masks.logic import all_of, any_of
-from attnpass.masks.logic import is_positive as nonneg
-from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads
+from attnpass.emit.blocks import BLOCK, band_blocks, blocks
+from attnpass.index.bounds import Bounds
+from attnpass.index.evaluate import Values, as_tensor, evaluate, outside_loads
+from attnpass.index.expr import AXES, Apply, B, Expr, K, Lin, Load, Q, axis, number, plus
+from attnpass.index.logic import all_of, any_of
+from attnpass.index.logic import is_positive as nonneg
 
 CPU = torch.device("cpu")
 NAMES = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from attnpass.masks.bounds import Bounds
-from attnpass.masks.expr import AXES, Expr
-from attnpass.masks.hidden import ABSORBS, hides
-from attnpass.masks.logic import loads_of
-from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads
-from attnpass.masks.meaning import Meaning
-from attnpass.masks.spec import EmptyRows
-from attnpass.masks.understand import Reader
-from attnpass.patterns import find
+from attnpass.find.find import find
+from attnpass.index.bounds import Bounds
+from attnpass.index.evaluate import Values, as_tensor, evaluate, outside_loads
+from attnpass.index.expr import AXES, Expr
+from attnpass.index.logic import loads_of
+from attnpass.ir.hidden import ABSORBS, hides
+from attnpass.ir.mask import EmptyRows
+from attnpass.ir.meaning import Meaning
+from attnpass.understand.understand import Reader
 from tests.mask_programs import Program, additive, boolean, programs
 
 EXAMPLES = int(os.environ.get("ATTNPASS_EXAMPLES", "1200"))

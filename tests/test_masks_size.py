@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnpass.masks import asked, bounds
-from attnpass.masks.arrays import Array, Like, band, chosen, elementwise
-from attnpass.masks.bounds import Bounds
-from attnpass.masks.elements import StopError, constant
-from attnpass.masks.expr import (
+from attnpass.index import asked, bounds
+from attnpass.index.arrays import Array, Like, band, chosen, elementwise
+from attnpass.index.bounds import Bounds
+from attnpass.index.evaluate import Values, as_tensor, evaluate
+from attnpass.index.expr import (
     TRUE,
     Apply,
     Expr,
@@ -32,8 +32,8 @@ from attnpass.masks.expr import (
     number,
     plus,
 )
-from attnpass.masks.interned import LONGEST
-from attnpass.masks.logic import (
+from attnpass.index.interned import LONGEST
+from attnpass.index.logic import (
     all_of,
     any_of,
     axes_of,
@@ -45,13 +45,13 @@ from attnpass.masks.logic import (
     where,
     written_out,
 )
-from attnpass.masks.lower import Values, as_tensor, evaluate
-from attnpass.masks.meanings.joins import Span, _cat
-from attnpass.masks.meanings.joins import assigned as assigned_to
-from attnpass.masks.meanings.views import _roll
-from attnpass.masks.prove import taken_apart
-from attnpass.masks.simplify import MOST_WRITTEN_OUT, conjuncts, simpler, simplified
-from attnpass.masks.substitute import substituted
+from attnpass.index.rules.joins import Span, _cat
+from attnpass.index.rules.joins import assigned as assigned_to
+from attnpass.index.rules.views import _roll
+from attnpass.index.scalars import StopError, constant
+from attnpass.index.simplify import MOST_WRITTEN_OUT, conjuncts, simpler, simplified
+from attnpass.index.substitute import substituted
+from attnpass.understand.prove import taken_apart
 
 S = 256
 SHAPE = (S, S)

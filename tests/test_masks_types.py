@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from attnpass.masks.arrays import Array, Like, chosen, elementwise
-from attnpass.masks.constants import recognised
-from attnpass.masks.elements import StopError, constant, fitting
-from attnpass.masks.expr import K, Load, axis, number, plus
-from attnpass.masks.indexing import indexed
-from attnpass.masks.logic import is_positive
-from attnpass.masks.lower import Values, as_tensor, evaluate
+from attnpass.index.arrays import Array, Like, chosen, elementwise
+from attnpass.index.constants import recognised
+from attnpass.index.evaluate import Values, as_tensor, evaluate
+from attnpass.index.expr import K, Load, axis, number, plus
+from attnpass.index.indexing import indexed
+from attnpass.index.logic import is_positive
+from attnpass.index.scalars import StopError, constant, fitting
 
 N = 5
 INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)

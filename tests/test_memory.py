@@ -18,27 +18,26 @@ from typing import Any
 import pytest
 import torch
 
-from attnpass import memory, verdicts
-from attnpass.call import AttentionCall
 from attnpass.cli import main
-from attnpass.kernels import registry
-from attnpass.machine import Machine
-from attnpass.tensor import TensorSpec
-from attnpass.tuning import tuner
-from attnpass.tuning.tuner import Candidate, Tuned, Tuner
-from attnpass.verdicts import Learnt
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall
+from attnpass.kernels.registry import registry
+from attnpass.machine.machine import Machine
+from attnpass.trials import cache, tuner, verdicts
+from attnpass.trials.tuner import Candidate, Tuned, Tuner
+from attnpass.trials.verdicts import Verdict
 
 KEY = {"kernel": "flash2", "library": "flash-attn 2.8", "gpu": "H100", "class": "B1"}
-GOOD = Learnt(True, "all well", 1e-3, 2e-3, "2026-11-28")
+GOOD = Verdict(True, "all well", 1e-3, 2e-3, "2026-11-28")
 VALUE = {"good": True, "text": "t", "error": 0.0, "allowed": 0.0, "date": "d"}
 
 
 @pytest.fixture(autouse=True)
 def forget_what_was_said() -> Iterator[None]:
-    memory._said.clear()
-    memory._temporary_folder.cache_clear()
+    cache._said.clear()
+    cache._temporary_folder.cache_clear()
     yield
-    memory._temporary_folder.cache_clear()
+    cache._temporary_folder.cache_clear()
 
 
 def kept(folder: Path) -> Path:
@@ -87,7 +86,7 @@ ODD: dict[str, Callable[[Path], Any]] = {
     "no value": text(json.dumps({"key": KEY})),
     "deep": text("[" * 100_000 + "]" * 100_000),
     "deep inside": text('{"key": {}, "value": ' + '{"good": ' * 50_000 + "1" + "}" * 50_001),
-    "huge": text(b" " * (memory.LARGEST + 1) + b"{}"),
+    "huge": text(b" " * (cache.LARGEST + 1) + b"{}"),
     "a huge number": text('{"key": {}, "value": ' + "9" * 10_000 + "}"),
     "a text for true": stored(good="false"),
     "a number for true": stored(good=1),
@@ -110,7 +109,7 @@ def test_what_cannot_be_read_is_set_aside_and_said_once(
             assert verdicts.everything(tmp_path) == []
     assert len(caplog.records) == 1, caplog.text
     assert "cannot be read" in caplog.text and len(caplog.text) < 1000
-    assert not os.path.lexists(path) and os.path.lexists(path.with_name(path.name + memory.DAMAGED))
+    assert not os.path.lexists(path) and os.path.lexists(path.with_name(path.name + cache.DAMAGED))
     verdicts.remember(tmp_path, KEY, GOOD)
     assert verdicts.recall(tmp_path, KEY) == GOOD
 
@@ -195,12 +194,12 @@ def test_others_may_read_a_shared_folder(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from attnpass import verdicts
-from attnpass.verdicts import Learnt
+from attnpass.trials import verdicts
+from attnpass.trials.verdicts import Verdict
 
 folder, number = Path(sys.argv[1]), sys.argv[2]
 for turn in range(300):
-    verdicts.remember(folder, {"kernel": "same"}, Learnt(True, number * 2000, 0.0, 0.0, str(turn)))
+    verdicts.remember(folder, {"kernel": "same"}, Verdict(True, number * 2000, 0.0, 0.0, str(turn)))
 """
 
 
@@ -240,7 +239,7 @@ class TestTuned:
 
     def fastest(self, folder: Path, value: dict[str, Any]) -> Tuned | None:
         key, timer, some = self.key_and_tuner(folder)
-        memory.remember(folder / tuner.FOLDER, key, value)
+        cache.remember(folder / tuner.FOLDER, key, value)
         return timer.fastest(self.CALL, some, Machine.look(torch.device("cpu")))
 
     def test_of_this_machine(self, tmp_path: Path) -> None:
@@ -270,7 +269,7 @@ class TestTuned:
 
 class TestFolder:
     def test_what_is_chosen_is_taken(self, tmp_path: Path) -> None:
-        assert memory.cache_folder(str(tmp_path / "x")) == tmp_path / "x"
+        assert cache.cache_folder(str(tmp_path / "x")) == tmp_path / "x"
 
     @pytest.mark.parametrize("error", (RuntimeError("Could not determine home directory."), KeyError(4711)))
     def test_no_home(self, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,8 +278,8 @@ class TestFolder:
 
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setattr(Path, "home", classmethod(home))
-        folder = memory.cache_folder(None)
-        assert folder == memory.cache_folder(None) and folder.is_relative_to(tempfile.gettempdir())
+        folder = cache.cache_folder(None)
+        assert folder == cache.cache_folder(None) and folder.is_relative_to(tempfile.gettempdir())
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         verdicts.remember(folder, KEY, GOOD)
         assert verdicts.recall(folder, KEY) == GOOD
@@ -290,16 +289,16 @@ class TestFolder:
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", home)
         monkeypatch.setattr(os, "access", lambda path, _: not str(path).startswith("/proc"))  # root may do anything
-        assert memory.cache_folder(None).is_relative_to(tempfile.gettempdir())
+        assert cache.cache_folder(None).is_relative_to(tempfile.gettempdir())
 
     def test_a_folder_that_may_only_be_read_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         kept(tmp_path / "attnpass")
         monkeypatch.setattr(os, "access", lambda *_: False)
-        assert verdicts.recall(memory.cache_folder(None), KEY) == GOOD
+        assert verdicts.recall(cache.cache_folder(None), KEY) == GOOD
 
     def test_the_temporary_one_goes_with_the_process(self) -> None:
-        code = "from attnpass import memory; f = memory.cache_folder(None); print(f); (f / 'x').write_text('')"
+        code = "from attnpass import memory; f = cache.cache_folder(None); print(f); (f / 'x').write_text('')"
         env = {**os.environ, "HOME": "/dev/null", "XDG_CACHE_HOME": ""}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
         folder = Path(done.stdout.strip())

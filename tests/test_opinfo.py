@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnpass.measure import allowed_error, difference
+from attnpass.trials.reference import allowed_error, difference
 from tests.compiled import decisions, run
 
 S = F.scaled_dot_product_attention

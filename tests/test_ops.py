@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnpass import ops
+from attnpass.emit import ops
 
 FUNCTION = """
 from libraried import kernels

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import attnpass
-from attnpass.backend import _provers
 from attnpass.kernels import native_flash
 from attnpass.kernels.flash2 import FLASH_ATTN
 from attnpass.kernels.flash3 import FLASH_ATTN_3
 from attnpass.kernels.flash4 import FLASH_ATTN_4
-from attnpass.library import Library
+from attnpass.machine.library import Library
+from attnpass.trials.trials import _provers
 from tests.compiled import assert_near, assert_right, codes, decisions, kernels_used, qkv, refused, run
 from tests.standins import flash_attn_2, flash_attn_3, flash_attn_4, pretend_all
 from tests.standins.formula import attention

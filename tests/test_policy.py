@@ -11,17 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from attnpass.call import AttentionCall, Context, Kind, Pattern
-from attnpass.conditions import COMPARISONS, FACTS, SIZES
-from attnpass.config import VARIABLES, Config
 from attnpass.errors import ConfigError, KernelUnavailableError, UnknownKernelError
-from attnpass.kernels import registry, registry_for
-from attnpass.known_machines import KNOWN_MACHINES
-from attnpass.machine import Machine
-from attnpass.masks import MaskSpec, MaskTerm, Term
-from attnpass.policy import Choice, Clause, Condition, Policy, PolicyError, parse
-from attnpass.policy_check import check_policy, resolve_policy
-from attnpass.select import Decision, Reason, select
+from attnpass.ir.call import AttentionCall, Context, Kind, Pattern
+from attnpass.ir.decision import Decision, Reason
+from attnpass.ir.mask import MaskSpec, MaskTerm, Term
+from attnpass.kernels.registry import registry, registry_for
+from attnpass.machine.known import KNOWN_MACHINES
+from attnpass.machine.machine import Machine
+from attnpass.select.select import select
+from attnpass.select.wishes import check_policy, resolve_policy
+from attnpass.settings.conditions import COMPARISONS, FACTS, SIZES
+from attnpass.settings.config import VARIABLES, Config
+from attnpass.settings.policy import Choice, Clause, Condition, Policy, PolicyError, parse
 from tests.test_select import call, masked
 
 SELF, CROSS = call(kind=Kind.SELF, module="blocks.0.attn"), call(kind=Kind.CROSS, module="blocks.0.cross", Sk=77)

@@ -19,8 +19,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import attnpass
-from attnpass import log
-from attnpass.report import block, to_html
+from attnpass.report import block, log, to_html
 from tests.cli_examples import run as command
 from tests.compiled import NOT_ON_2_9, assert_near, decisions, run
 

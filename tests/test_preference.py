@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnpass.call import AttentionCall, Pattern
-from attnpass.config import Config
-from attnpass.kernels import registry
-from attnpass.known_machines import KNOWN_MACHINES
-from attnpass.masks import MaskSpec, MaskTerm, Term
-from attnpass.select import Decision, Reason, select
-from attnpass.tensor import TensorSpec
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall, Pattern
+from attnpass.ir.decision import Decision, Reason
+from attnpass.ir.mask import MaskSpec, MaskTerm, Term
+from attnpass.kernels.registry import registry
+from attnpass.machine.known import KNOWN_MACHINES
+from attnpass.select.select import select
+from attnpass.settings.config import Config
 
 CUDA = torch.device("cuda", 0)
 

@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnpass import probe, verdicts
-from attnpass.backend import _provers
-from attnpass.call import AttentionCall
-from attnpass.kernels import registry
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import Code
+from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.flash2 import FLASH_ATTN
+from attnpass.kernels.registry import registry
 from attnpass.kernels.sage1 import SAGE_1, Sage1
-from attnpass.limits import Code
-from attnpass.machine import Machine
-from attnpass.masks import MaskSpec
-from attnpass.probe import Prover, length_class, sample_of
-from attnpass.tensor import TensorSpec
+from attnpass.machine.machine import Machine
+from attnpass.trials import validate, verdicts
+from attnpass.trials.trials import _validators
+from attnpass.trials.validate import Validator, length_class, sample_of
 from tests.compiled import assert_near, codes, decisions, kernels_used, qkv, run
 from tests.standins import flash_attn_2, pretend, sageattention_1
 
@@ -34,13 +34,13 @@ CPU = torch.device("cpu")
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was tried, in order."""
     tried: list[str] = []
-    original = probe.run_trial
+    original = validate.run_trial
 
     def counting(kernel: Any, sample: Any, machine: Machine) -> Any:
         tried.append(f"{kernel.name} {sample}")
         return original(kernel, sample, machine)
 
-    monkeypatch.setattr(probe, "run_trial", counting)
+    monkeypatch.setattr(validate, "run_trial", counting)
     return tried
 
 
@@ -85,7 +85,7 @@ class TestProof:
         run(causal, *qkv(), kernel="flash2")
         stored = json.loads(verdict_files(tmp_path)[0].read_text())
         assert stored["value"]["good"] and stored["key"]["library"] == "flash-attn 2.8.3"
-        _provers.clear()
+        _validators.clear()
         torch._dynamo.reset()
         run(causal, *qkv(), kernel="flash2")
         assert len(trials) == 1
@@ -105,17 +105,17 @@ class TestProof:
         for file in files:
             file.write_text("class Kernel: ...\n")
         kernel = importlib.import_module("a_kernel").Kernel
-        digests = [probe._source_digest(kernel)]
+        digests = [validate._source_digest(kernel)]
         for file in files:
             file.write_text("class Kernel: ...  # edited\n")
-            digests.append(probe._source_digest(kernel))
+            digests.append(validate._source_digest(kernel))
         assert digests[0] != digests[1] != digests[2] == digests[3] != ""
-        assert probe._source_digest(int) == ""
+        assert validate._source_digest(int) == ""
 
     def test_a_damaged_verdict_is_as_good_as_none(self, trials: list[str], tmp_path: Path) -> None:
         run(causal, *qkv(), kernel="flash2")
         verdict_files(tmp_path)[0].write_text("{")
-        _provers.clear()
+        _validators.clear()
         torch._dynamo.reset()
         run(causal, *qkv(), kernel="flash2")
         assert kernels_used()[-1] == "flash2" and len(trials) == 2
@@ -133,7 +133,7 @@ class TestProof:
         torch.manual_seed(5)
         expected = torch.rand(3)
         torch.manual_seed(5)
-        Prover(tmp_path).refusals(registry()["flash2"], make_call(), Machine.look(CPU))
+        Validator(tmp_path).refusals(registry()["flash2"], make_call(), Machine.look(CPU))
         assert torch.equal(torch.rand(3), expected)
 
 
@@ -208,12 +208,12 @@ class TestSage1:
 
     @pytest.mark.parametrize("length", (77, 100, 197, 200, 300, 500, 1000))
     def test_lengths_that_are_no_multiple_of_64(self, machine: Machine, tmp_path: Path, length: int) -> None:
-        reasons = Prover(tmp_path).refusals(self.Bare(), make_call(length, length), machine)
+        reasons = Validator(tmp_path).refusals(self.Bare(), make_call(length, length), machine)
         assert [reason.code for reason in reasons] == [Code.UNPROVED]
 
     @pytest.mark.parametrize("length", (64, 128, 192, 4096))
     def test_multiples_of_64_are_proved(self, machine: Machine, tmp_path: Path, length: int) -> None:
-        assert not Prover(tmp_path).refusals(self.Bare(), make_call(length, length), machine)
+        assert not Validator(tmp_path).refusals(self.Bare(), make_call(length, length), machine)
 
 
 class TestClasses:

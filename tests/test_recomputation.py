@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import attnpass
-from attnpass import ops, recomputation
-from attnpass.kernels import _registry, register, registry
+from attnpass.compilation import recomputation
+from attnpass.emit import ops
 from attnpass.kernels.flash2 import FLASH_ATTN, Flash2
+from attnpass.kernels.registry import _registry, register, registry
 from tests.compiled import assert_near, kernels_used, qkv, run
 from tests.standins import flash_attn_2, pretend_all
 

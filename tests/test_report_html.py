@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from attnpass.call import Source
-from attnpass.config import Config
+from attnpass.ir.call import Source
 from attnpass.report import NearMiss, Report, to_html, to_json, write
+from attnpass.settings.config import Config
 from tests import report_examples as examples
 
 EVIL = "</script><script>alert('x')</script><!--&amp;"

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from attnpass.call import Pattern, Source
+from attnpass.ir.call import Pattern, Source
+from attnpass.ir.decision import Reason, Trial
 from attnpass.report import NearMiss, block, debug_text, no_calls_warning
 from attnpass.report.groups import compress, short_source
-from attnpass.select import Reason, Trial
 from tests import report_examples as examples
 
 SOFTMAX = NearMiss("softmax", "softmax between two matrix products", Source("model.py", 80))

@@ -7,15 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnpass.call import AttentionCall, Context
-from attnpass.config import Config
 from attnpass.errors import KernelUnavailableError, UnknownKernelError
-from attnpass.kernels import registry
-from attnpass.known_machines import KNOWN_MACHINES
-from attnpass.machine import Machine
-from attnpass.masks import MaskSpec
-from attnpass.select import Reason, check_wishes, resolve_wishes, select
-from attnpass.tensor import TensorSpec
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall, Context
+from attnpass.ir.decision import Reason
+from attnpass.ir.mask import MaskSpec
+from attnpass.kernels.registry import registry
+from attnpass.machine.known import KNOWN_MACHINES
+from attnpass.machine.machine import Machine
+from attnpass.select.select import select
+from attnpass.select.wishes import check_wishes, resolve_wishes
+from attnpass.settings.config import Config
 
 CUDA = torch.device("cuda", 0)
 
@@ -229,7 +231,7 @@ def test_missing_or_old_library(versions: dict[str, str], found: str) -> None:
 
 
 def test_a_failed_verification_is_a_reason_like_any_other() -> None:
-    from attnpass.limits import Code, Rejection
+    from attnpass.ir.limits import Code, Rejection
 
     bad = Rejection(Code.VERIFY, "measured error", "0.4", "at most 0.01")
     decision = select(call(**LONG), registry(), KNOWN_MACHINES["h100"], Config(), {"native_cudnn": [bad]})

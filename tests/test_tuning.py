@@ -13,23 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attnpass
-from attnpass import memory
-from attnpass.backend import _tuners
-from attnpass.call import AttentionCall
 from attnpass.cli import main
-from attnpass.config import Config
-from attnpass.kernels import registry
-from attnpass.known_machines import KNOWN_MACHINES
-from attnpass.machine import Machine
-from attnpass.masks import MaskSpec, MaskTerm, Term
-from attnpass.select import Reason, select
-from attnpass.tensor import TensorSpec
-from attnpass.tuning import tuner as tuning
-from attnpass.tuning.choice import candidates
-from attnpass.tuning.clock import Timing, in_turns
-from attnpass.tuning.signature import signature, text_of
-from attnpass.tuning.stage import Stage
-from attnpass.tuning.tuner import Candidate, Tuner, cost_measured, judged, key_of, promising
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.decision import Reason
+from attnpass.ir.mask import MaskSpec, MaskTerm, Term
+from attnpass.kernels.registry import registry
+from attnpass.machine.known import KNOWN_MACHINES
+from attnpass.machine.machine import Machine
+from attnpass.select.select import select
+from attnpass.settings.config import Config
+from attnpass.trials import cache
+from attnpass.trials import tuner as tuning
+from attnpass.trials.clock import Timing, in_turns
+from attnpass.trials.signature import signature, text_of
+from attnpass.trials.stage import Stage
+from attnpass.trials.trials import Trials, _tuners
+from attnpass.trials.tuner import Candidate, Tuner, cost_measured, judged, key_of, promising
 
 CPU = torch.device("cpu")
 Steps = dict[str, int]
@@ -44,7 +44,7 @@ def make_call(
 
 def found(call: AttentionCall, machine: Machine | None = None) -> list[Candidate]:
     machine = machine or Machine.look(call.device)
-    return candidates(select(call, registry(), machine, Config()), registry(), machine, None)
+    return Trials(registry()).candidates(select(call, registry(), machine, Config()), machine)
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ class TestMemory:
         with caplog.at_level(logging.WARNING, "attnpass"):
             assert Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU)) is not None
         assert "cannot be read" in caplog.text
-        assert path.with_name(path.name + memory.DAMAGED).read_text() == '{"key": {"ca'
+        assert path.with_name(path.name + cache.DAMAGED).read_text() == '{"key": {"ca'
         assert json.loads(path.read_text())["value"]["winner"] == "flex" and flex_wins["flex"] == 2
 
     def test_what_another_version_kept_is_timed_anew(self, tmp_path: Path, flex_wins: Steps) -> None:
@@ -293,7 +293,7 @@ class TestSignature:
         seen: list[AttentionCall] = []
 
         def look(gm: torch.fx.GraphModule, _: object) -> object:
-            from attnpass.patterns import find
+            from attnpass.find.find import find
 
             seen.extend(found.call for found in find(gm).calls)
             return gm.forward

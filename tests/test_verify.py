@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attnpass
-from attnpass.emit import aten
+from attnpass.emit.emitter import aten
+from attnpass.find.handwritten.scores import Scores
 from attnpass.kernels.native_math import NativeMath
-from attnpass.measure import difference, reference_attention
-from attnpass.patterns.scores import Scores
+from attnpass.trials.reference import difference, reference_attention
 from tests.compiled import codes, decisions
 
 S = F.scaled_dot_product_attention
@@ -34,7 +34,7 @@ def wrong_kernel() -> Iterator[None]:
     yield
     import sys
 
-    sys.modules["attnpass.kernels"]._registry.pop("ten_percent_off")
+    sys.modules["attnpass.kernels.registry"]._registry.pop("ten_percent_off")
 
 
 def two_calls(q: Tensor) -> Tensor:

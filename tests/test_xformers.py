@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from attnpass.kernels.xformers import XFORMERS
-from attnpass.machine import Machine
+from attnpass.machine.machine import Machine
 from tests.compiled import assert_near, assert_right, kernels_used, qkv, refused, run
 from tests.standins import pretend_all, tried, xformers
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from attnpass import testing
-from attnpass.kernels import registry
+from attnpass.kernels.registry import registry
 from attnpass.kernels.xla import TORCH_XLA
-from attnpass.machine import Machine
-from attnpass.select import resolve_wishes
+from attnpass.machine.machine import Machine
+from attnpass.select.wishes import resolve_wishes
 from tests.compiled import assert_right, decisions, qkv, refused, run
 from tests.standins import pretend, torch_xla
 

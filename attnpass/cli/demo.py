@@ -19,12 +19,13 @@ import torch
 import attnpass
 from attnpass.cli.minilm import DIFFERENT, SENTENCES, SIMILAR, MiniLM, cosine, load
 from attnpass.cli.table import print_table
-from attnpass.config import Config
 from attnpass.errors import AttnpassError, ConfigError
-from attnpass.kernels import registry, registry_for
+from attnpass.graph.tensor import DTYPE_NAMES, dtype_name
+from attnpass.ir.decision import AUTO, NATIVE
+from attnpass.kernels.registry import registry, registry_for
 from attnpass.report import Report, block
-from attnpass.select import AUTO, NATIVE, resolve_wishes
-from attnpass.tensor import DTYPE_NAMES, dtype_name
+from attnpass.select.wishes import resolve_wishes
+from attnpass.settings.config import Config
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point}
 EAGER, INDUCTOR = "eager", "inductor"

@@ -20,18 +20,19 @@ from attnpass.cli.info import machine_name
 from attnpass.cli.setting import setting
 from attnpass.cli.shape import add_shape, make_call
 from attnpass.cli.table import print_table
-from attnpass.config import Config
 from attnpass.errors import ConfigError
-from attnpass.kernel import Kernel
-from attnpass.kernels import registry_for
-from attnpass.known_machines import KNOWN_MACHINES
-from attnpass.library import Library, try_out
-from attnpass.machine import Machine
-from attnpass.policy_check import resolve_policy
+from attnpass.ir.decision import AUTO
+from attnpass.kernels.kernel import Kernel
+from attnpass.kernels.registry import registry_for
+from attnpass.machine.known import KNOWN_MACHINES
+from attnpass.machine.library import Library, try_out
+from attnpass.machine.machine import Machine
 from attnpass.report import Report, block
 from attnpass.report.groups import group_calls, status
 from attnpass.report.text import group_lines, skipped_text, verdict, why
-from attnpass.select import AUTO, select
+from attnpass.select.select import select
+from attnpass.select.wishes import resolve_policy
+from attnpass.settings.config import Config
 
 HERE = "here"
 KERNEL_VARIABLE = "ATTNPASS_KERNEL"

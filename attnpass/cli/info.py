@@ -16,20 +16,20 @@ from typing import Any
 import torch
 
 import attnpass
-from attnpass import memory, verdicts
-from attnpass.call import AttentionCall
 from attnpass.cli.table import print_table
-from attnpass.config import Config, unknown_variables
 from attnpass.errors import ConfigError
-from attnpass.kernel import Kernel
-from attnpass.kernels import registry
-from attnpass.library import Library
-from attnpass.limits import Code
-from attnpass.machine import Machine
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.decision import NATIVE
+from attnpass.ir.limits import Code
+from attnpass.kernels.kernel import Kernel
+from attnpass.kernels.registry import registry
+from attnpass.machine.library import Library
+from attnpass.machine.machine import Machine
 from attnpass.report.settings import settings_rows
-from attnpass.select import NATIVE, select
-from attnpass.tensor import TensorSpec
-from attnpass.tuning import tuner
+from attnpass.select.select import select
+from attnpass.settings.config import Config, unknown_variables
+from attnpass.trials import cache, tuner, verdicts
 
 COMPANIONS = (Library("triton"), Library("transformers"), Library("diffusers"))
 MACHINE_CODES = {Code.LIBRARY, Code.DEVICE, Code.CAPABILITY, Code.DISABLED, Code.DETERMINISTIC}
@@ -87,7 +87,7 @@ def _cache_folder() -> Path:
         chosen = Config.load().cache
     except ConfigError:
         chosen = None
-    return memory.cache_folder(chosen)
+    return cache.cache_folder(chosen)
 
 
 def devices() -> list[torch.device]:

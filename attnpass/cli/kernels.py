@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from attnpass.cli.table import print_table
-from attnpass.kernels import registry
-from attnpass.support import support_rows
+from attnpass.kernels.registry import registry
+from attnpass.kernels.support_table import support_rows
 
 COLUMNS = ("name", "devices", "GPUs", "dtypes", "head dims", "masks")
 ABILITIES = ("GQA", "Dv != D", "dropout", "softcap", "backward", "deterministic")

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from attnpass.call import AttentionCall, Kind
-from attnpass.machine import Machine
-from attnpass.masks import MaskSpec
-from attnpass.tensor import DTYPE_NAMES, TensorSpec
+from attnpass.graph.tensor import DTYPE_NAMES, TensorSpec
+from attnpass.ir.call import AttentionCall, Kind
+from attnpass.ir.mask import MaskSpec
+from attnpass.machine.machine import Machine
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point}
 DEVICE_TYPES = {"rocm": "cuda", "tpu": "xla", "npu": "privateuseone"}

@@ -13,19 +13,20 @@ from typing import Any
 import torch
 
 import attnpass
-from attnpass import backend, memory
 from attnpass.cli import model_file
 from attnpass.cli.explain import HERE, find_machine
 from attnpass.cli.setting import setting
 from attnpass.cli.shape import BSHD, add_shape, make_call
 from attnpass.cli.table import print_table
-from attnpass.config import Config
 from attnpass.errors import ConfigError
-from attnpass.kernels import libraries, registry
+from attnpass.kernels.registry import libraries, registry
 from attnpass.report import block
-from attnpass.select import select
-from attnpass.tuning.choice import candidates
-from attnpass.tuning.tuner import Tuned, Tuner, everything
+from attnpass.select.select import select
+from attnpass.settings.config import Config
+from attnpass.trials import cache
+from attnpass.trials.trials import Trials, validator
+from attnpass.trials.trials import tuner as tuner_of
+from attnpass.trials.tuner import Tuned, Tuner, everything
 
 TUNE = "ATTNPASS_TUNE"
 EXAMPLE = "attnpass tune --shape 2,32,4096,128 --kv-shape 2,8,4096,128 --causal"
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 def _tune_shape(args: argparse.Namespace) -> int:
     machine = find_machine(HERE, registry(), libraries())
     decision = select(make_call(args, machine), registry(), machine, Config())
-    found = candidates(decision, registry(), machine, backend.prover(Config.load()))
+    found = Trials(registry(), validator(Config.load())).candidates(decision, machine)
     tuned = _tuner().fastest(decision.call, found, machine)
     if tuned is None:
         names = ", ".join(candidate.kernel.name for candidate in found) or "no exact kernel"
@@ -85,7 +86,7 @@ def _tune_model(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    known = everything(memory.cache_folder(Config.load().cache))
+    known = everything(cache.cache_folder(Config.load().cache))
     if args.json:
         print(json.dumps([{**key, "winner": tuned.winner, "ms": dict(tuned.ms)} for key, tuned in known], indent=1))
         return 0
@@ -103,7 +104,7 @@ def _row(call: str, tuned: Tuned) -> dict[str, str]:
 def _tuner() -> Tuner:
     """The tuner that the pass asks too, without its limit: here somebody waits for nothing else."""
     config = Config.load({"attnpass.tune": "1"})
-    tuner = backend.tuner(config)
+    tuner = tuner_of(config)
     assert tuner is not None
     tuner.in_all = math.inf
     return tuner

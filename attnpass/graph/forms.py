@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from attnpass.symbolic import Size, known_all_equal
+from attnpass.graph.symbolic import Size, known_all_equal
 
 aten = torch.ops.aten
 Form = tuple[OpOverload, tuple[Any, ...], dict[str, Any]]

@@ -15,10 +15,10 @@ from torch._ops import OpOverload
 from torch._subclasses import FakeTensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from attnpass.graph.symbolic import as_float, known_all_equal, known_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import spelled as spelled_node
 from attnpass.graph.values import tensor
-from attnpass.symbolic import as_float, known_all_equal, known_equal
 
 aten = torch.ops.aten
 NAMES = {"_softmax": "softmax", "_safe_softmax": "safe_softmax", "_to_copy": "to"}

@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from attnpass.graph.forms import UNINITIALISED, Form, formed, full, part, takes_all
 from attnpass.graph.functional import without_out, without_write, written
 from attnpass.graph.memory import Memory, View
+from attnpass.graph.symbolic import known_all_equal
 from attnpass.graph.value import Value
-from attnpass.symbolic import known_all_equal
 
 aten = torch.ops.aten
 LITERALS = frozenset({aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default})

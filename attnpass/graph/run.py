@@ -283,7 +283,7 @@ class Runner:
         self.later.setdefault(body, []).append(values)
 
     def _writes(self, body: GraphModule) -> bool:
-        """Does a body write to what it is given? Learnt by running it on tensors that nobody else reads."""
+        """Does a body write to what it is given? Verdict by running it on tensors that nobody else reads."""
         if body not in self._writing_bodies:
             known = all(value_of(node) is not None for node in body.graph.find_nodes(op="placeholder"))
             scratch = Runner(self.program)

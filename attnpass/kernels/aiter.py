@@ -26,18 +26,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.bias import expanded, rows_with_keys, with_empty_rows_shown, with_empty_rows_zero
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter, additive_mask, aten
-from attnpass.kernel import Kernel, Operands
-from attnpass.layout import bhsd, multiple_of, padded, transposed
-from attnpass.library import Library
-from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import Term
-from attnpass.masks.hidden import LOWEST
-from attnpass.symbolic import known, known_equal, shown
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands, additive_mask, aten
+from attnpass.emit.layout import bhsd, multiple_of, padded, transposed
+from attnpass.emit.mask_tensors import expanded, rows_with_keys, with_empty_rows_shown, with_empty_rows_zero
+from attnpass.graph.symbolic import known, known_equal, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.hidden import LOWEST
+from attnpass.ir.limits import BOTTOM_RIGHT, Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.library import Library
+from attnpass.machine.machine import Machine
 
 AITER = Library("amd-aiter", "0.1.5", modules=("aiter.ops.mha",), install="pip install --pre amd-aiter")
 

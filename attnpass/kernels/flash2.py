@@ -23,17 +23,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import library, ops
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter
-from attnpass.kernel import Kernel, Operands
-from attnpass.layout import bhsd, bshd, multiple_of
-from attnpass.library import Library
-from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
-from attnpass.machine import Machine, sm_number
-from attnpass.masks import Term
-from attnpass.padding import by_length
-from attnpass.symbolic import known, shown
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.layout import bhsd, bshd, multiple_of
+from attnpass.emit.padding import by_length
+from attnpass.graph.symbolic import known, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import BOTTOM_RIGHT, Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine import library
+from attnpass.machine.library import Library
+from attnpass.machine.machine import Machine, sm_number
 
 FLASH_ATTN = Library("flash-attn", "2.6.3", modules=("flash_attn.flash_attn_interface", "flash_attn_2_cuda"))
 LITTLE_SHARED_MEMORY = (86, 89, 120, 121)

@@ -29,18 +29,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter
-from attnpass.kernel import Kernel, Operands
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.layout import bhsd, bshd, multiple_of
+from attnpass.emit.padding import by_order
+from attnpass.graph.symbolic import known, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import BOTTOM_RIGHT, Code, Limits, Rejection
+from attnpass.ir.mask import Term
 from attnpass.kernels import flash3_pages
-from attnpass.layout import bhsd, bshd, multiple_of
-from attnpass.library import Build, Library
-from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import Term
-from attnpass.padding import by_order
-from attnpass.symbolic import known, shown
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.library import Build, Library
+from attnpass.machine.machine import Machine
 
 HEAD_DIMS = (64, 96, 128, 192, 256)  # of which a build has some
 

@@ -1,7 +1,7 @@
 """flash3's padding: keys are read where they lie, through tables of pages, in two launches.
 
 The C++ op of FlashAttention-3 can look up keys in pages of any size (``page_table``), and pages may overlap: of K and V
-as they are, each key begins one. So nothing is moved (`attnpass.padding` moves for other kernels), and
+as they are, each key begins one. So nothing is moved (`attnpass.emit.padding` moves for other kernels), and
 
 - where an example's keys that take part follow each other, which is all that tokenizers make, they are whole pages and
   a last one of which only the front is read. Pages are as long as the kernel's tile of keys, which it then reads by TMA
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.emit import Emitter
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter
 
 ARGUMENTS = {"page_table", "seqused_k", "seqused_q", "out"}  # of the C++ op, without which there is no padding
 TILES = {64: 192, 128: 176, 192: 112, 256: 80}  # head dim -> keys; another size is as right, and read by cp.async

@@ -28,18 +28,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter
-from attnpass.kernel import Kernel, Operands
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.layout import bhsd, bshd
+from attnpass.emit.padding import by_length
+from attnpass.graph.symbolic import as_int, known, known_equal, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import BOTTOM_RIGHT, Code, Limits, Rejection
+from attnpass.ir.mask import Term
 from attnpass.kernels import flash4_masks
-from attnpass.layout import bhsd, bshd
-from attnpass.library import Build, Library, UnusableError
-from attnpass.limits import BOTTOM_RIGHT, Code, Limits, Rejection
-from attnpass.machine import Machine, sm_number
-from attnpass.masks import Term
-from attnpass.padding import by_length
-from attnpass.symbolic import as_int, known, known_equal, shown
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.library import Build, Library, UnusableError
+from attnpass.machine.machine import Machine, sm_number
 
 
 def _read_build() -> Build:

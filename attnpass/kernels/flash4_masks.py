@@ -22,20 +22,19 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.call import AttentionCall
-from attnpass.emit import EmitRefusedError, Emitter
-from attnpass.kernel import Operands
-from attnpass.layout import bshd
-from attnpass.limits import Code, Rejection
-from attnpass.mask_blocks import block_lists, side_of
-from attnpass.mask_values import computed, sizes_of
-from attnpass.masks import Term
-from attnpass.masks.blocks import BLOCK
-from attnpass.masks.expr import TRUE, B, Expr, K
-from attnpass.masks.logic import all_of, axes_of
-from attnpass.masks.simplify import conjuncts
-from attnpass.symbolic import as_int, known, shown
+from attnpass.emit import ops
+from attnpass.emit.blocks import BLOCK
+from attnpass.emit.emitter import EmitRefusedError, Emitter, Operands
+from attnpass.emit.layout import bshd
+from attnpass.emit.mask_blocks import block_lists, side_of
+from attnpass.emit.mask_values import computed, sizes_of
+from attnpass.graph.symbolic import as_int, known, shown
+from attnpass.index.expr import TRUE, B, Expr, K
+from attnpass.index.logic import all_of, axes_of
+from attnpass.index.simplify import conjuncts
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import Code, Rejection
+from attnpass.ir.mask import Term
 
 FAR = 1 << 30  # from the diagonal; the kernel counts in int32
 WIDEST = 128  # head dim up to which a tile is as wide as a block

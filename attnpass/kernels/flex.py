@@ -18,19 +18,19 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn.attention import flex_attention as flex
 from torch.torch_version import TorchVersion
 
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter, aten
-from attnpass.fixed_layout import fixed, own_buffers
-from attnpass.kernel import Kernel, Operands
+from attnpass.emit.blocks import BLOCK
+from attnpass.emit.emitter import Emitter, Operands, aten
+from attnpass.emit.fixed_layout import fixed, own_buffers
+from attnpass.emit.mask_blocks import block_lists
+from attnpass.graph.symbolic import hint, known, known_equal, shown
+from attnpass.index.expr import TRUE
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import FLOATS, Code, Limits, Rejection
+from attnpass.ir.mask import EmptyRows, Term
+from attnpass.ir.meaning import Meaning
 from attnpass.kernels.flex_masks import Captured, captured, element_function
-from attnpass.limits import FLOATS, Code, Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.mask_blocks import block_lists
-from attnpass.masks import EmptyRows, Term
-from attnpass.masks.blocks import BLOCK
-from attnpass.masks.expr import TRUE
-from attnpass.masks.meaning import Meaning
-from attnpass.symbolic import hint, known, known_equal, shown
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.machine import Machine
 
 NO_BLOCKS = 1 << 30  # FlexAttention's own block size for "one block holds everything"
 WANTS_OWN_BUFFERS = TorchVersion(torch.__version__) < "2.10"  # its CPU kernel takes no q, k and v of one tensor

@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter
-from attnpass.fixed_layout import fixed
-from attnpass.mask_values import Outside, bounds_of, computed, number_of, sizes_of, symbols_of
-from attnpass.masks.expr import AXES, B, Expr, H, K, Load, Q, axis
-from attnpass.masks.logic import all_of, any_of, axes_of, loads_of
-from attnpass.masks.lower import Values, as_tensor, evaluate, outside_loads, symbolic_sizes
-from attnpass.masks.meaning import Meaning
-from attnpass.masks.simplify import conjuncts
-from attnpass.masks.spec import EmptyRows
-from attnpass.masks.substitute import with_nodes
+from attnpass.emit.emitter import Emitter
+from attnpass.emit.fixed_layout import fixed
+from attnpass.emit.mask_values import Outside, bounds_of, computed, number_of, sizes_of, symbols_of
+from attnpass.index.evaluate import Values, as_tensor, evaluate, outside_loads, symbolic_sizes
+from attnpass.index.expr import AXES, B, Expr, H, K, Load, Q, axis
+from attnpass.index.logic import all_of, any_of, axes_of, loads_of
+from attnpass.index.simplify import conjuncts
+from attnpass.index.substitute import with_nodes
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.mask import EmptyRows
+from attnpass.ir.meaning import Meaning
 
 
 @dataclass(frozen=True, slots=True)

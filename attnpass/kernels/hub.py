@@ -24,22 +24,22 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.call import AttentionCall
-from attnpass.config import Config
-from attnpass.emit import Emitter
-from attnpass.kernel import Kernel, Operands
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.layout import bhsd, bshd, either_layout, from_layout, multiple_of
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import Limits, Rejection
+from attnpass.ir.mask import Term
 from attnpass.kernels.flash2 import Flash2
 from attnpass.kernels.flash3 import Flash3
 from attnpass.kernels.flash4 import Flash4
 from attnpass.kernels.hub_module import FLASH_4, PREFIX, SAGE_1, SAGE_2, Function, Place, load
+from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.sage import Sage, on_default_stream
 from attnpass.kernels.sage1 import Sage1
-from attnpass.layout import bhsd, bshd, either_layout, from_layout, multiple_of
-from attnpass.library import Build, Library
-from attnpass.limits import Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import Term
+from attnpass.machine.library import Build, Library
+from attnpass.machine.machine import Machine
+from attnpass.settings.config import Config
 
 BSHD = "NHD"  # SageAttention's name for it
 FAMILIES: dict[str, Kernel] = {kernel.name: kernel for kernel in (Flash2(), Flash3(), Flash4(), Sage1(), Sage())}

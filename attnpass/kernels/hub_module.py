@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from attnpass.errors import ConfigError
-from attnpass.library import UnusableError
+from attnpass.machine.library import UnusableError
 
 PREFIX = "hub:"
 FLASH_2, FLASH_3, FLASH_4, SAGE_1, SAGE_2 = FAMILIES = ("flash2", "flash3", "flash4", "sage1", "sage")

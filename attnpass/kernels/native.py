@@ -1,7 +1,7 @@
 """native: the user's own call, untouched. PyTorch chooses the kernel when AOTAutograd traces it.
 
 A chain written by hand that no kernel takes is written as one call of SDPA, so that PyTorch chooses there too
-(`attnpass.lowering`).
+(`attnpass.select.as_sdpa`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from torch.fx import Node
 
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter, aten
-from attnpass.kernel import Kernel, Operands
+from attnpass.emit.emitter import Emitter, Operands, aten
+from attnpass.ir.call import AttentionCall
+from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.native_math import EVERYTHING
 
 ANYWHERE = frozenset({"cuda", "rocm", "cpu", "npu", "tpu", "xpu", "mps", "hpu", "meta"})

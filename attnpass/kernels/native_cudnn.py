@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter, additive_mask, aten
-from attnpass.kernel import Kernel, Operands
-from attnpass.limits import Code, Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import Term
-from attnpass.symbolic import known, shown
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands, additive_mask, aten
+from attnpass.graph.symbolic import known, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.machine import Machine
 
 OLDEST_CUDNN = 90000
 NAN_ISSUE = "pytorch/pytorch#196678"

@@ -13,14 +13,14 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter, aten
-from attnpass.kernel import Kernel, Operands
-from attnpass.layout import aligned_bias, repeated_heads
-from attnpass.limits import FLOATS, Code, Limits, Rejection
-from attnpass.machine import Machine, sm_number
-from attnpass.masks import Term
-from attnpass.symbolic import as_int, known, known_equal, known_multiple, shown
+from attnpass.emit.emitter import Emitter, Operands, aten
+from attnpass.emit.layout import aligned_bias, repeated_heads
+from attnpass.graph.symbolic import as_int, known, known_equal, known_multiple, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import FLOATS, Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.machine import Machine, sm_number
 
 STRIDE_0_ISSUE = "pytorch/pytorch#191937"
 ALIGNMENT = 16  # bytes

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter, additive_mask, aten
-from attnpass.kernel import Kernel, Operands
-from attnpass.layout import bhsd, bshd, multiple_of, padded, trimmed
-from attnpass.limits import ALL_FLOATS, BOTTOM_RIGHT, TOP_LEFT, Code, Limits, Rejection
-from attnpass.machine import Machine, sm_number
-from attnpass.masks import Term
-from attnpass.padding import by_length
-from attnpass.symbolic import known, shown
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands, additive_mask, aten
+from attnpass.emit.layout import bhsd, bshd, multiple_of, padded, trimmed
+from attnpass.emit.padding import by_length
+from attnpass.graph.symbolic import known, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import ALL_FLOATS, BOTTOM_RIGHT, TOP_LEFT, Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.machine import Machine, sm_number
 
 SMALL_SHARED_MEMORY = (86, 89, 120, 121)  # generations whose backward cannot hold every head dim
 

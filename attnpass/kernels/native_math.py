@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter, additive_mask, aten
-from attnpass.kernel import Kernel, Operands
-from attnpass.limits import ALL_FLOATS, Code, Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import Term
+from attnpass.emit.emitter import Emitter, Operands, additive_mask, aten
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import ALL_FLOATS, Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.machine import Machine
 
 EVERYTHING = Limits(
     devices=frozenset({"cuda", "rocm", "cpu", "xpu", "mps", "npu"}),

@@ -24,16 +24,22 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.bias import before_scale, expanded, rows_with_keys, with_empty_rows_shown, with_empty_rows_zero
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter, aten
-from attnpass.kernel import Kernel, Operands
-from attnpass.library import Build, Library, UnusableError
-from attnpass.limits import FLOATS, Alignment, Code, Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import Term
-from attnpass.symbolic import known, known_equal, shown
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands, aten
+from attnpass.emit.mask_tensors import (
+    before_scale,
+    expanded,
+    rows_with_keys,
+    with_empty_rows_shown,
+    with_empty_rows_zero,
+)
+from attnpass.graph.symbolic import known, known_equal, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import FLOATS, Alignment, Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.library import Build, Library, UnusableError
+from attnpass.machine.machine import Machine
 
 
 def _read_build() -> Build:

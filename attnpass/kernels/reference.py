@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter
-from attnpass.kernel import Kernel, Operands
+from attnpass.emit.emitter import Emitter, Operands
+from attnpass.ir.call import AttentionCall
+from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.native_math import EVERYTHING, emit_math
 
 

@@ -32,17 +32,17 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter
-from attnpass.kernel import Kernel, Operands
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.layout import either_layout, from_layout, multiple_of
+from attnpass.graph.symbolic import known_multiple, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import SQUARE_ONLY, Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.sage1 import EVEN_BLOCKS, KEY_BLOCK, has_even_blocks, without_mean
-from attnpass.layout import either_layout, from_layout, multiple_of
-from attnpass.library import Build, Library
-from attnpass.limits import SQUARE_ONLY, Code, Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import Term
-from attnpass.symbolic import known_multiple, shown
+from attnpass.machine.library import Build, Library
+from attnpass.machine.machine import Machine
 
 
 def _read_build() -> Build:

@@ -25,16 +25,16 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter, aten
-from attnpass.kernel import Kernel, Operands
-from attnpass.layout import either_layout, from_layout
-from attnpass.library import Library
-from attnpass.limits import FLOATS, SQUARE_ONLY, Code, Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import Term
-from attnpass.symbolic import Size, as_int, known, known_multiple, shown
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands, aten
+from attnpass.emit.layout import either_layout, from_layout
+from attnpass.graph.symbolic import Size, as_int, known, known_multiple, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import FLOATS, SQUARE_ONLY, Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.library import Library
+from attnpass.machine.machine import Machine
 
 SAGE_1 = Library(
     "sageattention", "1.0.5", below="2", modules=("sageattention",), install="pip install sageattention==1.0.6"

@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter
-from attnpass.kernel import Kernel, Operands
-from attnpass.library import Library
-from attnpass.limits import SQUARE_ONLY, Code, Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import Term
-from attnpass.symbolic import as_int
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands
+from attnpass.graph.symbolic import as_int
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import SQUARE_ONLY, Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.library import Library
+from attnpass.machine.machine import Machine
 
 SAGE_3 = Library(
     "sageattn3",

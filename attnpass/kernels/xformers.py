@@ -26,17 +26,17 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter
-from attnpass.kernel import Kernel, Operands
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.layout import aligned_bias, bhsd, bshd, repeated_heads
+from attnpass.graph.symbolic import as_int, known, known_equal, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import FLOATS, HALF, Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.native_efficient import cutlass_rejections, may_misread_stride_0
-from attnpass.layout import aligned_bias, bhsd, bshd, repeated_heads
-from attnpass.library import Build, Library, UnusableError
-from attnpass.limits import FLOATS, HALF, Code, Limits, Rejection
-from attnpass.machine import Machine, sm_number
-from attnpass.masks import Term
-from attnpass.symbolic import as_int, known, known_equal, shown
+from attnpass.machine.library import Build, Library, UnusableError
+from attnpass.machine.machine import Machine, sm_number
 
 
 def _read_build() -> Build:

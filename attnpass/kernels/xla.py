@@ -25,17 +25,23 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.bias import before_scale, expanded, rows_with_keys, with_empty_rows_shown, with_empty_rows_zero
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter, additive_mask, aten
-from attnpass.kernel import Kernel, Operands
-from attnpass.layout import repeated_heads
-from attnpass.library import Library
-from attnpass.limits import Code, Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import Term
-from attnpass.symbolic import as_int, known, known_equal, known_multiple, shown
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitter, Operands, additive_mask, aten
+from attnpass.emit.layout import repeated_heads
+from attnpass.emit.mask_tensors import (
+    before_scale,
+    expanded,
+    rows_with_keys,
+    with_empty_rows_shown,
+    with_empty_rows_zero,
+)
+from attnpass.graph.symbolic import as_int, known, known_equal, known_multiple, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import Code, Limits, Rejection
+from attnpass.ir.mask import Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.library import Library
+from attnpass.machine.machine import Machine
 
 TORCH_XLA = Library("torch_xla", "2.7", modules=("torch_xla.experimental.custom_kernel",))
 LANES = 128

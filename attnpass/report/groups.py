@@ -8,10 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from attnpass.call import Pattern
+from attnpass.find.found import NearMiss
 from attnpass.graph.values import Source
-from attnpass.report.record import NearMiss, Report
-from attnpass.select import Decision, Reason, Trial
+from attnpass.ir.call import Pattern
+from attnpass.ir.decision import Decision, Reason, Trial
+from attnpass.report.record import Report
 
 MAX_NAMES = 3  # module patterns shown for one group
 TOLD_BY_NOTE = (Reason.LIMIT, Reason.USER_CHOICE)

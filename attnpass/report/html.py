@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import attnpass
 from attnpass.report.groups import counted, group_calls, group_misses, modules_text, short_source, told_trials
 from attnpass.report.record import Report
 from attnpass.report.settings import settings_rows
 from attnpass.report.text import skipped_text, unmatched_text, verdict, why
+from attnpass.version import __version__
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -35,7 +35,7 @@ def to_html(report: Report) -> str:
         settings=settings_rows(report.config),
         libraries=_libraries(report),
         data=_embedded(report),
-        version=attnpass.__version__,
+        version=__version__,
         torch_version=str(torch.__version__),
         breakable=_breakable,
         counted=counted,

@@ -8,34 +8,16 @@ from typing import Any
 
 import torch
 
-import attnpass
-from attnpass.call import AttentionCall
-from attnpass.config import Config
-from attnpass.graph.values import Source
-from attnpass.machine import Machine
-from attnpass.select import Decision
-from attnpass.symbolic import shown
-from attnpass.tensor import TensorSpec, dtype_name
+from attnpass.find.found import NearMiss
+from attnpass.graph.symbolic import shown
+from attnpass.graph.tensor import TensorSpec, dtype_name
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.decision import Decision
+from attnpass.machine.machine import Machine
+from attnpass.settings.config import Config
+from attnpass.version import __version__
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True, slots=True)
-class NearMiss:
-    """A chain that almost was attention, and the node that broke it.
-
-    Attributes:
-        node: name of the node at fault.
-        reason: one sentence.
-        source: where it stands in the user's program.
-    """
-
-    node: str
-    reason: str
-    source: Source = field(default_factory=Source)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"source": str(self.source), "reason": self.reason, "node": self.node}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +69,7 @@ class Report:
         machines = {str(device): machine.to_dict() for device, machine in self.machines.items()}
         return {
             "schema": SCHEMA,
-            "attnpass": attnpass.__version__,
+            "attnpass": __version__,
             "torch": str(torch.__version__),
             "graph": self.graph,
             "compile_id": self.compile_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attnpass.config import VARIABLES, Config
+from attnpass.settings.config import VARIABLES, Config
 
 
 def settings_rows(config: Config) -> list[tuple[str, str, str]]:

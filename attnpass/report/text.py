@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from attnpass.find.found import NearMiss
+from attnpass.ir.decision import Decision, Reason, Trial
 from attnpass.report.groups import (
     Group,
     compress,
@@ -19,8 +21,7 @@ from attnpass.report.groups import (
     status,
     told_trials,
 )
-from attnpass.report.record import NearMiss, Report
-from attnpass.select import Decision, Reason, Trial
+from attnpass.report.record import Report
 
 MAX_MISSES = 3
 LOOKED_FOR = (

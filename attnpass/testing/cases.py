@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnpass.limits import Limits
-from attnpass.masks import Term
-from attnpass.tensor import dtype_name
+from attnpass.graph.tensor import dtype_name
+from attnpass.ir.limits import Limits
+from attnpass.ir.mask import Term
 
 SHAPES = (  # B, H, Hkv, Sq, Sk, D, Dv
     (2, 4, 4, 33, 33, 32, 32),

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
-from attnpass.alone import runnable
-from attnpass.explain import rewrite
-from attnpass.judge import judge
-from attnpass.kernels import registry
-from attnpass.limits import Code
-from attnpass.select import Decision
+from attnpass.ir.decision import Decision
+from attnpass.ir.limits import Code
+from attnpass.kernels.registry import registry
+from attnpass.offline import rewrite
 from attnpass.testing.cases import Case, make_operands
+from attnpass.trials.accuracy import judge
+from attnpass.trials.standalone import runnable
 
 
 @dataclass(frozen=True, slots=True)

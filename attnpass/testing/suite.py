@@ -14,21 +14,22 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter
 from torch.utils import _pytree as pytree
 
-from attnpass.backend import attnpass, reports
-from attnpass.call import AttentionCall
-from attnpass.checks import rejections
-from attnpass.explain import rewrite
-from attnpass.judge import judge
-from attnpass.kernel import Kernel
-from attnpass.kernels import _registry, register, registry
-from attnpass.limits import FLOATS, TOP_LEFT, Code, Limits
-from attnpass.machine import Machine
-from attnpass.masks import MaskSpec, Term
+from attnpass.backend import attnpass
+from attnpass.graph.tensor import TensorSpec
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.decision import NATIVE
+from attnpass.ir.limits import FLOATS, TOP_LEFT, Code, Limits
+from attnpass.ir.mask import MaskSpec, Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.kernels.registry import _registry, register, registry
+from attnpass.machine.machine import Machine
+from attnpass.offline import rewrite
+from attnpass.report.history import reports
 from attnpass.report.record import Report
-from attnpass.select import NATIVE
-from attnpass.tensor import TensorSpec
+from attnpass.select.checks import rejections
 from attnpass.testing.cases import Case, cases_for, make_operands, runnable
 from attnpass.testing.conformance import check, sdpa_graph
+from attnpass.trials.accuracy import judge
 
 LARGEST_ON_CPU = 2_000_000  # products in one case: half precision is slow there
 SYMBOLIC_LENGTHS = (100, 128, 131)  # in between a multiple of everything, then of nothing
@@ -149,7 +150,7 @@ def check_symbolic(kernel: str, case: Case, device: str = "cpu") -> None:
                     compiled(*_given(one, device, symbolic=True)[0])
             numbers.add(reports()[-1].graph)
     torch._dynamo.reset()
-    wanted = f"{len(graphs[NATIVE])} without it; ask about sizes with attnpass.symbolic only"
+    wanted = f"{len(graphs[NATIVE])} without it; ask about sizes with attnpass.graph.symbolic only"
     assert len(graphs[kernel]) <= len(graphs[NATIVE]), f"{kernel}: compiled {len(graphs[kernel])} times, {wanted}"
 
 

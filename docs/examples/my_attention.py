@@ -18,15 +18,27 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from attnpass import ops
-from attnpass.call import AttentionCall
-from attnpass.emit import Emitter
-from attnpass.kernel import Kernel, Operands
-from attnpass.layout import bhsd, bshd, multiple_of
-from attnpass.limits import BOTTOM_RIGHT, FLOATS, Code, Limits, Rejection
-from attnpass.machine import Machine
-from attnpass.masks import Term
-from attnpass.symbolic import known, shown
+from attnpass.plugin import (
+    BOTTOM_RIGHT,
+    FLOATS,
+    AttentionCall,
+    Code,
+    Emitter,
+    Kernel,
+    Limits,
+    Machine,
+    Operands,
+    Rejection,
+    Term,
+    bhsd,
+    bshd,
+    contiguous_gradients,
+    define,
+    differentiable,
+    known,
+    multiple_of,
+    shown,
+)
 
 
 class MyAttention(Kernel):
@@ -84,25 +96,25 @@ def _backward_impl(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, l
     return library_backward(grad=grad, q=q, k=k, v=v, out=out, lse=lse, scale=scale, causal=causal)
 
 
-_infer = ops.define(
+_infer = define(
     "my_attention(Tensor q, Tensor k, Tensor v, float scale, bool causal) -> Tensor",
     _infer_impl,
     _infer_fake,
     vmap=True,
 )
-_train = ops.define(
+_train = define(
     "my_attention_train(Tensor q, Tensor k, Tensor v, float scale, bool causal) -> (Tensor out, Tensor lse)",
     _train_impl,
     _train_fake,
     vmap=True,
 )
-_backward = ops.define(
+_backward = define(
     "my_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float scale, bool causal)"
     " -> (Tensor, Tensor, Tensor)",
     _backward_impl,
-    ops.contiguous_gradients,
+    contiguous_gradients,
 )
-ops.differentiable(_train, _backward, operands=3)
+differentiable(_train, _backward, operands=3)
 
 
 # What follows stands for the library.

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from attnpass import library
-from attnpass.known_machines import KNOWN_MACHINES
-from attnpass.library import Build, Found, Library
-from attnpass.machine import Machine
+from attnpass.machine import library
+from attnpass.machine.known import KNOWN_MACHINES
+from attnpass.machine.library import Build, Found, Library
+from attnpass.machine.machine import Machine
 
 
 def module(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -> ModuleType:
@@ -51,7 +51,7 @@ def pretend_all(
 
 
 def tried(monkeypatch: pytest.MonkeyPatch, installed: Library, version: str) -> Found:
-    """What `attnpass.library` finds when it imports ``installed``, whose metadata says ``version``."""
+    """What `attnpass.machine.library` finds when it imports ``installed``, whose metadata says ``version``."""
     with monkeypatch.context() as patch:
         patch.setattr(library, "version", lambda _: version)
         return inspect.unwrap(library.try_out)(installed)

@@ -1,0 +1,93 @@
+"""apply: put the decided kernels into a copy of the graph. The only file that changes a graph that holds calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch.fx import Node
+
+from attnpass.apply.emit_call import emit_call, operands_of
+from attnpass.apply.place import Places
+from attnpass.apply.watcher import Outputs, Watcher, Written
+from attnpass.emit.emitter import COPIED_META, EmitRefusedError, Emitter, aten
+from attnpass.find.found import Findings, FoundCall
+from attnpass.graph.copy import GraphCopy
+from attnpass.ir.decision import NATIVE, Decision, Reason, Trial
+from attnpass.ir.limits import Rejection
+from attnpass.kernels.kernel import Kernel
+
+
+def apply(
+    copied: GraphCopy,
+    findings: Findings,
+    decisions: Sequence[Decision],
+    kernels: Mapping[str, Kernel],
+    watcher: Watcher | None = None,
+) -> list[Decision]:
+    """Change the copy as decided. A kernel that turns out not to fit leaves its call alone and says why."""
+    done: list[Decision] = []
+    shared: dict[Any, Any] = {}
+    read_before: list[Node] = []
+    places = Places(copied)
+    for index, (found, decision) in enumerate(zip(findings.calls, decisions, strict=True)):
+        if not decision.rewritten:
+            done.append(decision)
+            continue
+        owner, node = places.of(found)
+        emitter = Emitter(owner, node, shared, found.epoch)
+        try:
+            made, out = _emit(emitter, node, (found, decision), kernels[decision.kernel], places)
+            checked = None
+            if watcher is not None:
+                outputs, written = Outputs(made, out, node), _written(places, found, emitter)
+                checked = watcher.watch(emitter, outputs, decision, written, index)
+        except EmitRefusedError as refused:
+            emitter.undo()
+            done.append(_put_back(decision, refused.rejection))
+            continue
+        out.meta.update(value_meta(node))
+        out.meta["attnpass"] = {"kernel": decision.kernel, "source": str(decision.call.source)}
+        copied.replace(node, checked or out, [] if checked is None else checked.all_input_nodes)
+        mapped = places.mapping(found)
+        copied.erase_dead(list(map(mapped, found.dead)))
+        read_before += map(mapped, found.as_written().wiring.nodes()[1:])
+        done.append(decision)
+    quiet = {copied.nodes[node] for node in findings.reading.quiet if node in copied.nodes}
+    copied.erase_unread(read_before, quiet)  # masks that became rules, repeats that were undone
+    return done
+
+
+def _emit(
+    emitter: Emitter, node: Node, decided: tuple[FoundCall, Decision], kernel: Kernel, places: Places
+) -> tuple[Node, Node]:
+    """What the kernel gives, and what takes the place of ``node``."""
+    found, decision = decided
+    mapped = places.mapping(found)
+    meaning = None if found.meaning is None or found.meaning.stop else found.meaning.map_nodes(mapped)
+    wiring = (decision.wiring or found.wiring).map_nodes(mapped)
+    made, out = emit_call(emitter, node, decision.asked, kernel, wiring, meaning, not found.changed)
+    if found.changed and decision.call.needs_grad:  # what an op saves for its backward must stay as it is
+        out = emitter(aten.clone.default, out)
+    return made, out
+
+
+def _written(places: Places, found: FoundCall, emitter: Emitter) -> Written:
+    """The call as the program wrote it, with the operands that it reads."""
+    found = found.as_written()
+    wiring = found.wiring.map_nodes(places.mapping(found))
+    return Written(found.call, lambda: operands_of(emitter, found.call, wiring))
+
+
+def value_meta(node: Node) -> dict[str, Any]:
+    """The metadata that the replacement of ``node`` takes over: its value and where it came from."""
+    keys = (*COPIED_META, "example_value", "val", "tensor_meta")
+    return {key: node.meta[key] for key in keys if key in node.meta}
+
+
+def _put_back(decision: Decision, rejection: Rejection) -> Decision:
+    trials = tuple(
+        Trial(t.kernel, (*t.rejections, rejection)) if t.kernel == decision.kernel else t for t in decision.trials
+    )
+    return replace(decision, kernel=NATIVE, lowered=False, note="", reason=Reason.NONE_ACCEPTED, trials=trials)

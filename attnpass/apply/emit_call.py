@@ -1,0 +1,163 @@
+"""One call as the nodes of its kernel: views and casts in, the kernel, views and the wanted layout out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+
+import torch
+from torch.fx import Node
+
+from attnpass.emit.emitter import Emitter, Operands, aten
+from attnpass.emit.layout import is_heads_first, layout_is_free, repeated_heads, restore_layout, takes_heads_last
+from attnpass.emit.mask_tensors import narrowed, rows_with_keys
+from attnpass.graph.operand import Operand
+from attnpass.ir.call import AttentionCall, Pattern
+from attnpass.ir.hidden import ABSORBS_IN_FP16, absorbing
+from attnpass.ir.mask import EmptyRows
+from attnpass.ir.meaning import Meaning
+from attnpass.ir.wiring import Addition, Wiring
+from attnpass.kernels.kernel import Kernel
+
+
+def emit_call(
+    emitter: Emitter,
+    node: Node,
+    call: AttentionCall,
+    kernel: Kernel,
+    wiring: Wiring[Node],
+    meaning: Meaning | None = None,
+    free: bool = True,
+) -> tuple[Node, Node]:
+    """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out.
+
+    Args:
+        emitter: inserts before ``node``.
+        node: the node whose value the call gives.
+        call: what is computed.
+        kernel: who computes it.
+        wiring: from what.
+        meaning: what a proved mask means, for a kernel that computes it.
+        free: may the result lie in another layout where its readers make the same of it?
+
+    Returns:
+        What the kernel gives, (B, H, Sq, Dv), and what takes the place of ``node``.
+    """
+    wanted, args = emitter.spec(node), operands_of(emitter, call, wiring)
+    args = replace(args, meaning=meaning if args.mask is None else None)
+    by_hand = call.pattern is Pattern.HANDWRITTEN
+    free = free and by_hand
+    if kernel.stores_as_asked and not wiring.out and is_heads_first(wanted):
+        args = replace(args, heads_first=not (free and takes_heads_last(emitter, node)))
+    out = kernel.emit(emitter, call, args)
+    if call.mask.rows_may_be_empty and call.mask.empty is not EmptyRows.ZERO:
+        out = _as_softmax_leaves_empty_rows(emitter, call, wiring, args, out)
+    made = out
+    for step in wiring.out:
+        out = emitter(step.op, out, *step.args)
+    for _ in range(0 if by_hand else 4 - wanted.ndim):
+        out = emitter(aten.squeeze.dim, out, 0)
+    if free and layout_is_free(emitter, emitter.value(out), node):
+        return made, out
+    return made, restore_layout(emitter, out, wanted)
+
+
+def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring[Node]) -> Operands:
+    """The nodes that a kernel is emitted from."""
+    q, k, v = (_operand(emitter, each, call) for each in (wiring.q, wiring.k, wiring.v))
+    sinks = None if wiring.sinks is None else emitter.apply(wiring.sinks)
+    mask = _mask(emitter, wiring.additions, call) if call.mask.spelled is None else None
+    rows = None if mask is None else _rows_that_read_scores(emitter, call, wiring.additions, mask)
+    if rows is not None:  # in the others, queries of 0 give every key the same score, and get no gradient
+        zero = emitter(aten.full.default, [], 0.0, dtype=emitter.spec(q).dtype, device=call.device)
+        q = emitter(aten.where.self, rows, q, zero)
+    return Operands(q, k, v, mask, call.scale_or_default(), sinks)
+
+
+def _rows_that_read_scores(
+    emitter: Emitter, call: AttentionCall, additions: Sequence[Addition[Node]], mask: Node
+) -> Node | None:
+    """(..., 1) bool: the rows in which scores count, where adding ``mask`` to them does not say it."""
+    if not call.mask.rows_may_be_empty or call.mask.bias is None:
+        return None
+    if call.mask.empty is EmptyRows.AVERAGE and all(each.fill is not None for each in additions):  # written, as one sum
+        seen = [emitter.apply(each.operand) for each in additions]
+        both = reduce(lambda one, other: emitter(aten.logical_and.default, one, other), seen)
+        return emitter(aten.any.dim, both, -1, True)
+    if call.mask.empty is EmptyRows.ROUNDED:
+        return emitter(aten.any.dim, emitter(aten.gt.Scalar, mask, ABSORBS_IN_FP16), -1, True)
+    return None
+
+
+def _operand(emitter: Emitter, operand: Operand[Node], call: AttentionCall) -> Node:
+    """4-D, and in the dtype that the kernel computes in."""
+    node = emitter.apply(operand)
+    for _ in range(4 - emitter.spec(node).ndim):
+        node = emitter(aten.unsqueeze.default, node, 0)
+    if emitter.spec(node).dtype != torch.bool and call.context.autocast is not None:
+        node = emitter.cast(node, call.dtype)
+    return node
+
+
+def _mask(emitter: Emitter, additions: Sequence[Addition[Node]], call: AttentionCall) -> Node | None:
+    """What is done to the scores, as the one mask tensor that a kernel takes."""
+    if not additions:
+        return None
+    if call.pattern is not Pattern.HANDWRITTEN:
+        (only,) = additions
+        return _operand(emitter, only.operand, call)
+    nodes = [emitter.apply(each.operand) for each in additions]
+    if call.mask.bias is None:
+        return reduce(lambda one, other: emitter(aten.logical_and.default, one, other), nodes)
+    total, dtype = None, call.mask.bias.dtype
+    for node, fill in zip(nodes, (each.fill for each in additions), strict=True):
+        if fill is None:
+            node = narrowed(emitter, node, dtype)
+            total = node if total is None else emitter(aten.add.Tensor, total, node)
+        else:
+            fill = absorbing(fill, dtype)
+            lowest = emitter(aten.full.default, [], fill, dtype=dtype, device=call.device)
+            kept = emitter(aten.full.default, [], 0.0, dtype=dtype, device=call.device) if total is None else total
+            total = emitter(aten.where.self, node, kept, lowest)
+    return total
+
+
+def _as_softmax_leaves_empty_rows(
+    emitter: Emitter, call: AttentionCall, wiring: Wiring[Node], args: Operands, out: Node
+) -> Node:
+    """SDPA gives 0 for a query that sees no key; softmax over -inf gives NaN, over one finite number an average.
+
+    An additive mask that hides a row by a finite number gives the average by itself, and so does a kernel that computes
+    the mask from its meaning.
+    """
+    dtype = emitter.spec(out).dtype
+    if call.mask.empty not in (EmptyRows.NAN, EmptyRows.ROUNDED):
+        if args.mask is None or emitter.spec(args.mask).dtype != torch.bool:
+            return out
+        rows = rows_with_keys(emitter, args.mask)
+        return emitter(aten.where.self, rows, out, emitter.cast(_average(emitter, call, args, out), dtype))
+    mask = args.mask or _mask(emitter, wiring.additions, replace(call, mask=call.mask.as_spelled()))
+    assert mask is not None
+    written = [emitter.apply(each.operand) for each in wiring.additions if each.fill is not None]
+    if len(written) < len(wiring.additions):  # -inf is added: a factor, so that gradients are NaN too
+        out = emitter(aten.mul.Tensor, out, emitter.cast(_one_or_nan(emitter, rows_with_keys(emitter, mask)), dtype))
+    if written:  # over all scores: of the operands only V gets a gradient
+        both = reduce(lambda one, other: emitter(aten.logical_and.default, one, other), written)
+        rows = emitter(aten.any.dim, both, -1, True)
+        nan = emitter(aten.mul.Tensor, _average(emitter, call, args, out), _one_or_nan(emitter, rows))
+        out = emitter(aten.where.self, rows, out, emitter.cast(nan, dtype))
+    return out
+
+
+def _one_or_nan(emitter: Emitter, rows: Node) -> Node:
+    """A factor: NaN alone, in a row that is chosen, would make NaN of the gradients of all that are not."""
+    return emitter(aten.where.Scalar, rows, 1.0, math.nan)
+
+
+def _average(emitter: Emitter, call: AttentionCall, args: Operands, out: Node) -> Node:
+    """What a row gives to which all keys count the same."""
+    values = repeated_heads(emitter, args.v, call.H, call.Hkv)
+    dtype = torch.promote_types(emitter.spec(out).dtype, torch.float32)
+    return emitter(aten.mean.dim, values, [2], True, dtype=dtype)

@@ -1,0 +1,95 @@
+"""Who compiles after the pass: Inductor as ``torch.compile`` itself would call it, or any other backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from attnpass.compilation.cache_key import SALT_OPTION, salt
+from attnpass.errors import ConfigError
+from attnpass.machine.machine import Machine
+
+AHEAD_OF_TIME = "aot:"
+OURSELVES = "attnpass"
+
+
+def compile_graph(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    compiler: str,
+    mode: str | None,
+    options: Mapping[str, Any],
+    kernel_options: Mapping[str, Any],
+    machine: Machine | None,
+) -> Callable[..., Any]:
+    """Compile ``gm`` with the downstream compiler that ``ATTNPASS_COMPILER`` names.
+
+    Args:
+        gm: the rewritten graph.
+        example_inputs: as Dynamo gave them.
+        compiler: ``inductor``, a backend that Dynamo knows, or ``aot:NAME``.
+        mode: ``torch.compile``'s mode, or None.
+        options: the user's options for the downstream compiler.
+        kernel_options: Inductor options that the emitted kernels need; the user's own win.
+        machine: the device of the calls in the graph, None if it has none.
+
+    Raises:
+        ConfigError: no such backend.
+    """
+    if compiler == "inductor":
+        salted = {**kernel_options, **options, **salt(machine, options.get(SALT_OPTION))}
+        return _callable(torch._TorchCompileInductorWrapper(mode, salted, None)(gm, example_inputs))
+    name = compiler.removeprefix(AHEAD_OF_TIME)
+    backend = _lookup(name)
+    if compiler.startswith(AHEAD_OF_TIME):
+        from functorch.compile import make_boxed_func
+        from torch._dynamo.backends.common import aot_autograd
+
+        def boxed(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            return _callable(make_boxed_func(backend(graph, inputs)))
+
+        return _callable(aot_autograd(fw_compiler=boxed)(gm, example_inputs))
+    kwargs = {key: value for key, value in (("mode", mode), ("options", dict(options))) if value}
+    return _callable(backend(gm, example_inputs, **kwargs))
+
+
+def uses_cuda_graphs(compiler: str, mode: str | None, options: Mapping[str, Any]) -> bool:
+    """Will Inductor record CUDA graphs, by its mode (``reduce-overhead``, ...), options or configuration?"""
+    if compiler != "inductor":
+        return False
+    name = "triton.cudagraphs"
+    chosen = torch._inductor.list_mode_options().get(mode or "", {})
+    return bool({name: torch._inductor.config.triton.cudagraphs, **chosen, **options}[name])
+
+
+def _callable(compiled: Any) -> Callable[..., Any]:
+    """What PyTorch's untyped compilers return, typed."""
+    result: Callable[..., Any] = compiled
+    return result
+
+
+def _lookup(name: str) -> Callable[..., Any]:
+    from torch._dynamo.backends.registry import list_backends, lookup_backend
+
+    known = ", ".join(sorted({"inductor", *list_backends(exclude_tags=())} - {OURSELVES}))
+    wanted = f"known: {known}; or {AHEAD_OF_TIME}NAME for one that wants ahead-of-time graphs"
+    doing = f"choosing a compiler: ATTNPASS_COMPILER names {name!r}, which"
+    if name == OURSELVES:
+        raise ConfigError(f"{doing} compiles nothing itself: it hands the graph to another compiler; {wanted}")
+    try:
+        backend = lookup_backend(name)
+    except Exception as error:
+        raise ConfigError(f"{doing} is not a registered backend ({error}); {wanted}") from None
+    if _is_ourselves(backend):
+        raise ConfigError(f"{doing} is another name of attnpass, which compiles nothing itself; {wanted}")
+    return backend
+
+
+def _is_ourselves(backend: Any) -> bool:
+    while isinstance(backend, partial):
+        backend = backend.func
+    return str(getattr(backend, "__module__", "")).split(".")[0] == "attnpass"

@@ -1,0 +1,179 @@
+"""Ops of ours around a library's functions, defined once and for all that a compiled program asks of an op.
+
+``Library.define`` instead of ``torch.library.custom_op``: the latter costs 6 us a call more (aliasing checks), and
+``register_autograd`` 3.5 us even in inference, hence two ops for a library that has a backward. The graph holds these
+ops and never a library's Python function, for which AOTAutograd's cache steps aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import FunctionType, MappingProxyType, ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
+from torch.library import Library
+
+NAMESPACE = "attnpass"
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+
+_ops = Library(NAMESPACE, "FRAGMENT")
+_attention: dict[Any, str] = {}
+
+
+def define(
+    schema: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    random: bool = False,
+    vmap: bool = False,
+    graphs: bool = True,
+    layout: str = "BSHD",
+) -> Any:
+    """Define ``attnpass::<schema>`` and return its overload.
+
+    With arguments that are called q, k and v it is attention, or with a first one that is called grad, its backward:
+    checkpoints, the partitioner and FLOP counters then know what it costs (`attnpass.compilation.recomputation`).
+
+    Args:
+        schema: name, arguments and results; the leading arguments are tensors.
+        function: computes it on any device; imports its library inside.
+        fake: the same shapes, dtypes and *strides*, computed from metadata.
+        random: does it draw random numbers? Then recomputation in checkpoints replays them.
+        graphs: can a CUDA graph hold it? If not, Inductor splits its graphs around it.
+        vmap: fold a mapped dimension into the batch, dimension 0 of every tensor; a one-dimensional result (the state
+            of random numbers) belongs to all of them.
+        layout: of q, k and v: "BSHD" or "BHSD". An argument called ``layout`` ("NHD" or "HND") wins.
+    """
+    name = schema.partition("(")[0]
+    tags = [*TAGS, *([torch.Tag.nondeterministic_seeded] if random else [])]
+    _ops.define(schema, tags=tuple(tags if graphs else [*tags, torch.Tag.cudagraph_unsafe]))
+    _ops.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_ops)
+    op = getattr(torch.ops.attnpass, name).default
+    if vmap:
+        torch.library.register_vmap(op, _folds_into_batch(op), lib=_ops)
+    if {"q", "k", "v"} <= {argument.name for argument in op._schema.arguments}:
+        _attention[op] = layout
+    return op
+
+
+def attention() -> Mapping[Any, str]:
+    """The overload of every op that computes attention, or the backward of one, with the layout of its q, k and v."""
+    return MappingProxyType(_attention)
+
+
+def compose(schema: str, function: Callable[..., Any]) -> Any:
+    """Define ``attnpass::<schema>`` as what ``function`` computes with PyTorch's own ops, and return its overload.
+
+    A graph holds one node for it; Inductor sees what it is made of, and fuses it with what stands around it. PyTorch's
+    caches on disk know the op by its name and schema alone: a ``function`` that computes something else needs another.
+    """
+    name = schema.partition("(")[0]
+    _ops.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _ops.impl(name, function, "CompositeImplicitAutograd")
+    return getattr(torch.ops.attnpass, name).default
+
+
+def differentiable(op: Any, backward: Any, operands: int) -> None:
+    """Give ``op`` its gradient: ``backward(grad, *operands, *results, *rest)``.
+
+    Args:
+        op: its first result is the output; the others are kept for the backward.
+        backward: gives the gradients of the first of ``op``'s arguments, as many as it returns.
+        operands: how many of ``op``'s arguments are tensors; the rest are numbers.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.rest = inputs[operands:]
+        ctx.save_for_backward(*inputs[:operands], *output)
+
+    def gradient(ctx: Any, grad: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+        grads = tuple(backward(grad, *ctx.saved_tensors, *ctx.rest))
+        return (*grads, *[None] * (operands + len(ctx.rest) - len(grads)))
+
+    torch.library.register_autograd(op, gradient, setup_context=save, lib=_ops)
+
+
+def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The Python function behind a library's ``torch.library.custom_op``; the function itself if it is none.
+
+    Our op stands around it already; one more round through the dispatcher, with its checks for aliases, buys nothing.
+    """
+    return function._init_fn if isinstance(function, CustomOpDef) else function
+
+
+def undecorated_inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A library's Python function that calls what stands behind the library's `undecorated` ops.
+
+    A copy that sees other globals, if the modules that ``function`` calls hold such ops (``sm90_compile`` of
+    SageAttention 2.2); else ``function`` itself. The library stays as it is.
+    """
+    if not isinstance(function, FunctionType):
+        return function
+    modules = {name: value for name, value in function.__globals__.items() if isinstance(value, ModuleType)}
+    bare = {name: _undecorated_members(module) for name, module in modules.items() if _holds_ops(module, function)}
+    if not bare:
+        return function
+    seen = {**function.__globals__, **bare}
+    copy = FunctionType(function.__code__, seen, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _holds_ops(module: ModuleType, function: FunctionType) -> bool:
+    """Is the module one of the function's own library, with ops in it?"""
+    same = module.__name__.partition(".")[0] == function.__module__.partition(".")[0]
+    return same and any(isinstance(member, CustomOpDef) for member in vars(module).values())
+
+
+def _undecorated_members(module: ModuleType) -> SimpleNamespace:
+    return SimpleNamespace(**{name: undecorated(member) for name, member in vars(module).items()})
+
+
+def aligned(grad: Tensor, alignment: int = 16) -> Tensor:
+    """``grad``, copied if its rows do not lie at multiples of ``alignment`` bytes.
+
+    Libraries check no more than its last stride, and a gradient's layout is not known when the call is decided.
+    """
+    step = alignment // grad.dtype.itemsize
+    strides = [stride for size, stride in zip(grad.shape[:-1], grad.stride()[:-1], strict=True) if size > 1]
+    good = grad.stride(-1) == 1 and not any(stride % step for stride in (*strides, grad.storage_offset()))
+    return grad if good else grad.contiguous()
+
+
+def gradients_like_operands(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The fake of a backward whose gradients lie as q, k and v do."""
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def contiguous_gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The fake of a backward whose gradients are contiguous."""
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _folds_into_batch(op: Any) -> Callable[..., Any]:
+    """The batching rule of an op whose tensors all have the batch in front: (n, B, ...) is computed as (n * B, ...)."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        n = info.batch_size
+
+        def fold(arg: Any, dim: int | None) -> Any:
+            if not isinstance(arg, Tensor):
+                return arg
+            mapped = arg.unsqueeze(0).expand(n, *arg.shape) if dim is None else arg.movedim(dim, 0)
+            return mapped.contiguous().flatten(0, 1)  # the mapped dimension's stride need not be an aligned one
+
+        def unfold(result: Tensor) -> tuple[Tensor, int | None]:
+            return (result, None) if result.ndim == 1 else (result.unflatten(0, (n, -1)), 0)
+
+        result = op(*[fold(arg, dim) for arg, dim in zip(args, in_dims, strict=True)])
+        if isinstance(result, Tensor):
+            return unfold(result)
+        unfolded = [unfold(each) for each in result]
+        return tuple(each for each, _ in unfolded), tuple(dim for _, dim in unfolded)
+
+    return rule

@@ -1,0 +1,1 @@
+"""graph -> attention calls and near misses."""

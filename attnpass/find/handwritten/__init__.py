@@ -1,0 +1,1 @@
+"""Attention written by hand: softmax between two products, followed value by value."""

@@ -1,0 +1,196 @@
+"""The chain of nodes around a softmax: up to the product of q and k, down to the product with V. Read only.
+
+A chain is private: nobody else reads what is between the two products, or a rewrite would take away what they read.
+Every refusal is a `RefusedError` with the node at fault; `attnpass.find.near_misses` decides what is worth telling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from attnpass.find.handwritten.links import CAT, DROPOUT, SAME, SHIFT, SLICE, Element, RefusedError, on_probabilities
+from attnpass.find.handwritten.products import Product, is_product, read_product
+from attnpass.find.handwritten.score_links import element_of
+from attnpass.graph.ops import argument, is_getitem, name_of, spelled
+from attnpass.graph.reading import Reading
+from attnpass.graph.symbolic import known_equal
+from attnpass.graph.value import Value, returned
+from attnpass.graph.values import tensor
+
+SOFTMAXES = ("softmax", "safe_softmax")
+REACH = 24  # ops between a product and the softmax
+
+
+@dataclass(slots=True)
+class Chain:
+    """A softmax and what is around it, in program order. All nodes are values of a Reading.
+
+    Attributes:
+        softmax: the softmax.
+        first: the product of q and k.
+        scores: what is done between `first` and `softmax`.
+        probabilities: what is done between `softmax` and `last`.
+        last: the product with V.
+        weights: the operand of `last` that holds the probabilities.
+        nodes: every value that is dead once `last` is replaced.
+    """
+
+    softmax: Value
+    first: Product
+    scores: list[Element]
+    probabilities: list[Element]
+    last: Product
+    weights: Value
+    nodes: set[Value] = field(default_factory=set)
+
+
+def read_chain(softmax: Value, reading: Reading) -> Chain:
+    """The chain through ``softmax``.
+
+    Raises:
+        RefusedError: it is no attention that can be followed, with the node at fault.
+    """
+    first, scores = _upwards(softmax)
+    probabilities, last, weights = _downwards(softmax)
+    chain = Chain(softmax, first, scores, probabilities, last, weights)
+    chain.nodes = {softmax, first.node, last.node}
+    for element in (*scores, *probabilities):
+        chain.nodes.update((element.node, *element.members))
+    _refuse_other_readers(chain)
+    _refuse_changing_state(chain, reading)
+    return chain
+
+
+def is_softmax(node: Value) -> bool:
+    """Is this a softmax of a tensor?"""
+    return name_of(node) in SOFTMAXES and tensor(node) is not None
+
+
+def _upwards(softmax: Value) -> tuple[Product, list[Element]]:
+    found: list[Element] = []
+    asked: dict[Value, bool] = {}
+    reader, source = softmax, argument(softmax, 0)
+    while len(found) <= REACH:
+        if not isinstance(source, Value):
+            raise RefusedError(reader, "its input is no tensor of the graph")
+        node = source
+        if is_product(node):
+            product = read_product(node)
+            if isinstance(product, str):
+                raise RefusedError(node, product)
+            return product, found[::-1]
+        element = element_of(node, lambda x: _leads_to_product(x, asked))
+        if found and element.kind == CAT and not all(e.kind in (SHIFT, SAME) for e in found):
+            raise RefusedError(node, "columns are appended to the scores before the last change of them")
+        found.append(element)
+        reader, source = node, element.x
+    raise RefusedError(softmax, f"more than {REACH} steps lie between the product of q and k and the softmax")
+
+
+def _leads_to_product(node: Value, asked: dict[Value, bool], depth: int = 0) -> bool:
+    """Is this a changed product, rather than a bias? ``asked`` keeps the answers."""
+    if node not in asked:
+        asked[node] = False  # until known
+        if is_product(node):
+            asked[node] = True
+        elif depth <= REACH:
+            try:
+                element = element_of(node, lambda x: _leads_to_product(x, asked, depth + 1))
+                asked[node] = _leads_to_product(element.x, asked, depth + 1)
+            except RefusedError:
+                pass
+    return asked[node]
+
+
+def _downwards(softmax: Value) -> tuple[list[Element], Product, Value]:
+    found: list[Element] = []
+    node = softmax
+    while len(found) <= REACH:
+        readers = list(node.users)
+        if len(readers) != 1:
+            _refuse_several(node, readers)
+        (reader,) = readers
+        if is_product(reader):
+            product = read_product(reader)
+            if isinstance(product, str):
+                raise RefusedError(reader, product)
+            if product.left is product.right:
+                raise RefusedError(reader, "the probabilities are multiplied by themselves")
+            if product.added is not None or product.alpha != 1:
+                raise RefusedError(reader, f"`{spelled(reader)}` adds to the product with V, or scales it")
+            return found, product, node
+        if is_getitem(reader, 0) and tensor(node) is None and isinstance(node.fake, (tuple, list)):
+            found.append(Element(reader, SAME, node))
+        else:
+            found.append(on_probabilities(reader, node))
+        node = reader
+    raise RefusedError(softmax, f"more than {REACH} steps lie between the softmax and the product with V")
+
+
+def _refuse_several(node: Value, readers: list[Value]) -> None:
+    if not readers:
+        raise RefusedError(node, "nobody reads the probabilities")
+    others = [r for r in readers if not is_product(r)] or readers[1:]
+    raise _used_elsewhere(node, others[0], "probabilities")
+
+
+def _used_elsewhere(node: Value, reader: Value, what: str) -> RefusedError:
+    if reader.target is returned:
+        return RefusedError(node, f"the attention {what} are returned by the graph, so they have to be materialised")
+    return RefusedError(reader, f"`{spelled(reader)}` reads the attention {what} too, so they have to be materialised")
+
+
+def _refuse_other_readers(chain: Chain) -> None:
+    after = {element.node for element in chain.probabilities} | {chain.softmax}
+    for node in chain.nodes - {chain.last.node}:
+        for reader in node.users:
+            if reader not in chain.nodes:
+                raise _used_elsewhere(node, reader, "probabilities" if node in after else "scores")
+
+
+def _refuse_changing_state(chain: Chain, reading: Reading) -> None:
+    """Both products under the same grad mode, autocast and transforms; nothing inside a functorch transform."""
+    regions = [reading.region(node) for node in (chain.first.node, chain.softmax, chain.last.node)]
+    first, middle, last = regions
+    if first is None or middle is None or last is None:
+        raise RefusedError(chain.softmax, "the program state around it is not known")
+    if first.functorch:
+        raise RefusedError(chain.softmax, f"it stands inside {' of '.join(first.functorch)}, and is left alone there")
+    if first != last or first.grad != middle.grad or first.functorch != middle.functorch:
+        raise RefusedError(chain.softmax, "autocast, grad mode or another state changes between the two products")
+
+
+def dropout_of(chain: Chain) -> float:
+    """The probability of dropping a weight."""
+    drops = [element for element in chain.probabilities if element.kind == DROPOUT]
+    if len(drops) > 1:
+        raise RefusedError(drops[1].node, "the probabilities are dropped twice")
+    return drops[0].factor if drops else 0.0
+
+
+def softmax_dim(chain: Chain) -> int:
+    """The dimension of the softmax, counted from the front."""
+    node = chain.softmax
+    value, dim = tensor(node), argument(node, 1)
+    if value is None or not isinstance(dim, int):
+        raise RefusedError(node, f"the dimension of the softmax is {dim!r}, not a number in the graph")
+    return dim % value.ndim
+
+
+def added_sinks(chain: Chain, dim: int) -> Value | None:
+    """The column that is appended to the scores and cut off behind the softmax; None if there is none."""
+    cats = [e for e in chain.scores if e.kind == CAT]
+    slices = [e for e in chain.probabilities if e.kind == SLICE]
+    if not cats and not slices:
+        return None
+    if len(cats) != 1 or len(slices) != 1:
+        culprit = (slices or cats)[-1].node
+        raise RefusedError(culprit, f"`{spelled(culprit)}` takes a part of the scores or probabilities only")
+    (cat,), (cut,) = cats, slices
+    before, scores = tensor(cut.x), tensor(cat.x)
+    assert before is not None and scores is not None and cat.operand is not None
+    column = tensor(cat.operand)
+    whole = column is not None and column.ndim == scores.ndim and known_equal(column.shape[dim], 1)
+    if not whole or cat.dim % scores.ndim != dim or cut.dim % before.ndim != dim or cut.first != cat.first:
+        raise RefusedError(cut.node, "what is appended to the scores is not one column that is cut off again")
+    return cat.operand

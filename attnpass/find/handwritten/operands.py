@@ -1,0 +1,206 @@
+"""q, k, v, masks and sinks of a chain: traced back through views, and brought into SDPA's layout by steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from attnpass.find.gqa import undo_repeat
+from attnpass.find.handwritten.axes import (
+    Atom,
+    Axes,
+    LostTrackError,
+    arranged,
+    fresh,
+    leaves,
+    merged_dimension,
+    reshaped,
+)
+from attnpass.find.handwritten.links import RefusedError
+from attnpass.find.handwritten.roles import Group, Roles
+from attnpass.graph.operand import Operand, value_behind
+from attnpass.graph.ops import is_copy, name_of, number, permutation, spelled
+from attnpass.graph.reading import Reading
+from attnpass.graph.symbolic import known_equal
+from attnpass.graph.value import Value
+from attnpass.graph.values import spelled as spelled_node
+from attnpass.graph.values import tensor
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Which values are there at the place where a call will read them: a node of the program still holds them."""
+
+    reading: Reading
+    place: Node
+
+    def __call__(self, value: Value) -> bool:
+        return self.reading.holder(value, self.place) is not None
+
+    def demand(self, value: Value, at: Value) -> None:
+        """Refuse the chain if a value is gone.
+
+        Raises:
+            RefusedError: naming the op that reads the value.
+        """
+        if self(value):
+            return
+        writer = self.reading.overwritten_by(value, self.place)
+        if writer is None:
+            raise RefusedError(at, f"an operand of `{spelled(at)}` exists only inside of an op")
+        name = spelled_node(writer)
+        raise RefusedError(at, f"`{name}` writes to an operand between the two products")
+
+    def is_autocasts(self, value: Value) -> bool:
+        """Did autocast make this cast? The call's kernel gets the same one."""
+        region, made = self.reading.region(value), tensor(value)
+        cast = None if region is None or made is None else region.autocast.get(made.device.type)
+        return cast is not None and cast == made.dtype and not self.reading.was_held(value)  # type: ignore[union-attr]
+
+
+@dataclass(slots=True)
+class Traced:
+    """An operand while it is traced back.
+
+    Attributes:
+        node: the value that is read now.
+        axes: its dimensions.
+        scale: a factor that was folded into it.
+    """
+
+    node: Value
+    axes: Axes
+    scale: float = 1.0
+
+    def to(self, node: Value, axes: Axes) -> None:
+        self.node, self.axes = node, axes
+
+
+def trace_back(
+    start: tuple[Value, Axes],
+    batch: Callable[[], Sequence[Atom]],
+    held: Held,
+    scaled: bool,
+    down_to: torch.dtype | None,
+) -> Traced:
+    """Follow an operand back through transposes, copies, folded heads and numeric factors: as far as it is held.
+
+    Args:
+        start: the operand and its dimensions.
+        batch: the batch and head dimensions as they are now: only these are unfolded.
+        held: which values are there where the call reads them.
+        scaled: may a factor be taken out of it (and into the call's scale)?
+        down_to: a cast up from this dtype is taken back, since the kernel computes scores and softmax in fp32 anyway.
+
+    Raises:
+        RefusedError: no value on the way is held.
+    """
+    traced = Traced(*start)
+    found = replace(traced) if held(traced.node) else None
+    while _one_step_back(traced, batch, held, scaled, down_to):
+        if held(traced.node):
+            found = replace(traced)
+    if found is None:
+        held.demand(start[0], start[0])
+    assert found is not None
+    return found
+
+
+def _one_step_back(
+    traced: Traced, batch: Callable[[], Sequence[Atom]], held: Held, scaled: bool, down_to: torch.dtype | None
+) -> bool:
+    node, name = traced.node, name_of(traced.node)
+    source = node.args[0] if node.args else None
+    before, after = tensor(source), tensor(node)
+    if not isinstance(source, Value) or before is None or after is None:
+        return False
+    order = permutation(node)
+    if order is not None:
+        traced.to(source, tuple(traced.axes[order.index(i)] for i in range(len(order))))
+        return True
+    if is_copy(node):
+        traced.to(source, traced.axes)
+        return True
+    if name == "to" and before.device == after.device and (before.dtype == down_to or held.is_autocasts(node)):
+        traced.to(source, traced.axes)
+        return True
+    if scaled and name in ("mul", "div"):
+        other = node.args[1]
+        if name == "mul" and number(source) is not None and isinstance(other, Value):
+            source, other = other, source
+        return _unscaled(traced, source, other, divide=name == "div")
+    return name == "view" and _unfold(traced, source, batch())
+
+
+def _unscaled(traced: Traced, x: Any, factor: Any, divide: bool) -> bool:
+    value, before, after = number(factor), tensor(x), tensor(traced.node)
+    if value is None or before is None or after is None or before.dtype != after.dtype or before.shape != after.shape:
+        return False
+    if traced.node.kwargs.get("rounding_mode") or value == 0 or not abs(value) < float("inf"):
+        return False
+    traced.scale *= 1.0 / value if divide else value
+    traced.to(x, traced.axes)
+    return True
+
+
+def _unfold(traced: Traced, source: Value, batch: Sequence[Atom]) -> bool:
+    """``X.reshape(B * H, S, D)``: read X, unfolded."""
+    before, after = tensor(source), tensor(traced.node)
+    assert before is not None and after is not None
+    merged = merged_dimension(tuple(before.shape), tuple(after.shape))
+    if merged is None or len(traced.axes) != 3:  # of (B, H, S, D), what is merged are repeated heads
+        return False
+    place, count = merged
+    axis = leaves(traced.axes[place])
+    if not axis or not set(axis) <= set(batch):
+        return False
+    try:
+        unfolded = reshaped((axis,), tuple(before.shape[place : place + count]))
+    except LostTrackError:
+        return False
+    traced.to(source, (*traced.axes[:place], *unfolded, *traced.axes[place + 1 :]))
+    return True
+
+
+def without_repeats(k: Traced, v: Traced, roles: Roles, held: Held) -> tuple[Group, Traced, Traced] | None:
+    """The heads before they were repeated, and k and v with them; None if they were not repeated, or not alike."""
+    if len(roles.Hkv) != 1 or roles.own:
+        return None
+    head = roles.Hkv[0]
+    found = [undo_repeat(t.node, tuple(leaves(axis) for axis in t.axes), held, (head,)) for t in (k, v)]
+    if found[0] is None or found[1] is None:
+        return None
+    sizes = []
+    for repeated in found:
+        assert repeated is not None
+        value = tensor(repeated.source)
+        assert value is not None
+        sizes.append(value.shape[repeated.labels.index((head,))])
+    if not known_equal(sizes[0], sizes[1]):
+        return None
+    fewer = Atom(sizes[0])
+    small = []
+    for traced, repeated in zip((k, v), found, strict=True):
+        assert repeated is not None
+        axes = tuple((fewer,) if label == (head,) else label for label in repeated.labels)
+        small.append(replace(traced, node=repeated.source, axes=axes))
+    return (fewer,), small[0], small[1]
+
+
+def placed(traced: Traced, groups: Sequence[Group]) -> Operand[Value]:
+    """The operand as (B, H, S, D); copied if its last dimension would not be dense.
+
+    Raises:
+        LostTrackError: a symbolic size would have to be written down.
+    """
+    operand = arranged(Operand(traced.node), fresh(traced.axes), groups, whole=True)
+    value = value_behind(operand)
+    if known_equal(value.stride(-1), 1) or known_equal(value.shape[-1], 1):
+        return operand
+    return operand.then(aten.contiguous.default)

@@ -1,0 +1,134 @@
+"""Matrix products in every spelling, read as which dimension of one operand meets which of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnpass.graph.ops import argument, name_of, number
+from attnpass.graph.symbolic import Size, known_equal
+from attnpass.graph.value import Value
+from attnpass.graph.values import tensor
+
+PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
+
+Labels = tuple[str | None, ...]  # a letter for each dimension; None for size 1 where the other operand has more
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """``beta * added + alpha * left @ right``.
+
+    Attributes:
+        node: the product.
+        left, right: its operands.
+        labels: the letters of left, right and the result.
+        alpha: factor on the product.
+        added: the tensor of ``baddbmm``, or None.
+        beta: factor on it.
+    """
+
+    node: Value
+    left: Value
+    right: Value
+    labels: tuple[Labels, Labels, Labels]
+    alpha: float = 1.0
+    added: Value | None = None
+    beta: float = 1.0
+
+
+def is_product(node: Value) -> bool:
+    """Is this a product of two tensors?"""
+    return name_of(node) in PRODUCTS
+
+
+def read_product(node: Value) -> Product | str:
+    """The product that a node computes, or one sentence why it is none that can be followed."""
+    name = name_of(node)
+    if name == "einsum":
+        return _einsum(node)
+    if name == "baddbmm":
+        return _baddbmm(node)
+    left, right = argument(node, 0), argument(node, 1)
+    if tensor(left) is None or tensor(right) is None:
+        return "an operand of the product is no tensor"
+    labels = _matmul_labels(tuple(tensor(left).shape), tuple(tensor(right).shape))  # type: ignore[union-attr]
+    return labels if isinstance(labels, str) else Product(node, left, right, labels)
+
+
+def _baddbmm(node: Value) -> Product | str:
+    added, left, right = (
+        argument(node, 0),
+        argument(node, 1),
+        argument(node, 2),
+    )
+    alpha, beta = number(argument(node, 4, 1)), number(argument(node, 3, 1))
+    if alpha is None or beta is None or any(tensor(each) is None for each in (added, left, right)):
+        return "alpha or beta of baddbmm is no number"
+    labels = _matmul_labels(tuple(tensor(left).shape), tuple(tensor(right).shape))  # type: ignore[union-attr]
+    if isinstance(labels, str):
+        return labels
+    return Product(node, left, right, labels, alpha, None if beta == 0 else added, beta)
+
+
+def _matmul_labels(left: Sequence[Size], right: Sequence[Size]) -> tuple[Labels, Labels, Labels] | str:
+    """Letters as in ``...ij,...jk->...ik``, the batch dimensions aligned to the right."""
+    if len(left) < 2 or len(right) < 2:
+        return "a vector takes part in the product"
+    batch = [chr(ord("a") + i) for i in range(max(len(left), len(right)) - 2)]
+    a: list[str | None] = list(batch[len(batch) - len(left) + 2 :])
+    b: list[str | None] = list(batch[len(batch) - len(right) + 2 :])
+    for place in range(-1, -min(len(a), len(b)) - 1, -1):
+        one, other = left[place - 2], right[place - 2]
+        if known_equal(one, other):
+            continue
+        if known_equal(one, 1):
+            a[place] = None
+        elif known_equal(other, 1):
+            b[place] = None
+        else:
+            return f"batch sizes {one} and {other} of the product are not known to be the same"
+    return (*a, "I", "J"), (*b, "J", "K"), (*batch, "I", "K")
+
+
+def _einsum(node: Value) -> Product | str:
+    equation, operands = argument(node, 0), list(argument(node, 1))
+    if not isinstance(equation, str) or len(operands) != 2 or any(tensor(each) is None for each in operands):
+        return "einsum of other than two tensors"
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(terms) != 2:
+        return f"einsum {equation!r} has other than two operands"
+    shapes = [tuple(tensor(each).shape) for each in operands]  # type: ignore[union-attr]
+    dots = [
+        len(shape) - len(term.replace("...", "")) if "..." in term else 0
+        for term, shape in zip(terms, shapes, strict=True)
+    ]
+    if len(set(dots)) > 1 and "..." in terms[0] and "..." in terms[1]:
+        return f"einsum {equation!r} broadcasts dimensions"
+    hidden = "".join(chr(ord("0") + i) for i in range(max(dots)))
+    left, right = (term.replace("...", hidden) for term in terms)
+    if not arrow:
+        letters = left.replace(hidden, "") + right.replace(hidden, "") if hidden else left + right
+        result = hidden + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    result = result.replace("...", hidden)
+    if any(len(set(term)) != len(term) for term in (left, right)):
+        return f"einsum {equation!r} takes a diagonal"
+    return _with_broadcasts(node, operands, shapes, (left, right, result))
+
+
+def _with_broadcasts(
+    node: Value, operands: list[Value], shapes: list[tuple[Size, ...]], terms: tuple[str, str, str]
+) -> Product | str:
+    """Letters with None where an operand has size 1 and the other has more."""
+    sizes = [dict(zip(term, shape, strict=True)) for term, shape in zip(terms, shapes, strict=False)]
+    labels: list[list[str | None]] = [list(term) for term in terms]
+    for letter in set(terms[0]) & set(terms[1]):
+        one, other = sizes[0][letter], sizes[1][letter]
+        if known_equal(one, other):
+            continue
+        if not (known_equal(one, 1) or known_equal(other, 1)):
+            return f"sizes {one} and {other} of einsum's {letter!r} are not known to be the same"
+        small = 0 if known_equal(one, 1) else 1
+        labels[small][terms[small].index(letter)] = None
+    return Product(node, operands[0], operands[1], (tuple(labels[0]), tuple(labels[1]), tuple(labels[2])))

@@ -1,0 +1,257 @@
+"""Attention written by hand: softmax between two matrix products -> `AttentionCall` and `Wiring`. Read only.
+
+One matcher with optional parts instead of a list of patterns:
+
+    v-product( dropout( cast( softmax( mask( bias( softcap( scale( q kᵀ ))))))), v )
+
+Beside this file `chain` follows the values, `scores` replays what they do to the scores, `roles` names the dimensions,
+and `operands` brings the operands into SDPA's layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch.fx import Node
+
+from attnpass.find.handwritten.axes import LostTrackError, arranged, leaves
+from attnpass.find.handwritten.chain import Chain, added_sinks, dropout_of, read_chain, softmax_dim
+from attnpass.find.handwritten.links import RefusedError
+from attnpass.find.handwritten.operands import Held, Traced, aten, placed, trace_back, without_repeats
+from attnpass.find.handwritten.roles import Group, Roles, label_axes, read_roles
+from attnpass.find.handwritten.scores import Change, Scores, broadcast_axes, size_of
+from attnpass.find.sdpa import context_of
+from attnpass.graph.operand import Operand, spec_of
+from attnpass.graph.ops import name_of
+from attnpass.graph.reading import Reading
+from attnpass.graph.regions import Region
+from attnpass.graph.symbolic import Size, known, known_equal
+from attnpass.graph.tensor import TensorSpec
+from attnpass.graph.value import Value
+from attnpass.graph.values import module_path, source_of, tensor, value_of
+from attnpass.ir.call import AttentionCall, Pattern
+from attnpass.ir.mask import EmptyRows, MaskSpec, MaskTerm, Term
+from attnpass.ir.wiring import Addition, Wiring
+
+HALF = (torch.float16, torch.bfloat16)
+NEGATIONS = ("logical_not", "bitwise_not")  # of truth values, the same
+
+
+@dataclass(frozen=True, slots=True)
+class Handwritten:
+    """A chain that is attention.
+
+    Attributes:
+        call: what it means.
+        node: the node of the program whose result is the product with V, which the call gives.
+        values: the values that it reads.
+        dead: the nodes that nobody needs once ``node`` is replaced, in program order.
+        repeated: k and v with their heads repeated, if the call reads them before that.
+    """
+
+    call: AttentionCall
+    node: Node
+    values: Wiring[Value]
+    dead: tuple[Node, ...]
+    repeated: tuple[Operand[Value], Operand[Value]] | None = None
+
+
+def read_handwritten(softmax: Value, reading: Reading, grad: bool | None = None) -> Handwritten:
+    """The attention around a softmax, which is a value of the reading.
+
+    Raises:
+        RefusedError: it is none, with the node at fault and one sentence.
+    """
+    chain = read_chain(softmax, reading)
+    left, right, atoms = label_axes(chain.first)
+    scores = Scores(tuple(atoms[label or ""] for label in chain.first.labels[2]), chain.first.alpha)
+    if chain.first.added is not None:
+        scores.changes.append(_added_by_product(chain, scores))
+    for element in chain.scores:
+        scores.apply(element)
+    roles = read_roles(chain, scores, left, right, atoms)
+    try:
+        return _assembled(chain, scores, roles, reading, grad)
+    except LostTrackError as error:
+        raise RefusedError(chain.last.node, f"the dimensions of its operands cannot be followed: {error}") from None
+
+
+def _added_by_product(chain: Chain, scores: Scores) -> Change:
+    """The tensor that ``baddbmm`` adds."""
+    node, added = chain.first.node, chain.first.added
+    assert added is not None
+    return Change(added, broadcast_axes(node, added, scores.axes), node, factor=chain.first.beta)
+
+
+def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, grad: bool | None) -> Handwritten:
+    if not known(size_of(roles.K) >= 1):
+        raise RefusedError(chain.softmax, f"the number of keys, {size_of(roles.K)}, may be 0")
+    node = reading.result_of(chain.last.node)
+    if node is None:
+        raise RefusedError(chain.last.node, "no node of the program gives the product with V alone")
+    held = Held(reading, node)
+    q, k, v = _traced(chain, roles, held)
+    roles.update()
+    small = without_repeats(k, v, roles, held)
+    repeated = None
+    queries, keys, values = (roles.B, roles.H, roles.Q, roles.D), (roles.K, roles.D), (roles.K, roles.Dv)
+    if small is not None:
+        repeated = (placed(k, (roles.B, roles.Hkv, *keys)), placed(v, (roles.B, roles.Hkv, *values)))
+        _, k, v = small
+    heads = small[0] if small is not None else roles.Hkv
+    wired_q = placed(q, queries)
+    for by, divide in scores.scaled_by:
+        op = aten.div if divide else aten.mul
+        wired_q = wired_q.then(op.Tensor if isinstance(by, Value) else op.Scalar, by)
+    wiring = Wiring(
+        wired_q,
+        placed(k, (roles.B, heads, *keys)),
+        placed(v, (roles.B, heads, *values)),
+        tuple(_addition(change, roles, held) for change in scores.changes),
+        _sinks(chain, scores, roles, held),
+        _steps_out(roles),
+    )
+    call = _call(chain, wiring, scores, scores.canonical_scale * q.scale * k.scale, (reading, node), grad)
+    return Handwritten(call, node, wiring, _dead(chain, node, reading), repeated)
+
+
+def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
+    """The nodes of the program that made the chain, and those that asked them for nothing but their sizes."""
+    makers = {value.maker for value in chain.nodes if value.maker is not None} - {last}
+    makers |= {user for maker in makers for user in maker.users if not user.users and user in reading.quiet}
+    return tuple(sorted(makers, key=reading.places.__getitem__))
+
+
+def _traced(chain: Chain, roles: Roles, held: Held) -> tuple[Traced, Traced, Traced]:
+    """q, k and v followed back."""
+
+    def batch() -> tuple:  # type: ignore[type-arg]
+        return leaves((*roles.shared, *roles.own))
+
+    weights, value = tensor(chain.weights), tensor(roles.v[0])
+    assert weights is not None and value is not None
+    down_to = value.dtype if value.dtype in HALF and weights.dtype == value.dtype else None
+    q, k = (trace_back(side, batch, held, True, down_to) for side in (roles.q, roles.k))
+    return q, k, trace_back(roles.v, batch, held, False, None)
+
+
+def _addition(change: Change, roles: Roles, held: Held) -> Addition[Value]:
+    """A change of the scores, as (B, H, Sq, Sk) with size 1 where it broadcasts."""
+    groups = (roles.B, roles.H, roles.Q, roles.K)
+    node, hides_true = change.node, change.where_true
+    inner = node.args[0] if node.args else None
+    if change.fill is not None and hides_true and name_of(node) in NEGATIONS and isinstance(inner, Value):
+        value = tensor(inner)
+        if value is not None and value.dtype == torch.bool and held(inner):
+            node, hides_true = inner, False
+    held.demand(node, change.at)
+    operand = arranged(Operand(node), change.axes, groups, whole=False)
+    if change.fill is None:
+        return Addition(operand if change.factor == 1 else operand.then(aten.mul.Scalar, change.factor))
+    return Addition(operand.then(aten.logical_not.default) if hides_true else operand, change.fill)
+
+
+def _sinks(chain: Chain, scores: Scores, roles: Roles, held: Held) -> Operand[Value] | None:
+    """The column that was appended to the scores, as (H,)."""
+    column = added_sinks(chain, softmax_dim(chain))
+    if column is None:
+        return None
+    node = column
+    while name_of(node) in ("expand", "clone") and isinstance(node.args[0], Value) and held(node.args[0]):
+        node = node.args[0]
+    held.demand(node, chain.softmax)
+    if scores.softcap is not None:
+        raise RefusedError(chain.softmax, "the scores have a softcap and sinks")
+    axes = broadcast_axes(chain.softmax, node, scores.axes)
+    return arranged(Operand(node), axes, (roles.H,), whole=True)
+
+
+def _steps_out(roles: Roles) -> tuple:  # type: ignore[type-arg]
+    """From (B, H, Sq, Dv) to the dimensions of the product with V."""
+    from_axes = tuple(leaves(group) for group in (roles.B, roles.H, roles.Q, roles.Dv))
+    nobody: Value = None  # type: ignore[assignment]
+    return arranged(Operand(nobody), from_axes, tuple(leaves(axis) for axis in roles.out), whole=False).steps
+
+
+def _call(
+    chain: Chain,
+    wiring: Wiring[Value],
+    scores: Scores,
+    scale: float,
+    at: tuple[Reading, Node],
+    grad: bool | None,
+) -> AttentionCall:
+    reading, node = at
+    region = reading.regions[node]
+    specs = [spec_of(operand) for operand in (wiring.q, wiring.k, wiring.v)]
+    masks = [spec_of(each.operand) for each in wiring.additions]
+    sinks = None if wiring.sinks is None else spec_of(wiring.sinks)
+    trained = any(spec.requires_grad for spec in (*specs, *masks, *([sinks] if sinks else [])))
+    values = [tensor(operand.node) for operand in (wiring.q, wiring.k, wiring.v)]
+    values += [tensor(each.operand.node) for each in wiring.additions]
+    return AttentionCall(
+        q=specs[0],
+        k=specs[1],
+        v=specs[2],
+        out=TensorSpec.of(value_of(node)),
+        mask=_mask(chain, wiring, masks, scores, specs[0], region),
+        scale=scale,
+        softcap=scores.softcap,
+        sinks=sinks,
+        dropout_p=dropout_of(chain),
+        enable_gqa=not known_equal(specs[0].shape[1], specs[1].shape[1]),
+        needs_grad=region.grad and (trained if grad is None else grad),
+        context=context_of(region, specs[0], [value for value in values if value is not None], ""),
+        node=node.name,
+        module=module_path(node.meta),
+        source=source_of(node.meta),
+        pattern=Pattern.HANDWRITTEN,
+    )
+
+
+def _mask(
+    chain: Chain, wiring: Wiring[Value], masks: list[TensorSpec], scores: Scores, q: TensorSpec, region: Region
+) -> MaskSpec:
+    """One bool tensor if all that is done hides keys, else one bias. Rows that see no key give what softmax gives."""
+    if not masks:
+        return MaskSpec()
+    fills = [each.fill for each in wiring.additions if each.fill is not None]
+    finite = bool(fills) and fills[0] > -float("inf")
+    empty = EmptyRows.AVERAGE if finite else EmptyRows.NAN
+    if wiring.sinks is not None or (name_of(chain.softmax) == "safe_softmax" and not finite):
+        empty = EmptyRows.ZERO
+    spec = masks[0] if len(masks) == 1 else _together(masks)
+    bias = len(fills) < len(masks)
+    if finite and bias and empty is EmptyRows.AVERAGE:
+        empty = EmptyRows.MIXED
+    elif bias and empty is EmptyRows.NAN and scores.rounded:
+        empty = EmptyRows.ROUNDED
+    averaged = finite and dropout_of(chain) > 0  # the average of such a row drops out too
+    if not bias and not averaged:
+        return MaskSpec((MaskTerm(Term.TENSOR, tensor=spec),), rows_may_be_empty=True, empty=empty)
+    dtypes = [mask.dtype for mask in masks if mask.dtype != torch.bool]
+    dtype = q.dtype if all(each == q.dtype for each in dtypes) else torch.float32
+    autocast = region.autocast.get(q.device.type)
+    if autocast is not None and q.dtype != torch.float64:
+        dtype = autocast
+    if finite and dtype == torch.float16:
+        dtype = torch.float32  # fp16 has no number that hides a score: -65504 + 10 is not -65504 in fp32
+    return MaskSpec(bias=replace(spec, dtype=dtype), rows_may_be_empty=True, empty=empty)
+
+
+def _together(masks: list[TensorSpec]) -> TensorSpec:
+    """The metadata of several masks combined: broadcast, dense."""
+    shape: list[Size] = [1, 1, 1, 1]
+    for mask in masks:
+        shape = [a if known_equal(b, 1) else b for a, b in zip(shape, mask.shape, strict=True)]
+    stride: Size = 1
+    strides: list[Size] = []
+    for size in reversed(shape):
+        strides.insert(0, stride)
+        stride = stride * size
+    grad = any(mask.requires_grad for mask in masks)
+    return TensorSpec(tuple(shape), tuple(strides), masks[0].dtype, masks[0].device, grad)
+
+
+__all__ = ["Group", "Handwritten", "RefusedError", "read_handwritten"]

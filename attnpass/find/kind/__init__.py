@@ -1,0 +1,1 @@
+"""Self or cross attention, prefill or decoding: where Q and K come from."""

@@ -1,0 +1,116 @@
+"""Chains that almost are attention calls, with the node that kept them from being one.
+
+When a graph has few rewrites, the question is "why not mine?". The answer names a node and a source line.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from torch.fx import Node
+
+from attnpass.find.found import NearMiss
+from attnpass.find.handwritten.chain import is_softmax
+from attnpass.find.handwritten.links import RefusedError
+from attnpass.find.handwritten.products import is_product, read_product
+from attnpass.graph.ops import name_of
+from attnpass.graph.reading import Reading
+from attnpass.graph.value import Value
+from attnpass.graph.values import source_of, tensor
+
+REACH = 12  # nodes between the product of q and k and the softmax: mask, bias, scale, softcap and casts fit in
+MIXING = {"linear", "native_layer_norm", "native_group_norm", "rms_norm", "embedding", "convolution", "addmm"}
+NORMALISERS = {
+    "sigmoid": "sigmoid instead of softmax",
+    "relu": "relu instead of softmax",
+    "log_softmax": "log_softmax instead of softmax",
+    "softplus": "softplus instead of softmax",
+    "exp": "exp, normalised by hand instead of by softmax",
+    "linalg_vector_norm": "a norm instead of softmax",
+    "pow": "a power instead of softmax",
+}
+
+NAMED_KERNELS = {
+    "_scaled_dot_product_flash_attention": "the program names PyTorch's flash attention itself",
+    "_scaled_dot_product_flash_attention_for_cpu": "the program names PyTorch's flash attention for CPU itself",
+    "_scaled_dot_product_efficient_attention": "the program names PyTorch's memory-efficient attention itself",
+    "_scaled_dot_product_cudnn_attention": "the program names PyTorch's cuDNN attention itself",
+    "flex_attention": "the program calls FlexAttention itself",
+}
+
+
+def near_misses(reading: Reading) -> Iterator[NearMiss]:
+    """Near misses without a softmax, in program order; one for each node of the program."""
+    said: set[Node] = set()
+    for value in reading.values:
+        node, name = value.maker, name_of(value) or str(getattr(value.target, "__name__", ""))
+        if node is None or node in said:
+            continue
+        reason = ""
+        if name in NAMED_KERNELS:
+            reason = f"{NAMED_KERNELS[name]}; it is left as it is"
+        elif name in NORMALISERS and _between_products(value):
+            reason = f"{NORMALISERS[name]} between two batched matrix products: not the attention of any kernel"
+        if reason:
+            said.add(node)
+            yield NearMiss(node.name, reason, source_of(node.meta))
+
+
+def near_miss(softmax: Value, refused: RefusedError) -> tuple[NearMiss, ...]:
+    """The refusal of a softmax, if that stands between two matrix products; others nobody wonders about."""
+    if not (_reaches(softmax, _inputs) and _reaches(softmax, _users)):
+        return ()
+    node, own = refused.node.maker, softmax.maker
+    node = node or own
+    if node is None:
+        return ()
+    source = source_of(node.meta)
+    reason = f"attention written by hand, but {refused.reason}"
+    return (NearMiss(node.name, reason, source if source.file else source_of({} if own is None else own.meta)),)
+
+
+def _between_products(node: Value) -> bool:
+    """Do two products of batched tensors stand around it? Multilayer perceptrons multiply by 2-D weights."""
+    return all(_reaches(node, step, _batched, _is_normaliser) for step in (_inputs, _users))
+
+
+def _batched(node: Value) -> bool:
+    if not is_product(node):
+        return False
+    product = read_product(node)
+    if isinstance(product, str):
+        return False
+    values = [tensor(product.left), tensor(product.right)]
+    return all(value is not None and value.ndim >= 3 for value in values)
+
+
+def _is_normaliser(node: Value) -> bool:
+    return name_of(node) in NORMALISERS or name_of(node) in MIXING or is_softmax(node)
+
+
+def _inputs(node: Value) -> Iterable[Value]:
+    return node.inputs
+
+
+def _users(node: Value) -> Iterable[Value]:
+    return node.users
+
+
+def _reaches(
+    start: Value,
+    step: Callable[[Value], Iterable[Value]],
+    wanted: Callable[[Value], bool] = is_product,
+    stop: Callable[[Value], bool] = lambda node: name_of(node) in MIXING,
+) -> bool:
+    """Is there a product within `REACH` steps, none of them through a node that stops the search?"""
+    queue, seen = deque([(start, 0)]), {start}
+    while queue:
+        node, distance = queue.popleft()
+        if wanted(node):
+            return True
+        if distance < REACH and (node is start or not stop(node)):
+            fresh = [n for n in step(node) if n not in seen]
+            seen.update(fresh)
+            queue.extend((n, distance + 1) for n in fresh)
+    return False

@@ -1,0 +1,179 @@
+"""Truth and choice on expressions: built here, simplified on the way, and walked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from attnpass.index.expr import (
+    FALSE,
+    TRUE,
+    And,
+    Apply,
+    Bool,
+    Expr,
+    Float,
+    Lin,
+    Load,
+    NonNeg,
+    Not,
+    Or,
+    Where,
+    Zero,
+    as_number,
+    number,
+    plus,
+    scaled,
+)
+from attnpass.index.interned import in_order, remembered
+
+FLAT = 64  # larger conjunctions are joined as they are: taken apart each time, n of them in a row would take n * n
+
+
+def is_constant(expr: Expr) -> bool:
+    """A number or a truth value that is known now; a symbolic size is not."""
+    return isinstance(expr, (Bool, Float)) or isinstance(as_number(expr), int)
+
+
+def is_positive(form: Lin) -> Expr:
+    """``form >= 0``, decided where it holds for all non-negative indices, or for none."""
+    if not form.terms and isinstance(form.const, int):
+        return Bool(form.const >= 0)
+    return NonNeg(form)
+
+
+def is_zero(form: Lin) -> Expr:
+    """``form == 0``."""
+    if not form.terms and isinstance(form.const, int):
+        return Bool(form.const == 0)
+    leading = form.terms[0][1] if form.terms else 1
+    return Zero(scaled(form, -1) if leading < 0 else form)
+
+
+def negated(arg: Expr) -> Expr:
+    """The opposite, pushed inwards as far as it goes."""
+    return remembered(arg, "negated", _negated, lambda part: part.parts() if isinstance(part, (And, Or)) else ())
+
+
+def _negated(arg: Expr) -> Expr:
+    if isinstance(arg, Bool):
+        return Bool(not arg.value)
+    if isinstance(arg, Not):
+        return arg.arg
+    if isinstance(arg, NonNeg):  # not (form >= 0) is -form - 1 >= 0
+        return is_positive(plus(scaled(arg.form, -1), number(-1)))
+    if isinstance(arg, And):
+        return any_of(map(negated, arg.args))
+    if isinstance(arg, Or):
+        return all_of(map(negated, arg.args))
+    return Not(arg)
+
+
+def all_of(args: Iterable[Expr]) -> Expr:
+    """All of them hold."""
+    return _joined(args, And, absorbing=FALSE, neutral=TRUE)
+
+
+def any_of(args: Iterable[Expr]) -> Expr:
+    """One of them holds."""
+    return _joined(args, Or, absorbing=TRUE, neutral=FALSE)
+
+
+def _joined(args: Iterable[Expr], join: type[And] | type[Or], absorbing: Bool, neutral: Bool) -> Expr:
+    flat: set[Expr] = set()
+    for arg in args:
+        flat.update(arg.args if isinstance(arg, join) and len(arg.args) <= FLAT else (arg,))
+    flat.discard(neutral)
+    if absorbing in flat or any(negated(arg) in flat for arg in flat if not isinstance(arg, (And, Or))):
+        return absorbing
+    if len(flat) <= 1:
+        return flat.pop() if flat else neutral
+    return join(frozenset(flat))
+
+
+def flattened(expr: Expr, join: type[And] | type[Or]) -> list[Expr]:
+    """What a conjunction or disjunction joins, also through those of its kind inside it, in order."""
+    found: dict[Expr, None] = {}
+    seen: set[Expr] = set()
+    stack = [expr]
+    while stack:
+        part = stack.pop()
+        if not isinstance(part, join):
+            found[part] = None
+        elif part not in seen:
+            seen.add(part)
+            stack.extend(reversed(in_order(part.args)))
+    return list(found)
+
+
+def where(test: Expr, yes: Expr, no: Expr) -> Expr:
+    """``yes`` where ``test`` holds, else ``no``. Of truth values, it is plain logic."""
+    if isinstance(test, Bool):
+        return yes if test.value else no
+    if yes == no:
+        return yes
+    if is_boolean(yes):
+        return any_of((all_of((test, yes)), all_of((negated(test), no))))
+    return Where(test, yes, no)
+
+
+def is_boolean(expr: Expr) -> bool:
+    """Is it a truth value?"""
+    if isinstance(expr, (Load, Apply)):
+        return expr.dtype == torch.bool
+    return isinstance(expr, (Bool, NonNeg, Zero, Not, And, Or))
+
+
+def dtype_of(expr: Expr) -> torch.dtype | None:
+    """The dtype that an expression is bound to; None for indices and numbers, which are integers of any dtype."""
+    return remembered(expr, "dtype", _dtype_of, lambda part: (part.yes, part.no) if isinstance(part, Where) else ())
+
+
+def _dtype_of(expr: Expr) -> torch.dtype | None:
+    if isinstance(expr, Where):
+        return dtype_of(expr.yes) or dtype_of(expr.no)
+    if isinstance(expr, (Float, Load, Apply)):
+        return expr.dtype
+    return None if isinstance(expr, Lin) else torch.bool
+
+
+def children(expr: Expr) -> tuple[Expr, ...]:
+    """The expressions that an expression is made of."""
+    parts = expr.parts()
+    return tuple(in_order(parts) if isinstance(parts, frozenset) else parts)
+
+
+def walk(expr: Expr) -> Iterator[Expr]:
+    """The expression and everything inside it, each once."""
+    seen: set[Expr] = set()
+    stack = [expr]
+    while stack:
+        part = stack.pop()
+        if part not in seen:
+            seen.add(part)
+            yield part
+            stack.extend(reversed(children(part)))
+
+
+def written_out(expr: Expr) -> int:
+    """How many parts an expression has as a compiler sees it that writes a shared one wherever it is used."""
+    return remembered(expr, "written out", lambda part: min(1 + sum(map(written_out, part.parts())), 1 << 60))
+
+
+def axes_of(expr: Expr) -> frozenset[str]:
+    """The axes that the value may depend on."""
+    return remembered(expr, "axes", _axes_of)
+
+
+def _axes_of(expr: Expr) -> frozenset[str]:
+    if isinstance(expr, Lin):
+        return frozenset(name for name, _ in expr.terms)
+    return frozenset[str]().union(*map(axes_of, expr.parts()))
+
+
+def loads_of(expr: Expr) -> list[Load]:
+    """The loads inside, each once, in order."""
+    if "loads" not in expr.memo:
+        expr.memo["loads"] = tuple(part for part in walk(expr) if isinstance(part, Load))
+    return list(expr.memo["loads"])

@@ -1,0 +1,228 @@
+"""What each operator means for expressions: linear arithmetic, comparisons, logic, casts. The rest stays as written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from attnpass.index.expr import Apply, Bool, Expr, Float, Lin, Load, as_number, number, plus, scaled
+from attnpass.index.interned import in_order
+from attnpass.index.logic import all_of, any_of, dtype_of, is_boolean, is_constant, is_positive, is_zero, negated, where
+from attnpass.index.promotion import as_integer, brought, common_dtype, is_float
+from attnpass.index.scalars import Element, StopError, fitting
+
+
+def _add(operands: Sequence[Element], dtype: torch.dtype, times: int = 1) -> Expr | None:
+    if dtype == torch.bool:
+        return any_of(each.expr for each in operands) if times == 1 else None
+    left, right = (brought(each, dtype) for each in operands)
+    if isinstance(left, Lin) and isinstance(right, Lin):
+        return None if is_float(dtype) else fitting(plus(left, right, times), dtype)
+    if is_float(dtype):  # x + 0.0 is x but for the sign of -0.0; x + -0.0 is x
+        if _is_zero(right, -times) and dtype_of(left) == dtype:
+            return left
+        if times == 1 and _is_zero(left, -1) and dtype_of(right) == dtype:
+            return right
+    return Apply("add" if times == 1 else "sub", (left, right), dtype)
+
+
+def _is_zero(expr: Expr, sign: int) -> bool:
+    return isinstance(expr, Float) and expr.value == 0 and math.copysign(1.0, expr.value) == sign
+
+
+def _subtract(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    return _add(operands, dtype, -1)
+
+
+def _multiply(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    if dtype == torch.bool:
+        return all_of(each.expr for each in operands)
+    if is_float(dtype):
+        return None
+    left, right = (brought(each, dtype) for each in operands)
+    if not (isinstance(left, Lin) and isinstance(right, Lin)):
+        return Apply("mul", (left, right), dtype)
+    for one, other in ((left, right), (right, left)):
+        times = as_number(other)
+        if isinstance(times, int):
+            return fitting(scaled(one, times), dtype)
+        if times is not None and not one.terms:
+            return fitting(number(one.const * times), dtype)
+    return None
+
+
+def _divide(operands: Sequence[Element], dtype: torch.dtype, op: str = "floordiv") -> Expr | None:
+    if is_float(dtype) or dtype == torch.bool:
+        return None
+    left, right = (brought(each, dtype) for each in operands)
+    divisor, value = as_number(right), as_number(left)
+    if not isinstance(divisor, int) or divisor <= 0:
+        return None
+    if value is not None:
+        return number(value // divisor if op == "floordiv" else value % divisor)
+    return Apply(op, (left, right), dtype)
+
+
+def _negative(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    form = operands[0].expr
+    return fitting(scaled(form, -1), dtype) if isinstance(form, Lin) else None
+
+
+def _absolute(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    form = operands[0].expr
+    if not isinstance(form, Lin) or not dtype.is_signed:
+        return form if isinstance(form, Lin) else None
+    opposite = fitting(scaled(form, -1), dtype)
+    return where(is_positive(form), form, opposite)
+
+
+def _sides(left: Element, right: Element) -> tuple[Expr, Expr]:
+    """Both sides of a comparison as expressions that compare as PyTorch compares the operands.
+
+    Raises:
+        StopError: there are none.
+    """
+    common = common_dtype((left, right))
+    if is_float(common):
+        one, other = as_integer(left, common), as_integer(right, common)
+        floats = [is_float(dtype_of(each.expr) or each.dtype) for each in (one, other)]
+        if not any(floats):
+            return one.expr, other.expr
+        number_beside = [each.dtype is None and isinstance(each.expr, Float) for each in (one, other)]
+        read = [dtype_of(each.expr) not in (None, torch.bool) for each in (one, other)]
+        if floats == number_beside and all(read):
+            return one.expr, other.expr  # integers that are read, beside 0.5: lower compares them as the program does
+    return brought(left, common), brought(right, common)
+
+
+def _computed(form: Lin) -> Lin:
+    """A difference that decides a comparison, or its opposite: it is computed in int64, however the program did it."""
+    fitting(scaled(form, -1), torch.int64)
+    return fitting(form, torch.int64)
+
+
+def at_most(left: Element, right: Element) -> Expr | None:
+    """``left <= right``."""
+    one, other = _sides(left, right)
+    if isinstance(one, Lin) and isinstance(other, Lin):
+        return is_positive(_computed(plus(other, one, -1)))
+    return Apply("le", (one, other), torch.bool)
+
+
+def less(left: Element, right: Element) -> Expr | None:
+    """``left < right``."""
+    one, other = _sides(left, right)
+    if isinstance(one, Lin) and isinstance(other, Lin):
+        return is_positive(_computed(plus(plus(other, one, -1), number(-1))))
+    return Apply("lt", (one, other), torch.bool)
+
+
+def equal(left: Element, right: Element) -> Expr | None:
+    """``left == right``."""
+    if is_boolean(left.expr) and is_boolean(right.expr):
+        both, neither = all_of((left.expr, right.expr)), all_of((negated(left.expr), negated(right.expr)))
+        return any_of((both, neither))
+    one, other = _sides(left, right)
+    if isinstance(one, Lin) and isinstance(other, Lin):
+        return is_zero(_computed(plus(one, other, -1)))
+    if one == other and not is_float(dtype_of(one)):
+        return Bool(True)
+    return Apply("eq", tuple(sorted(in_order((one, other)), key=is_constant)), torch.bool)
+
+
+def _compare(test: Callable[[Element, Element], Expr | None], swapped: bool = False, no: bool = False) -> Any:
+    def rule(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+        left, right = reversed(operands) if swapped else operands
+        result = test(left, right)
+        return negated(result) if no and result is not None else result
+
+    return rule
+
+
+def _smallest(operands: Sequence[Element], dtype: torch.dtype, largest: bool = False) -> Expr | None:
+    if is_float(dtype) or dtype == torch.bool:
+        return None
+    test = at_most(*operands)
+    left, right = (brought(each, dtype) for each in operands)
+    if test is None or {dtype_of(left), dtype_of(right)} - {None, dtype}:
+        return None
+    return where(test, right, left) if largest else where(test, left, right)
+
+
+def cast(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    """A conversion of dtype; one of a value that is read stays in the graph."""
+    (element,) = operands
+    expr, source = element.expr, element.dtype
+    if source == dtype:
+        return expr
+    if dtype == torch.bool and isinstance(expr, Lin):
+        return negated(is_zero(_computed(expr)))
+    if dtype == torch.bool and isinstance(expr, (Load, Apply)):
+        zero: Expr = Float(0.0, expr.dtype) if expr.dtype.is_floating_point else number(0)
+        return negated(Apply("eq", (expr, zero), torch.bool))
+    return fitting(expr, dtype) if isinstance(expr, Lin) and not is_float(dtype) else None
+
+
+def _and(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    return all_of(_truths(operands)) if dtype == torch.bool else None
+
+
+def _or(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    return any_of(_truths(operands)) if dtype == torch.bool else None
+
+
+def _not(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    return negated(_truth(operands[0])) if dtype == torch.bool else None
+
+
+def _xor(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    if dtype != torch.bool:
+        return None
+    left, right = _truths(operands)
+    return any_of((all_of((left, negated(right))), all_of((negated(left), right))))
+
+
+def _truths(operands: Sequence[Element]) -> list[Expr]:
+    """The truth of each operand in the dtype of all: 2 ** 31 without dimensions is 0, and false, beside int16."""
+    if all(is_boolean(each.expr) for each in operands):
+        return [each.expr for each in operands]
+    common = common_dtype(operands)
+    whole = [e if is_boolean(e.expr) else Element(brought(e, common), common, e.ndim) for e in operands]
+    return [_truth(each) for each in whole]
+
+
+def _truth(element: Element) -> Expr:
+    if is_boolean(element.expr):
+        return element.expr
+    truth = cast((element,), torch.bool)
+    if truth is None:
+        raise StopError(f"the truth of {element.expr}")
+    return truth
+
+
+SYMBOLIC: dict[str, Callable[[Sequence[Element], torch.dtype], Expr | None]] = {
+    "add": _add,
+    "sub": _subtract,
+    "mul": _multiply,
+    "floordiv": _divide,
+    "mod": lambda operands, dtype: _divide(operands, dtype, "mod"),
+    "neg": _negative,
+    "abs": _absolute,
+    "le": _compare(at_most),
+    "ge": _compare(at_most, swapped=True),
+    "lt": _compare(less),
+    "gt": _compare(less, swapped=True),
+    "eq": _compare(equal),
+    "ne": _compare(equal, no=True),
+    "minimum": _smallest,
+    "maximum": lambda operands, dtype: _smallest(operands, dtype, largest=True),
+    "cast": cast,
+    "and": _and,
+    "or": _or,
+    "not": _not,
+    "xor": _xor,
+}
+LOGIC = frozenset({"and", "or", "not", "xor"})

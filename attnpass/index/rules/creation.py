@@ -1,0 +1,26 @@
+"""Ops that make tensors out of numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from attnpass.graph.symbolic import Size
+from attnpass.index.arrays import Array, Like, shifted
+from attnpass.index.rules.table import filled, form_of, meaning
+from attnpass.index.scalars import StopError, fitting
+
+
+@meaning("arange")
+def _arange(like: Like, start: Size, end: Size, step: Size = 1, **_: Any) -> Array:
+    if like.dtype.is_floating_point or not all(isinstance(x, (int, torch.SymInt)) for x in (start, step)):
+        raise StopError("arange of floats")
+    if not isinstance(step, int):
+        raise StopError(f"arange with the step {step}")
+    return like.made_of(lambda index: fitting(form_of(shifted(index[0], step, start)), like.dtype))
+
+
+@meaning("full")
+def _full(like: Like, size: Any, fill_value: Any, **_: Any) -> Array:
+    return filled(like, fill_value)

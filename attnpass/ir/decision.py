@@ -1,0 +1,99 @@
+"""What was decided about one call, and why: who was asked, what each answered, who computes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from torch.fx import Node
+
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import Rejection
+from attnpass.ir.wiring import Wiring
+
+AUTO = "auto"
+
+NATIVE = "native"
+
+
+class Reason(str, Enum):
+    """Why a decision came out as it did. Stable: it is in the JSON report."""
+
+    REQUESTED = "requested"
+    AUTO = "auto"
+    TUNED = "tuned"
+    NONE_ACCEPTED = "none_accepted"
+    LIMIT = "limit"
+    USER_CHOICE = "user_choice"
+    LOWERED = "lowered"
+    AS_WRITTEN = "as_written"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One kernel asked about one call: no rejections means that it would take it.
+
+    Attributes:
+        kernel: its name.
+        rejections: all reasons why not.
+        spelled: was it asked to read the mask as the tensor that the program made, since it cannot compute its meaning?
+    """
+
+    kernel: str
+    rejections: tuple[Rejection, ...]
+    spelled: bool = False
+
+    @property
+    def accepted(self) -> bool:
+        return not self.rejections
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to one call.
+
+    Attributes:
+        call: the call.
+        kernel: name of the chosen kernel; ``native`` if the user's call stays as it is.
+        reason: why.
+        tried: names that were considered, in order of preference, ``auto`` spelled out.
+        trials: every registered kernel with all its reasons, so that "why not X?" always has an answer.
+        note: one sentence more, where the reason alone does not say it.
+        lowered: a chain written by hand becomes one call of SDPA, and ``kernel`` is ``native``.
+        clause: the clause of ``ATTNPASS_KERNEL`` that gave the wish list, "" where it is a plain list.
+        skipped: earlier clauses of which the graph does not show whether they hold, with the reason.
+        wiring: the nodes that the call was read from, as it was decided; None outside of a graph.
+    """
+
+    call: AttentionCall
+    kernel: str
+    reason: Reason
+    tried: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    note: str = ""
+    lowered: bool = False
+    clause: str = ""
+    skipped: tuple[str, ...] = ()
+    wiring: Wiring[Node] | None = None
+
+    @property
+    def rewritten(self) -> bool:
+        return self.kernel != NATIVE or self.lowered
+
+    @property
+    def asked(self) -> AttentionCall:
+        """The call as the chosen kernel takes it: with the meaning of the mask, or with the tensor that spells it."""
+        if any(trial.kernel == self.kernel and trial.spelled for trial in self.trials):
+            return replace(self.call, mask=self.call.mask.as_spelled())
+        return self.call
+
+    def rejections(self, kernel: str) -> tuple[Rejection, ...]:
+        """Why ``kernel`` does not take the call; empty if it would."""
+        return next((t.rejections for t in self.trials if t.kernel == kernel), ())
+
+    @property
+    def refused(self) -> tuple[Trial, ...]:
+        """The considered kernels that refused before one accepted, in order."""
+        by_name = {t.kernel: t for t in self.trials}
+        names = self.tried[: self.tried.index(self.kernel)] if self.kernel in self.tried else self.tried
+        return tuple(by_name[name] for name in names if name in by_name and not by_name[name].accepted)

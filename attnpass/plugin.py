@@ -1,0 +1,77 @@
+"""The one stable path for kernels of somebody else's: all that the page on adding a kernel speaks of.
+
+``attnpass`` itself has `Kernel`, `Limits`, `Rejection`, `AttentionCall` and `Machine`; here are these, and what a kernel
+is written with. Every other module may move.
+"""
+
+from __future__ import annotations
+
+from attnpass.emit.emitter import EmitRefusedError, Emitter, Operands
+from attnpass.emit.layout import aligned_bias, bhsd, bshd, either_layout, from_layout, multiple_of, repeated_heads
+from attnpass.emit.mask_tensors import expanded, rows_with_keys, with_empty_rows_shown, with_empty_rows_zero
+from attnpass.emit.ops import (
+    aligned,
+    compose,
+    contiguous_gradients,
+    define,
+    differentiable,
+    gradients_like_operands,
+    undecorated,
+)
+from attnpass.graph.symbolic import as_int, known, known_equal, known_multiple, shown
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import ALL_FLOATS, BOTTOM_RIGHT, FLOATS, HALF, TOP_LEFT, Alignment, Code, Limits, Rejection
+from attnpass.ir.mask import MaskSpec, Term
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.library import PYTORCH, Build, Library, UnusableError
+from attnpass.machine.machine import Machine
+
+SQUARE_ONLY: frozenset[Alignment] = frozenset()  # a causal mask or window that is right only where Sq == Sk
+
+__all__ = [
+    "ALL_FLOATS",
+    "BOTTOM_RIGHT",
+    "FLOATS",
+    "HALF",
+    "PYTORCH",
+    "SQUARE_ONLY",
+    "TOP_LEFT",
+    "Alignment",
+    "AttentionCall",
+    "Build",
+    "Code",
+    "EmitRefusedError",
+    "Emitter",
+    "Kernel",
+    "Library",
+    "Limits",
+    "Machine",
+    "MaskSpec",
+    "Operands",
+    "Rejection",
+    "Term",
+    "UnusableError",
+    "aligned",
+    "aligned_bias",
+    "as_int",
+    "bhsd",
+    "bshd",
+    "compose",
+    "contiguous_gradients",
+    "define",
+    "differentiable",
+    "either_layout",
+    "expanded",
+    "from_layout",
+    "gradients_like_operands",
+    "known",
+    "known_equal",
+    "known_multiple",
+    "multiple_of",
+    "repeated_heads",
+    "rows_with_keys",
+    "shown",
+    "undecorated",
+    "with_empty_rows_shown",
+    "with_empty_rows_zero",
+]

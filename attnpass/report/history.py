@@ -1,0 +1,60 @@
+"""The reports of this process."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+
+import torch
+from torch._guards import CompileContext
+
+from attnpass import report as rendering
+from attnpass.report import log
+from attnpass.report.log import say_once
+from attnpass.report.record import Report
+from attnpass.settings.config import Config
+
+REPORTS_KEPT = 1000
+
+_reports: deque[Report] = deque(maxlen=REPORTS_KEPT)
+
+_numbers = itertools.count()
+
+
+def new_report(config: Config) -> Report:
+    """An empty report with the next running number."""
+    compile_id = CompileContext.current_compile_id()
+    return Report(graph=next(_numbers), compile_id=str(compile_id or ""), config=config)
+
+
+def reports() -> list[Report]:
+    """The reports of this process, oldest first (the last `REPORTS_KEPT`)."""
+    return list(_reports)
+
+
+def clear_reports() -> None:
+    """Forget the reports of this process."""
+    _reports.clear()
+
+
+def publish(report: Report, config: Config) -> None:
+    """Say what was decided: in `reports`, in the log and, where that is asked for, in a file."""
+    context = CompileContext.try_get()
+    if context and context.attempt and _reports and _reports[-1].compile_id == report.compile_id:
+        _reports.pop()  # Dynamo started this very graph over
+    _reports.append(report)
+    torch._dynamo.utils.counters["attnpass"]["calls"] += len(report.decisions)
+    torch._dynamo.utils.counters["attnpass"]["rewritten"] += report.rewritten
+    log.emit_report(report)
+    if config.report:
+        try:
+            rendering.write(report, config.report)
+        except Exception as error:
+            say_once(
+                f"attnpass: writing the report to {config.report} failed with {error}; choose another ATTNPASS_REPORT"
+            )
+
+
+def last_report() -> Report | None:
+    """The report of the graph compiled last, None before the first."""
+    return _reports[-1] if _reports else None

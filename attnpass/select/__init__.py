@@ -1,0 +1,1 @@
+"""A call, the kernels and a machine -> who computes it, and why."""

@@ -1,0 +1,155 @@
+"""What ``auto`` means: for each call, the exact kernels to try on this machine, fastest first.
+
+On a machine that was measured (`attnpass.select.costs`), by what each kernel costs for this very call. On one H100,
+forward (torch 2.11.0+cu130, ``docs/performance.md``), cuDNN wins the short calls, FlashAttention-3 those of head dim
+256, and FlexAttention those whose mask hides whole blocks and is no rule that the others know.
+
+Elsewhere, and in fp32, the order is PyTorch's own (``sdp_utils.cpp``): flash before memory-efficient, cuDNN first only
+on sm_90 and sm_10x; FlexAttention first where a mask hides blocks. A call that nothing in the list takes stays as it
+is, and PyTorch chooses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+from attnpass.graph.symbolic import hint, known, known_equal
+from attnpass.ir.call import AttentionCall, Pattern
+from attnpass.ir.mask import RULES, Term
+from attnpass.machine.machine import Machine, sm_number
+from attnpass.select.costs import cheapest, predicted
+
+HOPPER_AND_DATACENTER_BLACKWELL = ("native_cudnn", "native_flash", "native_efficient")
+OTHER_NVIDIA = ("native_flash", "native_efficient", "native_cudnn")
+LIBRARIES = {"flash2": "flash-attn", "flash3": "flash-attn-3", "flash4": "flash-attn-4"}  # kernel -> Library.key
+CPU = ("native_flash",)
+FLEX = "flex"
+MASK_FUNCTION = {FLEX: 1.1, "flash4": 1.3}  # what a mask that is computed score by score adds (S4096)
+LISTS_MS = 0.3  # the host's time for the lists of its blocks, which all layers share: 0.26 to 0.31 in one call
+ORDER_MS = 0.2  # the host's time to put keys in order and move them: BERT of 3 layers took 0.6 ms more so
+IN_PLACE = {"flash3": 1.06}  # reads keys where they lie; what it adds to be told how many
+PAGES_MS = 0.02  # the keys' order, the tables of pages and a second launch
+COPY_GB_A_MS = 3.0  # benchmarks/results/ceilings_h100.jsonl
+MOVES_START = 0.006  # two launches
+HIDES_BLOCKS = frozenset({Term.CAUSAL, Term.WINDOW, Term.SAME_SEGMENT, Term.FUNCTION})
+LONG = 1024  # keys
+WIDE = 128  # head dim
+NARROW = 64  # from here on `flex` has tiles of its own, on Hopper
+SMALL = 64
+
+
+def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Collection[str] = ()) -> tuple[str, ...]:
+    """Names of the exact kernels to try on this machine, fastest first; empty leaves the choice to PyTorch.
+
+    Args:
+        machine: where the call runs.
+        call: the call; without one, the names that may be tried for some call.
+        spelled: kernels that would read the call's mask as a tensor.
+    """
+    if machine.kind == "cpu":
+        return CPU
+    if machine.kind != "cuda":
+        return ()
+    generation = sm_number(machine.capability) or 0
+    order = HOPPER_AND_DATACENTER_BLACKWELL if 90 <= generation < 110 else OTHER_NVIDIA
+    installed = tuple(name for name, key in LIBRARIES.items() if key in machine.versions)
+    if call is None:
+        return (FLEX, *order, *installed)
+    read = call.mask.spelled is None and call.mask.tensor is not None
+    flex = (FLEX,) if call.softcap is not None or read or _hides_blocks(call, NARROW) else ()
+    return _by_cost((*order, *flex, *installed), machine, call, spelled) or _by_rule(order, call)
+
+
+def _by_cost(
+    names: tuple[str, ...], machine: Machine, call: AttentionCall, spelled: Collection[str]
+) -> tuple[str, ...]:
+    """``names``, the cheapest first, those of unknown cost last. Empty where nothing was measured."""
+    if call.dtype.itemsize != 2:
+        return ()
+    left = predicted(call, machine, {name: name in spelled for name in names})
+    alone = call.mask.is_only(Term.KEY_PADDING)
+    left |= _with_functions(call, machine, left, {FLEX} if alone else set(MASK_FUNCTION))
+    if alone:
+        least = 0.0 if machine.cuda_graphs else ORDER_MS
+        by_length = set(left) - {FLEX, *spelled}
+        left |= {name: max(_in_order(name, left[name], call), least) for name in by_length}
+    unknown = tuple(name for name in names if name not in left) if left else ()
+    order: list[str] = []
+    while left:
+        order.append(cheapest(names, left))  # `names` stand in order: PyTorch's own, then the libraries
+        del left[order[-1]]
+    return (*order, *unknown)
+
+
+def _with_functions(
+    call: AttentionCall, machine: Machine, costs: Mapping[str, float], names: Collection[str]
+) -> dict[str, float]:
+    """What those of ``names`` cost that compute the mask score by score, from lists of its blocks.
+
+    Of two that the host holds up the one with less work for the device is the cheaper: in a model layers share lists.
+    """
+    if call.mask.spelled is None or not _reads_data(call):
+        return {}
+    device = {name: costs[name] * MASK_FUNCTION[name] for name in names if name in costs}
+    if machine.cuda_graphs:
+        return device
+    return {name: max(ms, LISTS_MS + ms / 4) for name, ms in device.items()}
+
+
+def _in_order(name: str, ms: float, call: AttentionCall) -> float:
+    """What a kernel costs whose keys have an order: read where they lie, or K and V moved at the speed of a copy."""
+    if name in IN_PLACE:
+        return ms * IN_PLACE[name] + PAGES_MS
+    sizes = [hint(size) for size in (call.B, call.Hkv, call.Sk, call.D)]
+    moved = 4 * math.prod(size or 0 for size in sizes) * call.dtype.itemsize
+    return ms + MOVES_START + moved / 1e9 / COPY_GB_A_MS
+
+
+def _reads_data(call: AttentionCall) -> bool:
+    """Is the mask more than causal and windows?"""
+    return call.mask.bias is not None or any(term.term not in RULES for term in call.mask.terms)
+
+
+def _hides_blocks(call: AttentionCall, narrowest: int = WIDE) -> bool:
+    """Does a proved mask hide blocks that FlexAttention skips, in a call long enough for that to pay?
+
+    PyTorch's own causal is not meant: every kernel has it. Padding alone hides too little: BERT at 512 tokens took
+    12.07 ms with FlexAttention, 11.42 ms with PyTorch's choice. Causal and padded at 4096 tokens took 0.74 ms, 1.64 ms
+    with the mask as a tensor (H100, head dim 128).
+
+    Below the head dim ``narrowest`` a mask that reads data makes FlexAttention slow: with PyTorch's own tiles for head
+    dim 64 Llama with a mask of ones took 46.6 ms, 44.5 ms without FlexAttention, and 32.4 ms with the tiles that
+    `flex` has for Hopper.
+    """
+    mask = call.mask
+    if _reads_data(call) and not known(narrowest <= call.D):
+        return False
+    plain = mask.bias is None and all(t.term is Term.CAUSAL and known_equal(t.offset, 0) for t in mask.terms)
+    hides = any(term.term in HIDES_BLOCKS for term in mask.terms)
+    return hides and not plain and known(call.Sk >= LONG)
+
+
+def _by_rule(order: tuple[str, ...], call: AttentionCall) -> tuple[str, ...]:
+    """FlexAttention first where the mask hides blocks that it skips."""
+    return (FLEX, *order) if _hides_blocks(call) and not call.needs_grad else order
+
+
+def only_if_named(kernel: str, call: AttentionCall) -> bool:
+    """Does ``auto``, timed or not, leave this kernel to who names it?
+
+    FlexAttention in training, where no block is hidden: its backward takes half as long again as the others'.
+    """
+    return kernel == FLEX and call.needs_grad and not _hides_blocks(call, NARROW)
+
+
+def faster_as_written(machine: Machine, call: AttentionCall) -> str:
+    """Why ``auto`` leaves a chain written by hand to the compiler, or "".
+
+    Swin-B (windows of 49 tokens, a bias for each head): 12.65 ms as it is, 15.20 ms with cuDNN's attention.
+    """
+    tensor = call.mask.tensor is not None or call.mask.bias is not None
+    small = known(call.Sq <= SMALL) and known(call.Sk <= SMALL)
+    if machine.kind == "cuda" and call.pattern is Pattern.HANDWRITTEN and tensor and small:
+        return f"auto leaves windows of at most {SMALL} tokens with a bias to the compiler, which is faster there"
+    return ""

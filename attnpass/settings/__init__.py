@@ -1,0 +1,1 @@
+"""What the user asked for: the environment and options, read once."""

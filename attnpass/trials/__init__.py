@@ -1,0 +1,1 @@
+"""Kernels run on this machine: are they right, and how fast?"""

@@ -1,0 +1,105 @@
+"""All that running kernels on this machine has taught, and teaches: are they right, and how fast?
+
+One object for a graph: the evidence that a decision asks for, and the watcher that `attnpass.apply` may have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch._guards import CompileContext
+
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.decision import Decision
+from attnpass.ir.limits import Rejection
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.machine import Machine, Machines
+from attnpass.select.auto import only_if_named
+from attnpass.settings.config import Config
+from attnpass.trials import cache
+from attnpass.trials.tuner import Candidate, Tuner
+from attnpass.trials.validate import Validator
+from attnpass.trials.verify import Verifier
+
+_validators: dict[Path, Validator] = {}
+_tuners: dict[Path, Tuner] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """The trials of one graph.
+
+    Attributes:
+        kernels: by name.
+        validator: tries a library's kernel before it is used, or None.
+        tuner: times the kernels that take a call, or None.
+        verifier: compares rewritten calls with the program at run time, or None.
+    """
+
+    kernels: Mapping[str, Kernel]
+    validator: Validator | None = None
+    tuner: Tuner | None = None
+    verifier: Verifier | None = None
+
+    @classmethod
+    def of(cls, config: Config, kernels: Mapping[str, Kernel], machines: Machines) -> Trials:
+        """What ``config`` asks for, on ``machines``; what was learnt is kept for each cache folder and process."""
+        return cls(kernels, validator(config), tuner(config), _verifier(config, kernels, machines))
+
+    @property
+    def spent(self) -> float:
+        """Seconds that kernels were timed for."""
+        return self.tuner.spent if self.tuner else 0.0
+
+    def known(self, call: AttentionCall, index: int) -> Mapping[str, Sequence[Rejection]]:
+        return self.verifier.verdicts(call, index) if self.verifier else {}
+
+    def refusals(self, kernel: Kernel, call: AttentionCall, machine: Machine) -> tuple[Rejection, ...]:
+        return self.validator.refusals(kernel, call, machine) if self.validator else ()
+
+    def fastest(self, decision: Decision, machine: Machine) -> tuple[str, str] | None:
+        if self.tuner is None:
+            return None
+        tuned = self.tuner.fastest(decision.call, self.candidates(decision, machine), machine)
+        return None if tuned is None else (tuned.winner, f"timed here: {tuned}")
+
+    def candidates(self, decision: Decision, machine: Machine) -> list[Candidate]:
+        """The exact kernels that take the call and proved themselves, in the order in which ``auto`` would try them."""
+        order = [*decision.tried, *(name for name in self.kernels if name not in decision.tried)]
+        answers = {answer.kernel: answer for answer in decision.trials if answer.accepted}
+        found = []
+        for kernel in (self.kernels[name] for name in order if name in answers):
+            if kernel.keeps or not kernel.candidate or not kernel.limits_for(machine).exact:
+                continue
+            if only_if_named(kernel.name, decision.call):
+                continue
+            if not self.refusals(kernel, replace(decision, kernel=kernel.name).asked, machine):
+                found.append(Candidate(kernel, answers[kernel.name].spelled))
+        return found
+
+
+def validator(config: Config) -> Validator | None:
+    """Tries kernels of libraries before they are used, unless ``ATTNPASS_PROBE=0``."""
+    folder = cache.cache_folder(config.cache) if config.probe else None
+    return None if folder is None else _validators.setdefault(folder, Validator(folder))
+
+
+def tuner(config: Config) -> Tuner | None:
+    """Times kernels if ``ATTNPASS_TUNE`` asks for it."""
+    folder = cache.cache_folder(config.cache) if config.tune else None
+    return None if folder is None else _tuners.setdefault(folder, Tuner(folder))
+
+
+def forget() -> None:
+    """Forget what this process has tried and timed; what is kept in cache folders stays."""
+    _validators.clear()
+    _tuners.clear()
+
+
+def _verifier(config: Config, kernels: Mapping[str, Kernel], machines: Machines) -> Verifier | None:
+    compile_id = CompileContext.current_compile_id()
+    if not config.verify or compile_id is None:
+        return None
+    return Verifier(f"frame {compile_id.frame_id}", kernels, machines)

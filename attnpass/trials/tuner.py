@@ -1,0 +1,243 @@
+"""ATTNPASS_TUNE=1: time the kernels that take a call, on this machine, and remember the fastest.
+
+A call is timed once for each signature (`attnpass.trials.signature`): alone, with its own sizes and strides, forward or
+forward and backward. Only candidates that the cost table cannot rule out are timed. The outcome is kept in the cache
+folder under everything that it depends on, so a second process asks the clock nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnpass.ir.call import AttentionCall
+from attnpass.kernels.kernel import Kernel
+from attnpass.machine.machine import Machine
+from attnpass.select.costs import cheapest, features, host_ms, predicted
+from attnpass.trials import cache
+from attnpass.trials.clock import Timing, in_turns
+from attnpass.trials.progress import Bar
+from attnpass.trials.signature import signature, text_of
+from attnpass.trials.stage import Stage, Step
+from attnpass.trials.standalone import UnfitError, undisturbed
+from attnpass.version import __version__
+
+logger = logging.getLogger(__name__)
+FOLDER = "tuned"
+SHOWN = {"call", "gpu"}  # of a key, by ``attnpass tune --show``
+SECONDS = 2.0  # of measuring a signature; compiling a candidate comes on top
+HOPELESS = 1.5  # times the best predicted cost: not worth a try
+NOISE = 0.01  # of kernels timed in turns; the table, which predicts, has 3 %
+IN_ALL = 120.0  # seconds of a process; what comes later is chosen by the table
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A kernel that takes the call, with its mask computed or read as a tensor."""
+
+    kernel: Kernel
+    spelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What the clock said about one signature.
+
+    Attributes:
+        winner: name of the fastest kernel; of several within the noise, the one preferred untimed.
+        ms: what a run of each costs, fastest first.
+        failed: kernels that could not be timed, and why.
+        date: when, in ISO form.
+    """
+
+    winner: str
+    ms: Mapping[str, float]
+    failed: Mapping[str, str]
+    date: str
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {ms:.3g} ms" for name, ms in self.ms.items())
+
+
+@dataclass(slots=True)
+class Tuner:
+    """Times calls and remembers what came out.
+
+    Attributes:
+        folder: the cache folder.
+        in_all: seconds after which no further signature is timed.
+        told: what is known in this process, by key.
+        spent: seconds that went into timing so far.
+    """
+
+    folder: Path
+    in_all: float = IN_ALL
+    told: dict[str, Tuned | None] = field(default_factory=dict)
+    spent: float = 0.0
+
+    def fastest(self, call: AttentionCall, candidates: Sequence[Candidate], machine: Machine) -> Tuned | None:
+        """The outcome for this call's signature, timed now if it is not known yet.
+
+        Args:
+            call: the call as found.
+            candidates: kernels that take it, in the order in which they would be preferred untimed.
+            machine: where.
+
+        Returns:
+            None if nothing can be timed: fewer than two candidates, or a cost that depends on the program's data.
+        """
+        alone = signature(call)
+        hopeful = [] if alone is None else promising(alone, candidates, machine)
+        if alone is None or len(hopeful) < 2:
+            return None
+        key = key_of(alone, hopeful, machine)
+        name = str(key)
+        if name not in self.told:
+            kept = cache.recall(self.folder / FOLDER, key, _tuned)
+            is_one = kept is not None and kept.winner in {candidate.kernel.name for candidate in hopeful}
+            self.told[name] = kept if is_one else self._within_time(alone, hopeful, machine, key)
+        return self.told[name]
+
+    def _within_time(
+        self, call: AttentionCall, candidates: Sequence[Candidate], machine: Machine, key: Mapping[str, str]
+    ) -> Tuned | None:
+        if self.spent < self.in_all:
+            return self._time(call, candidates, machine, key)
+        message = "attnpass: %.0f s went into tuning, the rest is not timed; `attnpass tune` does it ahead of time (%s)"
+        logger.warning(message, self.spent, call.text())
+        return None
+
+    def _time(
+        self, call: AttentionCall, candidates: Sequence[Candidate], machine: Machine, key: Mapping[str, str]
+    ) -> Tuned | None:
+        start = time.perf_counter()
+        with undisturbed(call.device, call.needs_grad):
+            try:
+                stage = Stage(call)
+            except UnfitError as unfit:
+                logger.debug("attnpass: %s cannot be timed: %s", text_of(call), unfit)
+                return None
+            with Bar(call.text(), len(candidates) + 1) as bar:
+                steps, failed = _steps(stage, candidates, machine, bar)
+                bar.next("timing")
+                timings = in_turns(steps, call.device, SECONDS)
+        took = time.perf_counter() - start
+        self.spent += took
+        if not timings:
+            logger.warning("attnpass: nothing could be timed for %s: %s", call.text(), failed)
+            return None
+        costs = {name: cost_measured(name, timing, call, machine) for name, timing in timings.items()}
+        tuned = judged([c.kernel.name for c in candidates], costs, failed)
+        cache.remember(self.folder / FOLDER, key, asdict(tuned))
+        logger.info("attnpass: tuned %s: %s (%.1f s)", call.text(), tuned, took)
+        return tuned
+
+
+def promising(call: AttentionCall, candidates: Sequence[Candidate], machine: Machine) -> list[Candidate]:
+    """Those that the cost table does not rule out; one that it does not know may be the fastest."""
+    costs = predicted(call, machine, {c.kernel.name: c.spelled for c in candidates})
+    limit = HOPELESS * min(costs.values(), default=0.0)
+    return [c for c in candidates if costs.get(c.kernel.name, limit) <= limit]
+
+
+def cost_measured(kernel: str, timing: Timing, call: AttentionCall, machine: Machine) -> float:
+    """Milliseconds a run: the slower of device and host holds up the other.
+
+    The host's time is the cost table's where it knows the kernel: here it is that of a process that compiles, and in
+    training that of eager autograd, up to 0.6 ms where compiled code launches a backward in 0.1. Launches that a CUDA
+    graph replays take none.
+    """
+    if machine.cuda_graphs:
+        return timing.device_ms
+    numbers = features(call)
+    known = host_ms(kernel, numbers, machine) if numbers is not None else 0.0
+    return max(timing.device_ms, known or (0.0 if call.needs_grad else timing.host_ms))
+
+
+def judged(order: Sequence[str], costs: Mapping[str, float], failed: Mapping[str, str]) -> Tuned:
+    """The winner: of those within the noise of the fastest, the first in the order of preference.
+
+    Args:
+        order: names as they would be preferred untimed.
+        costs: milliseconds a run.
+        failed: kernels that could not be timed, and why.
+    """
+    ms = {name: round(cost, 5) for name, cost in sorted(costs.items(), key=lambda one: one[1])}
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return Tuned(cheapest(order, ms, NOISE), ms, dict(failed), date)
+
+
+def key_of(call: AttentionCall, candidates: Sequence[Candidate], machine: Machine) -> dict[str, str]:
+    """Everything that the outcome depends on; a change in any of it calls for another measurement."""
+
+    def named(candidate: Candidate) -> str:
+        library = candidate.kernel.limits_for(machine).library
+        return f"{candidate.kernel.name} {machine.versions.get(library.key, '')}".strip()
+
+    return {
+        "call": text_of(call),
+        "candidates": ", ".join(map(named, candidates)),
+        "attnpass": __version__,
+        "torch": machine.versions.get("torch", ""),
+        "gpu": f"{machine.name} {machine.capability}".strip(),
+        "cuda": str(torch.version.cuda or torch.version.hip or ""),
+        "cudnn": str(machine.cudnn or ""),
+        "driver": machine.driver,
+        **({"launches": "replayed"} if machine.cuda_graphs else {}),
+    }
+
+
+def everything(folder: Path) -> list[tuple[dict[str, str], Tuned]]:
+    """Every outcome in the cache folder with its key."""
+    stored = cache.everything(folder / FOLDER, _tuned)
+    return [(key, tuned) for key, tuned in stored if key.keys() >= SHOWN]
+
+
+def _steps(
+    stage: Stage, candidates: Sequence[Candidate], machine: Machine, bar: Bar
+) -> tuple[dict[str, Step], dict[str, str]]:
+    """A warm run of each candidate, and why there is none of the others."""
+    steps: dict[str, Step] = {}
+    failed: dict[str, str] = {}
+    for candidate in candidates:
+        name = candidate.kernel.name
+        bar.next(name)
+        made = _first_run(stage, candidate, machine)
+        if isinstance(made, str):
+            failed[name] = made
+        else:
+            steps[name] = made
+    return steps, failed
+
+
+def _first_run(stage: Stage, candidate: Candidate, machine: Machine) -> Step | str:
+    """A run that was warmed up once (libraries compile their kernels then), or what went wrong."""
+    try:
+        step = stage.step(candidate.kernel, machine, candidate.spelled)
+        step()
+    except (UnfitError, RuntimeError) as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return step
+
+
+def _tuned(value: dict[str, Any]) -> Tuned | None:
+    """None for what another version of attnpass kept in another form.
+
+    Raises:
+        TypeError: it has this form, and what is in it cannot be.
+    """
+    if value.keys() != {field.name for field in fields(Tuned)}:
+        return None
+    for name, kind in (("ms", (int, float)), ("failed", str)):
+        entries = value[name]
+        cache.check(isinstance(entries, dict) and all(isinstance(x, kind) for x in entries.values()), name, entries)
+    cache.check(isinstance(value["winner"], str) and value["winner"] in value["ms"], "winner", value["winner"])
+    cache.check(isinstance(value["date"], str), "date", value["date"])
+    return Tuned(**value)

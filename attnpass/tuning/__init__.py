@@ -1,1 +1,0 @@
-"""Measured choices: time the kernels that take a call on this machine, and remember which was fastest."""

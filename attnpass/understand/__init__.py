@@ -1,0 +1,1 @@
+"""Mask tensors -> what they mean."""

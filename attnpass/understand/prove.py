@@ -1,0 +1,240 @@
+"""From an expression to the words of `MaskSpec`: who takes part, what is added, may a row be empty?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from attnpass.graph.symbolic import Size, known_equal
+from attnpass.graph.tensor import TensorSpec
+from attnpass.graph.value import Value
+from attnpass.graph.values import tensor
+from attnpass.index.bounds import Bounds
+from attnpass.index.expr import (
+    FALSE,
+    TRUE,
+    ZERO,
+    Apply,
+    B,
+    Expr,
+    Float,
+    H,
+    K,
+    Lin,
+    Load,
+    NonNeg,
+    Q,
+    Where,
+    linear,
+    number,
+    plus,
+)
+from attnpass.index.interned import remembered
+from attnpass.index.logic import all_of, any_of, axes_of, dtype_of, is_boolean, loads_of, negated, walk, where
+from attnpass.index.scalars import StopError
+from attnpass.index.simplify import conjuncts, simplified
+from attnpass.index.substitute import substituted
+from attnpass.ir.hidden import Low, hides, may_be_low, when_empty
+from attnpass.ir.mask import EmptyRows, MaskSpec, MaskTerm, Term
+from attnpass.ir.meaning import Meaning
+
+INF = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """An additive mask taken apart.
+
+    Attributes:
+        allowed: where the key takes part.
+        bias: what is added there; None for nothing.
+        lows: the numbers that hide the others.
+    """
+
+    allowed: Expr
+    bias: Expr | None = None
+    lows: frozenset[Low] = frozenset()
+
+
+def taken_apart(expr: Expr) -> Split:
+    """An additive mask as the keys that it hides and the bias on the others.
+
+    Raises:
+        StopError: it adds a finite number that hides only in part, such as -10000, beside other things.
+    """
+    return remembered(expr, "taken apart", _taken_apart, _sides)
+
+
+def _sides(expr: Expr) -> tuple[Expr, ...]:
+    """What an additive mask is taken apart into."""
+    if isinstance(expr, Where):
+        return expr.yes, expr.no
+    return expr.args if isinstance(expr, Apply) and expr.op == "add" else ()
+
+
+def _taken_apart(expr: Expr) -> Split:
+    if is_boolean(expr):
+        return Split(expr, lows=frozenset({Low(-INF)}))
+    if isinstance(expr, Float):
+        if expr.value == 0:
+            return Split(TRUE)
+        return (
+            Split(FALSE, lows=frozenset({Low(expr.value, expr.dtype)}))
+            if hides(expr.value, expr.dtype)
+            else Split(TRUE, expr)
+        )
+    if isinstance(expr, Where):
+        yes, no = taken_apart(expr.yes), taken_apart(expr.no)
+        allowed = any_of((all_of((expr.test, yes.allowed)), all_of((negated(expr.test), no.allowed))))
+        return Split(allowed, _chosen_bias(expr.test, yes, no), yes.lows | no.lows)
+    if isinstance(expr, Apply) and expr.op == "add":
+        left, right = (taken_apart(arg) for arg in expr.args)
+        return Split(all_of((left.allowed, right.allowed)), _sum(expr, left, right), left.lows | right.lows)
+    if isinstance(expr, Lin):
+        raise StopError("an additive mask of integers")
+    return Split(TRUE, expr)
+
+
+def _chosen_bias(test: Expr, yes: Split, no: Split) -> Expr | None:
+    """The bias of a ``where``; on the side that is hidden altogether it does not matter."""
+    if yes.bias is None and no.bias is None:
+        return None
+    if no.allowed == FALSE:
+        return yes.bias
+    if yes.allowed == FALSE:
+        return no.bias
+    found = yes.bias if yes.bias is not None else no.bias
+    dtype = _dtype(found)
+    zero = Float(0.0, dtype)
+    return where(test, zero if yes.bias is None else yes.bias, zero if no.bias is None else no.bias)
+
+
+def _sum(expr: Apply, left: Split, right: Split) -> Expr | None:
+    if left.bias is None or right.bias is None:
+        return left.bias if right.bias is None else right.bias
+    return Apply("add", (left.bias, right.bias), expr.dtype)
+
+
+def _dtype(expr: Expr | None) -> torch.dtype:
+    return (None if expr is None else dtype_of(expr)) or torch.float32
+
+
+def prove(split: Split, sizes: Mapping[str, Size], by_hand: bool, spelled: TensorSpec | None, several: bool) -> Meaning:
+    """Name what a mask means.
+
+    Args:
+        split: the mask.
+        sizes: of the axes b, h, q and k.
+        by_hand: is the softmax written by hand? A row of nothing but -inf is NaN there.
+        spelled: the mask as the program spelled it, one tensor.
+        several: do several additions hide keys? What a row gives that all of them hide is then not tracked.
+    """
+    bounds = Bounds.of(sizes)
+    allowed = simplified(split.allowed, bounds)
+    bias = None if split.bias is None else simplified(split.bias, bounds)
+    if allowed == FALSE:
+        raise StopError("a mask that hides every key")
+    empty = when_empty(split.lows, by_hand, several)
+    may_be_empty = _rows_may_be_empty(allowed, bounds, sizes) or (bias is not None and may_be_low(bias))
+    if may_be_empty and (empty is None or (empty is EmptyRows.RAW and bias is not None)):
+        raise StopError("rows that may see no key, hidden by finite numbers in several places, or rounded ones")
+    terms = tuple(_terms(conjuncts(allowed), sizes))
+    text = " + ".join(map(str, [allowed] if bias is None else [allowed, bias])) if allowed != TRUE or bias else ""
+    spec = MaskSpec(terms, _bias_spec(bias, spelled), may_be_empty, empty or EmptyRows.ZERO, spelled, meaning=text)
+    return Meaning(spec, allowed, bias)
+
+
+def _bias_spec(bias: Expr | None, spelled: TensorSpec | None) -> TensorSpec | None:
+    if bias is None:
+        return None
+    specs = [_spec(load) for load in loads_of(bias) if load.dtype.is_floating_point]
+    return max(specs, key=lambda spec: spec.requires_grad, default=spelled)  # one that needs a gradient speaks for all
+
+
+def _rows_may_be_empty(allowed: Expr, bounds: Bounds, sizes: Mapping[str, Size]) -> bool:
+    """Is there a key that every query is known to see? The first, the last, or one on a diagonal."""
+    if allowed == TRUE:
+        return False
+    for key in _witnesses(allowed, sizes):
+        inside = bounds.always(key) and bounds.always(plus(number(sizes[K] - 1), key, -1))
+        if inside and simplified(substituted(allowed, K, key), bounds) == TRUE:
+            return False
+    return True
+
+
+def _witnesses(allowed: Expr, sizes: Mapping[str, Size]) -> Iterator[Lin]:
+    yield ZERO
+    yield linear({Q: 1})
+    yield linear({Q: 1}, sizes[K] - sizes[Q])
+    yield number(sizes[K] - 1)
+    for part in walk(allowed):
+        if isinstance(part, NonNeg) and part.form.factor(K) == -1:
+            yield plus(part.form, linear({K: 1}))
+
+
+def _terms(parts: Sequence[Expr], sizes: Mapping[str, Size]) -> Iterator[MaskTerm]:
+    right = [_shift(part) for part in parts if _is_diagonal(part, -1)]
+    left = [_shift(part) for part in parts if _is_diagonal(part, 1)]
+    rest = [part for part in parts if not _is_diagonal(part, -1) and not _is_diagonal(part, 1)]
+    if len(right) > 1 or len(left) > 1:  # two bounds of which neither is known to be the tighter
+        yield MaskTerm(Term.FUNCTION)
+    elif right and (not left or _at_a_corner(right[0], sizes)):
+        yield MaskTerm(Term.CAUSAL, offset=right[0])
+        if left:
+            yield MaskTerm(Term.WINDOW, offset=right[0], left=left[0] + right[0])
+    elif right or left:
+        yield MaskTerm(Term.WINDOW, left=left[0] if left else None, right=right[0] if right else None)
+    for part in sorted(rest, key=str):
+        yield MaskTerm(_term(part), tensor=_tensor(part))
+
+
+def _at_a_corner(offset: Size, sizes: Mapping[str, Size]) -> bool:
+    return known_equal(offset, 0) or known_equal(offset, sizes[K] - sizes[Q])
+
+
+def _is_diagonal(part: Expr, sign: int) -> bool:
+    """``k <= q + c`` (sign -1) or ``k >= q - c`` (sign 1)."""
+    return isinstance(part, NonNeg) and dict(part.form.terms) == {K: sign, Q: -sign}
+
+
+def _shift(part: Expr) -> Size:
+    assert isinstance(part, NonNeg)
+    return part.form.const
+
+
+def _term(part: Expr) -> Term:
+    axes = axes_of(part)
+    if any({Q, K} <= axes_of(load) for load in loads_of(part)):
+        return Term.TENSOR
+    if Q not in axes:
+        return Term.KEY_PADDING if K in axes else Term.FUNCTION
+    if K not in axes:
+        return Term.QUERY_PADDING
+    if isinstance(part, Apply) and part.op == "eq" and H not in axes:
+        left, right = part.args
+        if substituted(left, Q, linear({K: 1})) == substituted(right, Q, linear({K: 1})) and axes_of(left) <= {B, Q, K}:
+            return Term.SAME_SEGMENT
+    return Term.FUNCTION
+
+
+def _tensor(part: Expr) -> TensorSpec | None:
+    loads = loads_of(part)
+    return _spec(loads[0]) if loads else None
+
+
+def _spec(load: Load) -> TensorSpec:
+    """The metadata of what is read."""
+    made = tensor(load.node)
+    assert made is not None
+    spec = TensorSpec.of(made)
+    return replace(spec, requires_grad=load.node.requires_grad) if isinstance(load.node, Value) else spec
+
+
+def only_a_tensor(meaning: Meaning) -> bool:
+    """Was nothing understood: is every part of the mask a tensor that is read at every (q, k)?"""
+    terms = meaning.spec.terms
+    if meaning.bias is not None:
+        return not terms and isinstance(meaning.bias, Load)
+    return bool(terms) and all(term.term is Term.TENSOR for term in terms)
