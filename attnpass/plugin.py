@@ -1,7 +1,7 @@
 """The one stable path for kernels of somebody else's: all that the page on adding a kernel speaks of.
 
-``attnpass`` itself has `Kernel`, `Limits`, `Rejection`, `AttentionCall` and `Machine`; here are these, and what a kernel
-is written with. Every other module may move.
+`Kernel`, `Limits`, `Rejection`, `AttentionCall` and `Machine` are in ``attnpass`` too; here they stand with what a
+kernel is written with. Every other module may move.
 """
 
 from __future__ import annotations
