@@ -48,7 +48,8 @@ def main() -> int:
     machine = Machine.look(
         device, libraries(), {registry()[name].limits.library for name in args.kernels if name != DEFAULT}
     )
-    calls = part_of(list(calls_of(args.sets, args.steps)), *args.part)
+    named = [call for call in calls_of(args.sets, args.steps) if call[1].startswith(args.names)]
+    calls = part_of(named, *args.part)
     for start in range(0, len(calls), AT_ONCE):
         with preparing():
             ready = [Prepared(*call, args.kernels, machine, device) for call in calls[start : start + AT_ONCE]]
@@ -180,6 +181,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sets", type=lambda text: text.split(","), default=["models"], help=", ".join(SETS))
     parser.add_argument("--kernels", type=lambda text: text.split(","), default=list(KERNELS))
     parser.add_argument("--steps", type=lambda text: text.split(","), default=["forward", "train"])
+    parser.add_argument("--names", type=lambda text: tuple(text.split(",")), default="", help="how they begin")
     parser.add_argument("--part", type=_part, default=(0, 1), help="I/N: the Ith of N parts, counted from 0")
     parser.add_argument("--errors", type=lambda text: text.split(","), default=[], help="sets compared with fp32 too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fit ``auto``'s table to measurements: ``benchmarks/results/costs_*.jsonl`` -> ``attnpass/costs.json``.
+"""Fit ``auto``'s table to measurements: ``benchmarks/results/costs_*.jsonl`` -> ``attnpass/select/costs.json``.
 
     python benchmarks/fit.py            # prints how well each curve predicts
     python benchmarks/fit.py --write    # and writes the table
@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from attnpass.select.costs import TABLE, TERMS, Features, features
+from attnpass.select.costs import DECODING, TABLE, TERMS, Features, features
 from benchmarks.records import RESULTS, Source, newest
 from benchmarks.shapes import SETS
 
-FITTED = ("sweep", "fit")
+FITTED = ("sweep", "fit", "outside")
 QUIET = "host"  # measured in a process that had the machine to itself: gives the host's times
 PROCESSORS = {"sm_90": 132}
 ITERATIONS = 20
@@ -99,7 +99,7 @@ def fit(points: list[Point], processors: int) -> tuple[dict[str, float], list[fl
     rows = torch.tensor([call.terms(processors) for call, _ in points], dtype=torch.float64)
     scaled = rows / torch.tensor([ms for _, ms in points], dtype=torch.float64)[:, None]
     best: tuple[float, dict[str, float], list[float]] | None = None
-    needed = TERMS.index("byte" if points[0][0].mask == "decode" else "tile")  # what grows with the call
+    needed = TERMS.index("byte" if points[0][0].mask in DECODING else "tile")  # what grows with the call
     for count in range(1, max(1, min(len(TERMS), len(points) // 2)) + 1):
         for chosen in itertools.combinations(range(len(TERMS)), count):
             if needed not in chosen:
@@ -143,7 +143,7 @@ def _error_text(errors: list[float]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write attnpass/costs.json")
+    parser.add_argument("--write", action="store_true", help="write attnpass/select/costs.json")
     return parser.parse_args()
 
 

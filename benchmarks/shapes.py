@@ -102,6 +102,16 @@ _SMALL = ((1, 8, 8, 128), (8, 12, 12, 128), (2, 16, 16, 256), (64, 12, 12, 256),
 _LONG = ((1, 32, 8, 2048), (4, 32, 4, 4096), (1, 16, 16, 3072))
 _CROSS = ((2, 16, 1024, 77), (1, 24, 4096, 256), (8, 16, 1500, 448), (1, 12, 16384, 512), (16, 8, 64, 1024))
 _DECODE = ((1, 32, 8, 1024), (1, 32, 32, 4096), (8, 32, 8, 4096), (64, 32, 8, 2048), (8, 16, 16, 16384))
+_CACHES = (
+    (1, 32, 8, 4096),
+    (8, 32, 8, 4096),
+    (1, 32, 8, 32768),
+    (8, 32, 8, 16384),
+    (32, 32, 8, 4096),
+    (4, 16, 16, 8192),
+)
+_TABLES = ((2, 16, 16, 1024), (4, 16, 16, 2048), (8, 8, 8, 640))  # where a bias for each head is read
+_PADDED = ((2, 24, 24, 4608), (1, 24, 24, 16384))
 _MASKED = ((16, 12, 12, 512), (4, 16, 16, 1024), (2, 32, 8, 4096))
 _WINDOWS = (((4, 16, 16, 1024), 255), ((2, 32, 8, 4096), 1023), ((1, 32, 8, 8192), 4095))
 
@@ -130,6 +140,16 @@ FIT = {
     "window_d256": Shape(_square(2, 8, 4, 4096, 256), "window(1023)"),
     "softcap_d256": Shape(_square(2, 8, 4, 4096, 256), "causal", softcap=50.0),
     "softcap_d128": Shape(_square(2, 32, 16, 2048, 128), "causal", softcap=30.0),
+}
+
+OUTSIDE = {  # masks and biases that come as tensors: caches with room, tables, padding
+    **{
+        f"cache{i}_d{D}": Shape((B, H, Hkv, 1, Sk, D), "padding")
+        for i, (B, H, Hkv, Sk) in enumerate(_CACHES)
+        for D in (64, 128)
+    },
+    **_grid("table", _TABLES, (64, 128), "bias"),
+    **_grid("padded", _PADDED, (64, 128), "padding"),
 }
 
 HELD_OUT = {
@@ -172,6 +192,10 @@ HELD_OUT = {
     "detr_decoder": Shape((8, 8, 8, 100, 850, 32)),
     "decode_8k": Shape((4, 32, 8, 1, 8192, 128)),
     "decode_64": Shape((64, 32, 8, 1, 1024, 128)),
+    "cache_16k": Shape((4, 32, 8, 1, 16384, 128), "padding"),
+    "cache_2k": Shape((16, 32, 8, 1, 2048, 64), "padding"),
+    "t5_large": Shape(_square(4, 16, 16, 1536, 64), "bias"),
+    "qwen_image": Shape(_square(2, 24, 24, 4608, 128), "padding"),
     "prefill_chunk": Shape((1, 32, 8, 512, 512, 128), "causal"),
     "tiny_self": Shape(_square(1, 4, 4, 64, 32)),
 }
@@ -180,4 +204,4 @@ HOST = {  # so small that the host decides; for a process that has the machine t
     "host_d128": Shape(_square(1, 2, 2, 128, 128), "causal"),
     "host_gqa": Shape(_square(2, 4, 2, 128, 64), "causal"),
 }
-SETS = {"host": HOST, "models": MODELS, "sweep": SWEEP, "fit": FIT, "held_out": HELD_OUT}
+SETS = {"host": HOST, "models": MODELS, "sweep": SWEEP, "fit": FIT, "outside": OUTSIDE, "held_out": HELD_OUT}

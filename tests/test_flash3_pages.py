@@ -120,14 +120,17 @@ def library(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("shape", ({}, {"bshd": False}, {"D": 128, "Hkv": 2}, {"D": 40}), ids=str)
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_longer_than_a_page(padding: str, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("Sq", "launches"), ((9, 1), (70, 2)), ids=("few queries", "more"))
+def test_longer_than_a_page(
+    Sq: int, launches: int, padding: str, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def model(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, seen[:, None, None], enable_gqa=True)
 
-    operands = (*qkv(B=3, Sq=9, Sk=400, **shape), PADDINGS[padding])
+    operands = (*qkv(B=3, Sq=Sq, Sk=400, **shape), PADDINGS[padding])
     monkeypatch.setattr(flash_attn_3.RawOp, "calls", 0)
     out = run(model, *operands, kernel="flash3")
-    assert kernels_used() == ["flash3"] and flash_attn_3.RawOp.calls == 2
+    assert kernels_used() == ["flash3"] and flash_attn_3.RawOp.calls == launches
     assert_near(out, model(*operands))
 
 

@@ -151,7 +151,8 @@ def _forward(operands: dict[str, Tensor], lse: bool, scale: float, left: int, ri
     import flash_attn_interface
 
     causal = left < 0 and right == 0
-    given = {**operands, "softmax_scale": scale, "softcap": softcap, "num_splits": 1}
+    splits = flash3_pages.splits(operands["q"])
+    given = {**operands, "softmax_scale": scale, "softcap": softcap, "num_splits": splits}
     raw = {**given, "is_causal": causal, "window_size_left": left, "window_size_right": right}
     op, names = _raw_op(flash_attn_interface)
     if names.issuperset(raw):

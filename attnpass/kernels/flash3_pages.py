@@ -10,6 +10,8 @@ as they are, each key begins one. So nothing is moved (`attnpass.emit.padding` m
 - where they do not, or are fewer than a page, each key is a page of its own, read by cp.async: 1.12 times the time at
   head dim 128, 1.05 at 64.
 
+Few queries (decoding) are one launch, each key a page: only so may the keys be read in parts, at the same time.
+
 Which of both an example is, only the GPU knows. So both are launched: the first sees no key of the second kind's
 examples, and the second computes no query of the first kind's, which takes it 8 us (H100, S 4096 and 8192).
 """
@@ -23,6 +25,7 @@ from torch.fx import Node
 from attnpass.emit import ops
 from attnpass.emit.emitter import Emitter
 
+FEW = 64  # query tokens: 1 x 131072 keys and one query took 1.45 ms in one part, 0.15 in as many as fill an H200
 ARGUMENTS = {"page_table", "seqused_k", "seqused_q", "out"}  # of the C++ op, without which there is no padding
 TILES = {64: 192, 128: 176, 192: 112, 256: 80}  # head dim -> keys; another size is as right, and read by cp.async
 
@@ -80,6 +83,11 @@ def tables_of(order: Tensor, lengths: Tensor, Sq: int, size: int) -> tuple[Tenso
     return tables.to(torch.int32), lengths * is_run, is_run.logical_not().to(torch.int32) * Sq
 
 
+def splits(q: Tensor) -> int:
+    """In how many parts the keys are read, at the same time: 0 lets the library choose as many as fill the GPU."""
+    return 0 if q.shape[1] < FEW else 1
+
+
 def empty_output(q: Tensor, heads_first: bool) -> Tensor:
     """An output (B, Sq, H, D), stored so or as (B, H, Sq, D)."""
     B, Sq, H, D = q.shape
@@ -105,8 +113,11 @@ def _paged_impl(
     Sk, size = k.shape[1], page_size(k.shape[-1])
     k, v, tables = in_place(k, v, tables)
     out = empty_output(q, heads_first)
-    both = {"q": q, "out": out, "softmax_scale": scale, "softcap": softcap, "num_splits": 1}
-    if size <= Sk:
+    both = {"q": q, "out": out, "softmax_scale": scale, "softcap": softcap, "num_splits": splits(q)}
+    few = both["num_splits"] != 1
+    if few:  # parts are joined for all queries, also those that a launch does not compute: one launch
+        queries = torch.full_like(queries, q.shape[1])
+    elif size <= Sk:
         attend(k=pages(k, size), v=pages(v, size), page_table=tables[:, :-Sk], seqused_k=in_runs, **both)
     single = {"k": pages(k, 1), "v": pages(v, 1), "page_table": tables[:, -Sk:]}
     attend(**single, seqused_k=lengths, seqused_q=queries, **both)

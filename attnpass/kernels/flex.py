@@ -23,10 +23,11 @@ from attnpass.emit.emitter import Emitter, Operands, aten
 from attnpass.emit.fixed_layout import fixed, own_buffers
 from attnpass.emit.mask_blocks import block_lists
 from attnpass.graph.symbolic import hint, known, known_equal, shown
-from attnpass.index.expr import TRUE
+from attnpass.index.expr import AXES, TRUE, Expr, Load, axis, number
+from attnpass.index.logic import all_of
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import FLOATS, Code, Limits, Rejection
-from attnpass.ir.mask import EmptyRows, Term
+from attnpass.ir.mask import EmptyRows, MaskSpec, Term
 from attnpass.ir.meaning import Meaning
 from attnpass.kernels.flex_masks import Captured, captured, element_function
 from attnpass.kernels.kernel import Kernel
@@ -78,6 +79,10 @@ class Flex(Kernel):
             lying = own_buffers(emitter, operands) if WANTS_OWN_BUFFERS else [fixed(emitter, x) for x in operands]
             args = replace(args, q=lying[0], k=lying[1], v=lying[2])
         meaning = args.meaning or Meaning.of_rules(call.mask)
+        if args.mask is not None and emitter.spec(args.mask).dtype == torch.bool:  # not proved, so counted
+            # rows without keys are 0 here: what else they may give is put in behind the kernel
+            meaning = Meaning(MaskSpec(), all_of((meaning.allowed, _as_loaded(emitter, args.mask))))
+            args = replace(args, mask=None)
         mask = captured(emitter, call, args.q, args.k, meaning)
         score_mod, score_buffers = _score_mod(emitter, call, args, mask)
         block_mask, mask_buffers = _block_mask(emitter, call, args, mask)
@@ -100,14 +105,24 @@ class Flex(Kernel):
         return {"epilogue_fusion": False} if call.device.type == "cpu" else {}
 
 
+def _as_loaded(emitter: Emitter, mask: Node) -> Expr:
+    """A mask tensor of which nothing is known but its elements: dims of size 1 are read at 0.
+
+    Its blocks are counted on the device: hidden ones are skipped, and of full ones no element is read.
+    """
+    shape = emitter.spec(mask).shape
+    index = (number(0) if known_equal(size, 1) else axis(name) for name, size in zip(AXES, shape, strict=True))
+    return Load(mask, tuple(index), torch.bool)
+
+
 def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Captured) -> tuple[Node, tuple[Node, ...]]:
-    """``score`` plus the bias, and 0 in a row that gives an average; or with a mask tensor, that added or filled in.
+    """``score`` plus the bias, and 0 in a row that gives an average; or plus a bias that is no more than a tensor.
 
     The score is capped first, if there is a softcap.
     """
     cap = call.softcap
     if args.mask is not None:
-        return _tensor_score(emitter, fixed(emitter, args.mask), cap)
+        return _tensor_score(emitter, fixed(emitter, _dense_rows(emitter, args.mask)), cap)
     if mask.bias is None and mask.empty is None:
         return emitter.submodule("attnpass_score_mod", partial(_plain_score, cap), "none", cap), ()
     exprs = [each for each in (mask.bias, mask.empty) if each is not None]
@@ -129,12 +144,20 @@ def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Capt
     return element_function(emitter, call, args.q, args.k, name, True, make, *exprs)
 
 
-def _tensor_score(emitter: Emitter, mask: Node, softcap: float | None) -> tuple[Node, tuple[Node, ...]]:
-    """``score + bias[b, h, q, k]`` or ``where(mask[b, h, q, k], score, -inf)``; dims of size 1 are read at 0."""
-    spec = emitter.spec(mask)
-    is_bool, single = spec.dtype == torch.bool, tuple(known_equal(size, 1) for size in spec.shape)
-    make = partial(_masked_score, is_bool, single, softcap)
-    return emitter.submodule("attnpass_score_mod", make, is_bool, single, softcap), (mask,)
+def _tensor_score(emitter: Emitter, bias: Node, softcap: float | None) -> tuple[Node, tuple[Node, ...]]:
+    """``score + bias[b, h, q, k]``; dims of size 1 are read at 0."""
+    single = tuple(known_equal(size, 1) for size in emitter.spec(bias).shape)
+    return emitter.submodule("attnpass_score_mod", partial(_biased_score, single, softcap), single, softcap), (bias,)
+
+
+def _dense_rows(emitter: Emitter, bias: Node) -> Node:
+    """A bias whose rows are dense, copied once for all calls: T5 makes its own with the heads last."""
+    spec = emitter.spec(bias)
+    if known_equal(spec.stride[-1], 1) or known_equal(spec.shape[-1], 1):
+        return bias
+    copy = partial(emitter, aten.clone.default, bias, memory_format=torch.contiguous_format)
+    dense: Node = emitter.once(("dense rows", bias, emitter.epoch), copy)
+    return dense
 
 
 def _plain_score(softcap: float | None) -> GraphModule:
@@ -152,20 +175,16 @@ def _capped(graph: Graph, score: Node, softcap: float | None) -> Node:
     return graph.call_function(aten.mul.Tensor, (tanh, softcap))
 
 
-def _masked_score(is_bool: bool, single: tuple[bool, ...], softcap: float | None) -> GraphModule:
+def _biased_score(single: tuple[bool, ...], softcap: float | None) -> GraphModule:
     graph = Graph()
-    score, *places, mask = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx", "mask"))
+    score, *places, bias = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx", "bias"))
     score = _capped(graph, score, softcap)
     indices = [
         graph.call_function(aten.mul.Tensor, (place, 0)) if only_one else place
         for place, only_one in zip(places, single, strict=True)
     ]
-    at = graph.call_function(aten.index.Tensor, (mask, indices))
-    if is_bool:
-        hidden = graph.call_function(aten.full_like.default, (score, float("-inf")))
-        graph.output(graph.call_function(aten.where.self, (at, score, hidden)))
-    else:
-        graph.output(graph.call_function(aten.add.Tensor, (score, at)))
+    at = graph.call_function(aten.index.Tensor, (bias, indices))
+    graph.output(graph.call_function(aten.add.Tensor, (score, at)))
     return GraphModule(torch.nn.Module(), graph)
 
 

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+import torch
 
 from attnpass.graph.symbolic import hint, known, known_equal
 from attnpass.ir.call import AttentionCall, Pattern
-from attnpass.ir.mask import RULES, Term
+from attnpass.ir.mask import RULES, MaskSpec, Term
 from attnpass.machine.machine import Machine, sm_number
-from attnpass.select.costs import cheapest, predicted
+from attnpass.select.costs import FEW, cheapest, predicted
 
 HOPPER_AND_DATACENTER_BLACKWELL = ("native_cudnn", "native_flash", "native_efficient")
 OTHER_NVIDIA = ("native_flash", "native_efficient", "native_cudnn")
@@ -68,8 +71,10 @@ def _by_cost(
     if call.dtype.itemsize != 2:
         return ()
     left = predicted(call, machine, {name: name in spelled for name in names})
+    if _is_counted(call):  # at worst nothing is hidden; where a block is full or hidden, its mask is not read
+        left |= predicted(replace(call, mask=MaskSpec()), machine, {FLEX: False} if FLEX in left else {})
     alone = call.mask.is_only(Term.KEY_PADDING)
-    left |= _with_functions(call, machine, left, {FLEX} if alone else set(MASK_FUNCTION))
+    left |= _with_functions(call, machine, left, {FLEX} if alone or _is_counted(call) else set(MASK_FUNCTION))
     if alone:
         least = 0.0 if machine.cuda_graphs else ORDER_MS
         by_length = set(left) - {FLEX, *spelled}
@@ -89,7 +94,7 @@ def _with_functions(
 
     Of two that the host holds up the one with less work for the device is the cheaper: in a model layers share lists.
     """
-    if call.mask.spelled is None or not _reads_data(call):
+    if not _is_counted(call) and (call.mask.spelled is None or not _reads_data(call)):
         return {}
     device = {name: costs[name] * MASK_FUNCTION[name] for name in names if name in costs}
     if machine.cuda_graphs:
@@ -104,6 +109,14 @@ def _in_order(name: str, ms: float, call: AttentionCall) -> float:
     sizes = [hint(size) for size in (call.B, call.Hkv, call.Sk, call.D)]
     moved = 4 * math.prod(size or 0 for size in sizes) * call.dtype.itemsize
     return ms + MOVES_START + moved / 1e9 / COPY_GB_A_MS
+
+
+def _is_counted(call: AttentionCall) -> bool:
+    """Is the mask a bool tensor of which no more is known, with another row for each query?"""
+    tensor = call.mask.tensor
+    if tensor is None or call.mask.spelled is not None or tensor.dtype != torch.bool:
+        return False
+    return known(tensor.shape[-2] >= FEW) and known(call.Sk >= LONG)
 
 
 def _reads_data(call: AttentionCall) -> bool:

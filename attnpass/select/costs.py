@@ -23,13 +23,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from attnpass.graph.symbolic import Size, hint, known_equal
+from attnpass.graph.tensor import TensorSpec
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.mask import MaskSpec, Term
 from attnpass.machine.machine import Machine
 
 TABLE = Path(__file__).with_name("costs.json")
 TILE = 128
+DECODING = frozenset({"decode", "decode_row"})
 FEW = 16  # query tokens; with fewer than this a call is a decoding step, bound by reading K and V
 HOST_TRAIN = 2.5
 NOISE = 0.03  # kernels this close are equal, and the one preferred otherwise wins
@@ -43,8 +47,9 @@ class Features:
 
     Attributes:
         sizes: B, H, Hkv, Sq, Sk, D.
-        mask: ``none``, ``causal`` (or a window: what is hidden is skipped), ``tensor`` (read for each score),
-            ``row`` (the same keys hidden from all queries) or ``decode`` (few queries, without a tensor).
+        mask: ``none``, ``causal`` (or a window: what is hidden is skipped), ``tensor`` (bool, read for each score),
+            ``bias`` (the same, added), ``row`` (the same keys hidden from all queries), ``decode`` (few queries) or
+            ``decode_row`` (few queries and a tensor).
         seen: share of the scores that are computed.
         read: elements of the mask tensor.
         train: forward and backward?
@@ -66,7 +71,7 @@ class Features:
         """The numbers that a curve's terms are multiplied by, in the order of `TERMS`."""
         B, H, Hkv, Sq, Sk, D = self.sizes
         queries = Sq
-        if self.mask == "decode":  # heads that share a key are computed together
+        if self.mask in DECODING:  # heads that share a key are computed together
             queries, H = Sq * max(H // Hkv, 1), Hkv
         rows, across = B * H * math.ceil(queries / TILE), math.ceil(Sk / TILE)
         waves = math.ceil(rows / processors)
@@ -91,11 +96,19 @@ def features(call: AttentionCall, spelled: bool = False) -> Features | None:
     numbers["itemsize"] = call.dtype.itemsize
     if mask.tensor is not None and mask.spelled is None:
         read = math.prod(hint(size) or 0 for size in mask.tensor.shape) * mask.tensor.dtype.itemsize
-        return Features(**numbers, mask="row" if known_equal(mask.tensor.shape[-2], 1) else "tensor", read=read)
+        return Features(**numbers, mask=_kind_of_tensor(mask.tensor, Sq), read=read)
     seen = seen_share(mask, Sq, Sk)
     if seen < 1:
         return Features(**numbers, mask="causal", seen=seen)
     return Features(**numbers, mask="decode" if Sq < FEW else "none")
+
+
+def _kind_of_tensor(tensor: TensorSpec, Sq: int) -> str:
+    if Sq < FEW:
+        return "decode_row"
+    if known_equal(tensor.shape[-2], 1):
+        return "row"
+    return "tensor" if tensor.dtype == torch.bool else "bias"
 
 
 def seen_share(mask: MaskSpec, Sq: int, Sk: int) -> float:
@@ -186,7 +199,13 @@ def host_ms(kernel: str, call: Features, machine: Machine) -> float:
 
 def _curve(curves: Mapping[str, Mapping[str, Curve]], call: Features) -> Curve | None:
     """Of the same kind of mask (or the nearest to it), that of the next larger head dim that was measured."""
-    near = {"decode": ("decode", "none"), "causal": ("causal", "none"), "row": ("row", "tensor")}
+    near = {
+        "decode": ("decode", "none"),
+        "decode_row": ("decode_row", "decode", "row"),
+        "causal": ("causal", "none"),
+        "row": ("row", "tensor"),
+        "bias": ("bias", "tensor"),
+    }
     for kind in near.get(call.mask, (call.mask,)):
         dims = sorted(int(D) for D in curves.get(kind, {}))
         D = next((D for D in dims if call.sizes[-1] <= D), None)

@@ -101,7 +101,7 @@ def _forward(
     seqused_k: Tensor | None = None,
 ) -> Any:
     _check(q, k, v, causal, *window, softcap)
-    assert num_splits == 1, "tracing refuses the heuristic"
+    assert num_splits == (0 if q.shape[1] < 64 else 1), "few queries leave most of the GPU idle in one part"
     seen = _seen(q, k, causal, *window)
     if seqused_k is not None:
         assert not (causal or window != (-1, -1)), "bottom-right of the used length, which is not stood in for"
