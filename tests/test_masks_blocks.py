@@ -95,7 +95,7 @@ def test_blocks_cover_the_mask(name: str, lengths: tuple[int, int]) -> None:
     bounds = Bounds.of(dict(zip(AXES, sizes, strict=True)))
 
     def values(places: dict[str, Tensor]) -> Values:
-        return Values(places, tensors, {}, outside_loads(allowed, bounds))
+        return Values(places, tensors, {}, outside_loads(allowed, bounds), device=CPU)
 
     got = blocks(allowed, sizes, values, CPU)
     shaped = [torch.arange(n).reshape([-1 if i == j else 1 for j in range(4)]) for i, n in enumerate(sizes)]

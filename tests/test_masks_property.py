@@ -25,6 +25,7 @@ from attnpass.ir.meaning import Meaning
 from attnpass.understand.understand import Reader
 from tests.mask_programs import Program, additive, boolean, programs
 
+CPU = torch.device("cpu")
 EXAMPLES = int(os.environ.get("ATTNPASS_EXAMPLES", "1200"))
 outcomes: Counter[str] = Counter()
 # A failing program prints its code; making it smaller takes minutes, since each attempt builds a graph.
@@ -59,13 +60,13 @@ def computed(meaning: Meaning, gm: GraphModule, inputs: list[Tensor], sizes: tup
     bounds = Bounds.of(dict(zip(AXES, sizes, strict=True)))
 
     def values(expr: Expr) -> Values:
-        return Values(dict(zip(AXES, shaped, strict=True)), recorder.values, {}, outside_loads(expr, bounds))
+        return Values(
+            dict(zip(AXES, shaped, strict=True)), recorder.values, {}, outside_loads(expr, bounds), device=CPU
+        )
 
-    allowed = as_tensor(evaluate(meaning.allowed, values(meaning.allowed)), torch.bool, torch.device("cpu")).expand(
-        sizes
-    )
+    allowed = as_tensor(evaluate(meaning.allowed, values(meaning.allowed)), torch.bool, CPU).expand(sizes)
     bias = torch.zeros(()) if meaning.bias is None else evaluate(meaning.bias, values(meaning.bias))
-    return allowed, as_tensor(bias, torch.float32, torch.device("cpu")).expand(sizes)
+    return allowed, as_tensor(bias, torch.float32, CPU).expand(sizes)
 
 
 def understood(program: Program, mask: Node) -> tuple[Meaning, GraphModule, Tensor]:

@@ -58,6 +58,7 @@ SHAPE = (S, S)
 INT, BOOL, FLOAT = (Like(SHAPE, dtype) for dtype in (torch.int64, torch.bool, torch.float32))
 ROWS = Like((S, 1), torch.int64).made_of(lambda i: i[0])
 COLUMNS = Like((1, S), torch.int64).made_of(lambda i: i[1])
+CPU = torch.device("cpu")
 NODE = torch.fx.Graph().placeholder("x")
 
 
@@ -194,10 +195,10 @@ def test_three_hundred_in_a_row_are_followed(shape: str) -> None:
     expr = array.at((axis(Q), axis(K)))
     opposite = elementwise("not", operator.invert, BOOL, (array,)).at((axis(Q), axis(K)))
     places = {Q: torch.arange(12)[:, None], K: torch.arange(12)[None]}
-    values = Values(places, {NODE: torch.randn(S, S)}, {})
+    values = Values(places, {NODE: torch.randn(S, S)}, {}, device=CPU)
     assert torch.equal(evaluate(expr, values), ~evaluate(opposite, values))
     result = simpler(expr, Bounds.of({Q: S, K: S}))
-    read_again = as_tensor(evaluate(result, values), torch.bool, torch.device("cpu")).expand(12, 12)
+    read_again = as_tensor(evaluate(result, values), torch.bool, CPU).expand(12, 12)
     assert torch.equal(evaluate(expr, values), read_again)
 
 
@@ -287,7 +288,8 @@ def test_no_depth_is_too_deep(make: Callable[[int], Expr]) -> None:
     if make is deep_conditions:
         assert negated(negated(expr)) is expr
     places = {Q: torch.arange(2)[:, None], K: torch.arange(2)[None]}
-    evaluate(expr, Values(places, {NODE: torch.zeros(2, n, dtype=loads_of(expr)[0].dtype)}, {}))
+    tensors = {NODE: torch.zeros(2, n, dtype=loads_of(expr)[0].dtype)}
+    evaluate(expr, Values(places, tensors, {}, device=CPU))
     del expr, moved  # a chain that is let go frees its parts one by one
 
 

@@ -130,7 +130,8 @@ def check(array: Array, real: Tensor, tensors: dict[Node, Tensor]) -> None:
     places = [torch.arange(N), *(torch.tensor(i, dtype=torch.int32) for i in range(N))]
     wanted = [real.expand(N), *real.expand(N)]
     for place, want in zip(places, wanted, strict=True):
-        got = as_tensor(evaluate(expr, Values({K: place}, tensors, {})), real.dtype, place.device).expand(want.shape)
+        values = Values({K: place}, tensors, {}, device=place.device)
+        got = as_tensor(evaluate(expr, values), real.dtype, place.device).expand(want.shape)
         same = got.to(torch.float64 if want.is_floating_point() else got.dtype) == want
         same |= got.isnan() & want.isnan()
         same &= got.signbit() == want.signbit() if want.is_floating_point() else same

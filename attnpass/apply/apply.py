@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,12 @@ from attnpass.apply.watcher import Outputs, Watcher, Written
 from attnpass.emit.emitter import COPIED_META, EmitRefusedError, Emitter, aten
 from attnpass.find.found import Findings, FoundCall
 from attnpass.graph.copy import GraphCopy
+from attnpass.graph.reading import Reading
 from attnpass.ir.decision import NATIVE, Decision, Reason, Trial
 from attnpass.ir.limits import Rejection
 from attnpass.kernels.kernel import Kernel
+
+NodeMap = Callable[[Node], Node]
 
 
 def apply(
@@ -38,7 +41,10 @@ def apply(
         owner, node = places.of(found)
         emitter = Emitter(owner, node, shared, found.epoch)
         try:
-            made, out = _emit(emitter, node, (found, decision), kernels[decision.kernel], places)
+            mapped = places.mapping(found)
+            if decision.call.needs_grad:
+                mapped = _kept_for_backward(emitter, findings.reading, found, mapped)
+            made, out = _emit(emitter, node, (found, decision), kernels[decision.kernel], mapped)
             checked = None
             if watcher is not None:
                 outputs, written = Outputs(made, out, node), _written(places, found, emitter)
@@ -59,12 +65,26 @@ def apply(
     return done
 
 
+def _kept_for_backward(emitter: Emitter, reading: Reading, found: FoundCall, mapped: NodeMap) -> NodeMap:
+    """``mapped`` to copies where the program writes to an operand behind the call.
+
+    A kernel saves all that it reads for its backward. The program's own ops may save less, or what was made of it.
+    """
+
+    def kept(node: Node) -> Node:
+        there = mapped(node)
+        if not reading.changes_behind(node, found.node):
+            return there
+        return emitter.once(("kept", there, found.epoch), lambda: emitter(aten.clone.default, there))
+
+    return kept
+
+
 def _emit(
-    emitter: Emitter, node: Node, decided: tuple[FoundCall, Decision], kernel: Kernel, places: Places
+    emitter: Emitter, node: Node, decided: tuple[FoundCall, Decision], kernel: Kernel, mapped: NodeMap
 ) -> tuple[Node, Node]:
     """What the kernel gives, and what takes the place of ``node``."""
     found, decision = decided
-    mapped = places.mapping(found)
     meaning = None if found.meaning is None or found.meaning.stop else found.meaning.map_nodes(mapped)
     wiring = (decision.wiring or found.wiring).map_nodes(mapped)
     made, out = emit_call(emitter, node, decision.asked, kernel, wiring, meaning, not found.changed)

@@ -133,7 +133,7 @@ def _as_softmax_leaves_empty_rows(
     the mask from its meaning.
     """
     dtype = emitter.spec(out).dtype
-    if call.mask.empty not in (EmptyRows.NAN, EmptyRows.ROUNDED):
+    if call.mask.empty not in (EmptyRows.NAN, EmptyRows.NAN_MIXED, EmptyRows.ROUNDED):
         if args.mask is None or emitter.spec(args.mask).dtype != torch.bool:
             return out
         rows = rows_with_keys(emitter, args.mask)
@@ -141,13 +141,18 @@ def _as_softmax_leaves_empty_rows(
     mask = args.mask or _mask(emitter, wiring.additions, replace(call, mask=call.mask.as_spelled()))
     assert mask is not None
     written = [emitter.apply(each.operand) for each in wiring.additions if each.fill is not None]
-    if len(written) < len(wiring.additions):  # -inf is added: a factor, so that gradients are NaN too
-        out = emitter(aten.mul.Tensor, out, emitter.cast(_one_or_nan(emitter, rows_with_keys(emitter, mask)), dtype))
-    if written:  # over all scores: of the operands only V gets a gradient
+    read = None  # rows of which a score is not written over; written over as a whole, they give only V a gradient
+    if written:
         both = reduce(lambda one, other: emitter(aten.logical_and.default, one, other), written)
-        rows = emitter(aten.any.dim, both, -1, True)
-        nan = emitter(aten.mul.Tensor, _average(emitter, call, args, out), _one_or_nan(emitter, rows))
-        out = emitter(aten.where.self, rows, out, emitter.cast(nan, dtype))
+        read = emitter(aten.any.dim, both, -1, True)
+    if len(written) < len(wiring.additions):  # -inf is added: a factor, so that gradients are NaN too
+        rows = rows_with_keys(emitter, mask)
+        if read is not None:
+            rows = emitter(aten.logical_or.default, rows, emitter(aten.logical_not.default, read))
+        out = emitter(aten.mul.Tensor, out, emitter.cast(_one_or_nan(emitter, rows), dtype))
+    if read is not None:
+        nan = emitter(aten.mul.Tensor, _average(emitter, call, args, out), _one_or_nan(emitter, read))
+        out = emitter(aten.where.self, read, out, emitter.cast(nan, dtype))
     return out
 
 

@@ -67,7 +67,7 @@ def values_of(
     sizes = {
         key: torch.full((), number_of(key, symbols), dtype=torch.int64, device=q.device) for key in symbolic_sizes(expr)
     }
-    return Values(places, dict(zip(nodes, tensors, strict=True)), sizes, outside)
+    return Values(places, dict(zip(nodes, tensors, strict=True)), sizes, outside, device=q.device)
 
 
 def sizes_of(call: AttentionCall) -> tuple[Size, ...]:

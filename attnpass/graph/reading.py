@@ -120,6 +120,11 @@ class Reading:
             return True
         return depth > 0 and any(user in self.places and self.written_behind(user, depth - 1) for user in node.users)
 
+    def changes_behind(self, node: Node, place: Node) -> bool:
+        """Does the program write, behind the node ``place``, to what ``node`` holds there?"""
+        held = self._held.get(node)
+        return held is not None and bool(held.storage.writes) and held.storage.writes[-1] > self.places[place]
+
     @property
     def quiet(self) -> frozenset[Node]:
         """The nodes of the program that do nothing but give a value, the same each time."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,16 +49,14 @@ class Values:
         sizes: of each symbolic size, by its key, a tensor without dimensions.
         outside: loads and the dimensions in which their index may lie outside of the tensor. Such an element is not
             taken (a ``where`` chooses another), but it is read all the same.
+        device: where they all are; an expression may have no axes.
     """
 
     axes: Mapping[str, Tensor]
     tensors: Mapping[Node, Tensor]
     sizes: Mapping[Any, Tensor]
     outside: frozenset[tuple[Load, int]] = frozenset()
-
-    @property
-    def device(self) -> torch.device:
-        return next(iter(self.axes.values())).device
+    device: torch.device = field(kw_only=True)
 
 
 def evaluate(expr: Expr, values: Values) -> Any:

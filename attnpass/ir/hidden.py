@@ -8,6 +8,7 @@ without any visible key gives follows from how its keys were hidden, forward and
 |---|---|---|---|
 | False in SDPA's mask, or -inf there | 0 | none | ZERO |
 | -inf, in a softmax written by hand | NaN | NaN; none where it was written over the scores | NAN |
+| -inf there, some written, some added | NaN | NaN for the keys that were not written over | NAN_MIXED |
 | one number written in the place of each score | average of V | none: the scores are not read | AVERAGE |
 | one number added, so low that it absorbs the score | average of V | pass through the sum | ADDED |
 | one number added that shifts all scores (fp16's lowest, in fp32) | as if nothing was hidden | as well | RAW |
@@ -54,6 +55,13 @@ MODERATE = frozenset(
     | {"logical_not", "tril", "triu", "constant_pad_nd", "roll", "select_scatter"}
 )
 LOWEST = -1e38  # as good as -inf beside any score, and finite after a factor of log2(e)
+
+# Rows whose gradients only the tensors themselves tell, and how their keys were hidden.
+UNTRACKED = {
+    EmptyRows.MIXED: "some keys written to a low number, others added to",
+    EmptyRows.NAN_MIXED: "some keys written to -inf, others added to",
+    EmptyRows.ROUNDED: "fp16 sums",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +152,8 @@ def when_empty(lows: Collection[Low], by_hand: bool, several: bool) -> EmptyRows
         several: do several additions hide keys?
     """
     if all(low.value == -math.inf for low in lows):
-        return EmptyRows.NAN if by_hand else EmptyRows.ZERO
+        mixed = len({low.written for low in lows}) > 1
+        return (EmptyRows.NAN_MIXED if mixed else EmptyRows.NAN) if by_hand else EmptyRows.ZERO
     if len(lows) > 1 or several:
         return None
     (low,) = lows

@@ -31,6 +31,7 @@ class EmptyRows(Enum):
 
     ZERO = "zero"  # SDPA, for a bool mask or -inf
     NAN = "nan"  # softmax over nothing but -inf, written by hand
+    NAN_MIXED = "nan, mixed"  # the same, some of it written, some added: only the tensors tell which gradients are NaN
     AVERAGE = "average"  # one large number written over all scores: every key counts the same
     ADDED = "added"  # one added to all scores, which absorbs them: the same, but gradients pass
     RAW = "raw"  # one added to all scores that shifts them: as if nothing was hidden

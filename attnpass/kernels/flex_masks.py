@@ -99,8 +99,8 @@ def element_function(
         places = dict(zip(AXES, given[first : first + 4], strict=True))
         tensors, numbers = given[first + 4 : first + 4 + len(nodes)], given[first + 4 + len(nodes) :]
         read, sized = dict(zip(nodes, tensors, strict=True)), dict(zip(needed, numbers, strict=True))
-        values = Values(places, read, sized, outside)
         device = given[0].device
+        values = Values(places, read, sized, outside, device=device)
         return make(lambda expr, dtype: as_tensor(evaluate(expr, values), dtype, device), *given[:first])
 
     def traced() -> GraphModule:

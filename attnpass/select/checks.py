@@ -14,6 +14,7 @@ import torch
 from attnpass.graph.symbolic import as_int, known, known_equal, known_multiple, shown
 from attnpass.graph.tensor import TensorSpec, dtype_name
 from attnpass.ir.call import AttentionCall
+from attnpass.ir.hidden import UNTRACKED
 from attnpass.ir.limits import Alignment, Code, Limits, Rejection
 from attnpass.ir.mask import EmptyRows, Term
 from attnpass.machine.machine import Machine
@@ -133,6 +134,7 @@ def _rules(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
         yield Rejection(Code.MASK, "mask", "rules and a bias", "rules, or one tensor")
     if mask.bias is not None and mask.bias.requires_grad and call.needs_grad and not limits.mask_grad:
         yield Rejection(Code.MASK_GRAD, "mask.requires_grad", True, "False, there is no gradient for the mask")
+    yield from _empty_rows_in_training(call)
     kept = limits.empty_rows_are_zero if mask.empty is EmptyRows.ZERO else computes or by_length
     if mask.rows_may_be_empty and not kept:
         yield Rejection(Code.EMPTY_ROWS, "mask", "rules that may hide all keys of a query", "at least one key a row")
@@ -168,11 +170,7 @@ def _mask_tensor(limits: Limits, call: AttentionCall, tensor: TensorSpec) -> Ite
     if call.needs_grad and hides_rows and not limits.hidden_rows_train:
         wanted = "a bool mask in training (a row hidden by a large finite number would get wrong gradients)"
         yield Rejection(Code.KNOWN_BUG, "mask", f"an additive {dtype_name(tensor.dtype)} tensor", wanted)
-    if call.needs_grad and call.mask.rows_may_be_empty and call.mask.empty in (EmptyRows.MIXED, EmptyRows.ROUNDED):
-        how = (
-            "some keys written to a low number, others added to" if call.mask.empty is EmptyRows.MIXED else "fp16 sums"
-        )
-        yield Rejection(Code.EMPTY_ROWS, "mask in training", how, "one way to hide keys, or a key that each row sees")
+    yield from _empty_rows_in_training(call)
     if call.mask.rows_may_be_empty and not limits.empty_rows_are_zero:
         yield Rejection(Code.EMPTY_ROWS, "mask", "a tensor that may hide all keys of a query", "at least one key a row")
     if tensor.device != call.device:
@@ -184,6 +182,13 @@ def _mask_tensor(limits: Limits, call: AttentionCall, tensor: TensorSpec) -> Ite
     for axis, size, full in zip("BHQK"[4 - tensor.ndim :], tensor.shape, sizes, strict=True):
         if not (known_equal(size, full) or known_equal(size, 1)):
             yield Rejection(Code.MASK_SHAPE, f"mask size over {axis}", shown(size), f"1 or {shown(full)}, known")
+
+
+def _empty_rows_in_training(call: AttentionCall) -> Iterator[Rejection]:
+    """Only the tensors themselves tell which gradients such a row has."""
+    how = UNTRACKED.get(call.mask.empty)
+    if call.needs_grad and call.mask.rows_may_be_empty and how is not None:
+        yield Rejection(Code.EMPTY_ROWS, "mask in training", how, "one way to hide keys, or a key that each row sees")
 
 
 def _softmax(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:

@@ -191,7 +191,7 @@ class Own:
         if mask is not None and mask.dtype == torch.bool and empty == EmptyRows.AVERAGE.value:
             mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
         exact = reference_attention(q, k, v, mask, sinks, **options)
-        if rows is not None and empty in (EmptyRows.NAN.value, EmptyRows.ROUNDED.value):
+        if rows is not None and EmptyRows(empty) in (EmptyRows.NAN, EmptyRows.NAN_MIXED, EmptyRows.ROUNDED):
             exact = torch.where(rows, exact, torch.nan)
         written = {"is_causal": False, "scale": None, "enable_gqa": False, "softcap": None, **options}
         by_hand = written_out(q, k, v, mask, sinks, **written)

@@ -78,6 +78,9 @@ class Reader:
         written = any(low.written and low.value > -math.inf for low in split.lows)
         if written and meaning.bias is not None and meaning.spec.rows_may_be_empty:
             return Meaning.unknown(call.mask, "a hidden row reads its bias or not, by the order of both")
+        mixed = call.mask.empty is EmptyRows.NAN_MIXED and meaning.spec.empty is EmptyRows.NAN
+        if mixed and meaning.bias is not None:
+            meaning = replace(meaning, spec=replace(meaning.spec, empty=EmptyRows.NAN_MIXED))
         loads = [*loads_of(meaning.allowed), *([] if meaning.bias is None else loads_of(meaning.bias))]
         stop = _first_stop(tracer, additions)
         if only_a_tensor(meaning):

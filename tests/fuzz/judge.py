@@ -42,9 +42,9 @@ class InDouble(TorchFunctionMode):
             func = torch.Tensor.double
         result = func(*args, **kwargs)
         if wanted and isinstance(result, Tensor) and result.dtype == torch.float64 and "out" not in kwargs:
-            top = torch.finfo(wanted[0]).max
-            if bool((result.detach().abs() > top).any()) and not result.detach().isinf().all():
-                return torch.where(result.abs() > top, result * torch.inf, result)
+            beyond = (result.detach().abs() > torch.finfo(wanted[0]).max) & result.detach().isfinite()
+            if bool(beyond.any()):  # a number, not a product with infinity: that would make NaN of every gradient
+                return torch.where(beyond, torch.inf * result.detach().sign(), result)
         return result
 
 

@@ -227,6 +227,8 @@ def _mask(
         empty = EmptyRows.MIXED
     elif bias and empty is EmptyRows.NAN and scores.rounded:
         empty = EmptyRows.ROUNDED
+    elif empty is EmptyRows.NAN and scores.torn:
+        empty = EmptyRows.NAN_MIXED
     averaged = finite and dropout_of(chain) > 0  # the average of such a row drops out too
     if not bias and not averaged:
         return MaskSpec((MaskTerm(Term.TENSOR, tensor=spec),), rows_may_be_empty=True, empty=empty)

@@ -173,6 +173,14 @@ class Scores:
         return any(each is not None and each.dtype == torch.float16 for each in sums)
 
     @property
+    def torn(self) -> bool:
+        """Beside what is written over them, is something added that may be -inf, or that learns from hidden rows?"""
+        places = [place for place, change in enumerate(self.changes) if change.fill is not None]
+        added = [(place, change.node) for place, change in enumerate(self.changes) if change.fill is None]
+        behind = any(node.requires_grad and place > places[0] for place, node in added if places)
+        return bool(places) and (behind or not all(is_moderate(node) for _, node in added))
+
+    @property
     def canonical_scale(self) -> float:
         """The factor as an `AttentionCall` has it: ``softcap * tanh(scale * q kᵀ / softcap)``."""
         return self.scale * self.softcap if self.softcap is not None else self.scale
