@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+import attnpass
 from tests.compiled import run
 
 S, D = 8, 16
@@ -243,6 +244,11 @@ def one_element_read_for_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return sdpa(q, k, v, attn_mask=(q > 0)[0, 0, 0, :1][None].expand(S, S))
 
 
+def one_mask_with_unlike_hidden_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mask = triangle().tril(-1)
+    return sdpa(q, k, v, attn_mask=mask) + (q @ k.mT).masked_fill(~mask, LOW).softmax(-1) @ v
+
+
 INFERENCE: list[Model] = [
     *(copy_made_contiguous, copy_of_a_cache, copy_with_repeated_heads, copy_that_was_scaled),
     *(write_by_position, write_by_dunder, write_by_a_custom_op, write_by_foreach, write_behind_a_negation),
@@ -253,6 +259,7 @@ INFERENCE: list[Model] = [
     a_logarithm_hides_a_row,
     *(frozen_in_a_checkpoint, an_unrolled_window, a_chain_of_xor, a_mask_of_scalars),
     one_element_read_for_all,
+    one_mask_with_unlike_hidden_rows,
 ]
 
 
@@ -268,6 +275,36 @@ def test_forward(model: Model, kernel: str) -> None:
     with torch.set_grad_enabled(model is frozen_in_a_checkpoint):
         out = run(model, *given, kernel=kernel)
         torch.testing.assert_close(out, model(*given), equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mask_that_is_written_between_two_calls_has_blocks_of_its_own() -> None:
+    def model(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        causal = torch.ones(256, 256, dtype=torch.bool).tril()
+        before = sdpa(q, k, v, attn_mask=causal & mask)
+        show(mask)
+        return before, sdpa(q, k, v, attn_mask=causal & mask)
+
+    def given() -> list[Tensor]:
+        return [*torch.ones(3, 1, 2, 256, D), (torch.arange(256)[None] < 100).expand(256, 256).contiguous()]
+
+    run(model, *given(), kernel="flex", options={"attnpass.log": "debug"})
+    first, second = [
+        line for line in attnpass.reports()[-1].code_after.splitlines() if "higher_order.flex_attention" in line
+    ]
+    assert first.split("(256, 256, ")[1].split(", None")[0] != second.split("(256, 256, ")[1].split(", None")[0]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_mask_is_followed_back_through_detach_without_its_gradient(kernel: str) -> None:
+    bias = torch.nn.Parameter(torch.zeros(S, S).masked_fill(~triangle(), INF))
+
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ((q @ k.mT + bias.detach()).masked_fill(~triangle(), INF)).softmax(-1) @ v
+
+    given = inputs()
+    out = run(model, *given, kernel=kernel)
+    assert not out.requires_grad
+    torch.testing.assert_close(out, model(*given), equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
 def output_changed_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from attnpass.apply.emit_call import emit_call, operands_of
@@ -15,6 +16,7 @@ from attnpass.emit.emitter import COPIED_META, EmitRefusedError, Emitter, aten
 from attnpass.find.found import Findings, FoundCall
 from attnpass.graph.copy import GraphCopy
 from attnpass.graph.reading import Reading
+from attnpass.graph.values import value_of
 from attnpass.ir.decision import NATIVE, Decision, Reason, Trial
 from attnpass.ir.limits import Rejection
 from attnpass.kernels.kernel import Kernel
@@ -80,12 +82,29 @@ def _kept_for_backward(emitter: Emitter, reading: Reading, found: FoundCall, map
     return kept
 
 
+def _without_gradient(emitter: Emitter, mapped: NodeMap) -> NodeMap:
+    """``mapped`` to nodes that no gradient flows to: what a mask was followed back to may be cut off by the program.
+
+    A kernel computes a mask from its meaning only where no gradient is due: it has none.
+    """
+
+    def cut(node: Node) -> Node:
+        there, value = mapped(node), value_of(node)
+        if not isinstance(value, torch.Tensor) or not value.requires_grad:
+            return there
+        return emitter.once(("detached", there), lambda: emitter(aten.detach.default, there))
+
+    return cut
+
+
 def _emit(
     emitter: Emitter, node: Node, decided: tuple[FoundCall, Decision], kernel: Kernel, mapped: NodeMap
 ) -> tuple[Node, Node]:
     """What the kernel gives, and what takes the place of ``node``."""
     found, decision = decided
-    meaning = None if found.meaning is None or found.meaning.stop else found.meaning.map_nodes(mapped)
+    meaning = None
+    if found.meaning is not None and not found.meaning.stop:
+        meaning = found.meaning.map_nodes(_without_gradient(emitter, mapped))
     wiring = (decision.wiring or found.wiring).map_nodes(mapped)
     made, out = emit_call(emitter, node, decision.asked, kernel, wiring, meaning, not found.changed)
     if found.changed and decision.call.needs_grad:  # what an op saves for its backward must stay as it is

@@ -195,7 +195,7 @@ def _block_mask(
 
     Shared by all calls of equal lengths and masks.
     """
-    key = ("flex", mask.allowed, str(call.Sq), str(call.Sk), call.device, call.needs_grad)
+    key = ("flex", mask.allowed, str(call.Sq), str(call.Sk), call.device, call.needs_grad, emitter.epoch)
     return emitter.once(key, lambda: _make_block_mask(emitter, call, args, mask))
 
 

@@ -44,8 +44,9 @@ class Captured:
 
 
 def captured(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: Meaning) -> Captured:
-    """Prepare what a mask reads. Shared by all calls with the same mask."""
-    key = ("flex captured", meaning.allowed, meaning.bias, *map(str, sizes_of(call)), emitter.epoch)
+    """Prepare what a mask reads. Shared by all calls with the same mask whose rows without keys give the same."""
+    rows = (meaning.spec.rows_may_be_empty, meaning.spec.empty, call.needs_grad)
+    key = ("flex captured", meaning.allowed, meaning.bias, *rows, *map(str, sizes_of(call)), emitter.epoch)
     return emitter.once(key, lambda: _capture(emitter, call, q, k, meaning))
 
 
