@@ -39,7 +39,7 @@ def with_each_call(subject: Subject, step: str, record: dict[str, Any]) -> dict[
     return {**record, "compared": len(verdicts), "worst_call": worst, "ok": not problems, "problems": problems}
 
 
-def _each_call(subject: Subject, step: str) -> list[verify.Verdict]:
+def _each_call(subject: Subject, step: str) -> list[verify.Watched]:
     """Every rewritten call of the model on its own data, beside the reference (``ATTNPASS_VERIFY``)."""
     with patch.dict(os.environ, ATTNPASS_VERIFY="1"):
         torch._dynamo.reset()

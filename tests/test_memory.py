@@ -298,7 +298,7 @@ class TestFolder:
         assert verdicts.recall(cache.cache_folder(None), KEY) == GOOD
 
     def test_the_temporary_one_goes_with_the_process(self) -> None:
-        code = "from attnpass import memory; f = cache.cache_folder(None); print(f); (f / 'x').write_text('')"
+        code = "from attnpass.trials import cache; f = cache.cache_folder(None); print(f); (f / 'x').write_text('')"
         env = {**os.environ, "HOME": "/dev/null", "XDG_CACHE_HOME": ""}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
         folder = Path(done.stdout.strip())
