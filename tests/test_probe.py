@@ -21,9 +21,9 @@ from attnpass.kernels.flash2 import FLASH_ATTN
 from attnpass.kernels.registry import registry
 from attnpass.kernels.sage1 import SAGE_1, Sage1
 from attnpass.machine.machine import Machine
-from attnpass.trials import validate, verdicts
+from attnpass.trials import validate
 from attnpass.trials.trials import _validators
-from attnpass.trials.validate import Validator, length_class, sample_of
+from attnpass.trials.validate import VERDICTS, Validator, length_class, sample_of
 from tests.compiled import assert_near, codes, decisions, kernels_used, qkv, run
 from tests.standins import flash_attn_2, pretend, sageattention_1
 
@@ -64,7 +64,7 @@ def make_call(
 
 
 def verdict_files(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "attnpass" / verdicts.FOLDER).glob("*.json"))
+    return sorted((tmp_path / "attnpass" / VERDICTS.name).glob("*.json"))
 
 
 @pytest.mark.usefixtures("flash2")

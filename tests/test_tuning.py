@@ -29,7 +29,7 @@ from attnpass.trials.clock import Timing, in_turns
 from attnpass.trials.signature import signature, text_of
 from attnpass.trials.stage import Stage
 from attnpass.trials.trials import Trials, _tuners
-from attnpass.trials.tuner import Candidate, Tuner, cost_measured, judged, key_of, promising
+from attnpass.trials.tuner import TUNED, Candidate, Tuner, cost_measured, judged, key_of, promising
 
 CPU = torch.device("cpu")
 Steps = dict[str, int]
@@ -227,7 +227,7 @@ class TestMemory:
     ) -> None:
         call = make_call()
         Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU))
-        (path,) = (tmp_path / tuning.FOLDER).glob("*.json")
+        (path,) = (tmp_path / TUNED.name).glob("*.json")
         path.write_text('{"key": {"ca')
         with caplog.at_level(logging.WARNING, "attnpass"):
             assert Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU)) is not None
@@ -238,10 +238,10 @@ class TestMemory:
     def test_what_another_version_kept_is_timed_anew(self, tmp_path: Path, flex_wins: Steps) -> None:
         call = make_call()
         Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU))
-        (path,) = (tmp_path / tuning.FOLDER).glob("*.json")
+        (path,) = (tmp_path / TUNED.name).glob("*.json")
         stored = json.loads(path.read_text())
         path.write_text(json.dumps({**stored, "value": {"best": "flex"}}))
-        assert tuning.everything(tmp_path) == []
+        assert TUNED.everything(tmp_path) == []
         Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU))
         assert flex_wins["flex"] == 2
 

@@ -11,17 +11,14 @@ import datetime
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from attnpass.ir.call import AttentionCall
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine
 from attnpass.select.costs import cheapest, features, host_ms, predicted
-from attnpass.trials import cache
+from attnpass.trials.cache import Store, machine_key
 from attnpass.trials.clock import Timing, in_turns
 from attnpass.trials.progress import Bar
 from attnpass.trials.signature import signature, text_of
@@ -30,8 +27,6 @@ from attnpass.trials.standalone import UnfitError, undisturbed
 from attnpass.version import __version__
 
 logger = logging.getLogger(__name__)
-FOLDER = "tuned"
-SHOWN = {"call", "gpu"}  # of a key, by ``attnpass tune --show``
 SECONDS = 2.0  # of measuring a signature; compiling a candidate comes on top
 HOPELESS = 1.5  # times the best predicted cost: not worth a try
 NOISE = 0.01  # of kernels timed in turns; the table, which predicts, has 3 %
@@ -62,8 +57,15 @@ class Tuned:
     failed: Mapping[str, str]
     date: str
 
+    def __post_init__(self) -> None:
+        if self.winner not in self.ms:
+            raise ValueError(f"its winner cannot be {self.winner!r}")
+
     def __str__(self) -> str:
         return ", ".join(f"{name} {ms:.3g} ms" for name, ms in self.ms.items())
+
+
+TUNED = Store("tuned", Tuned, shown=frozenset({"call", "gpu"}))
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ class Tuner:
         key = key_of(alone, hopeful, machine)
         name = str(key)
         if name not in self.told:
-            kept = cache.recall(self.folder / FOLDER, key, _tuned)
+            kept = TUNED.recall(self.folder, key)
             is_one = kept is not None and kept.winner in {candidate.kernel.name for candidate in hopeful}
             self.told[name] = kept if is_one else self._within_time(alone, hopeful, machine, key)
         return self.told[name]
@@ -135,7 +137,7 @@ class Tuner:
             return None
         costs = {name: cost_measured(name, timing, call, machine) for name, timing in timings.items()}
         tuned = judged([c.kernel.name for c in candidates], costs, failed)
-        cache.remember(self.folder / FOLDER, key, asdict(tuned))
+        TUNED.remember(self.folder, key, tuned)
         logger.info("attnpass: tuned %s: %s (%.1f s)", call.text(), tuned, took)
         return tuned
 
@@ -185,19 +187,11 @@ def key_of(call: AttentionCall, candidates: Sequence[Candidate], machine: Machin
         "call": text_of(call),
         "candidates": ", ".join(map(named, candidates)),
         "attnpass": __version__,
-        "torch": machine.versions.get("torch", ""),
-        "gpu": f"{machine.name} {machine.capability}".strip(),
-        "cuda": str(torch.version.cuda or torch.version.hip or ""),
+        **machine_key(machine),
         "cudnn": str(machine.cudnn or ""),
         "driver": machine.driver,
         **({"launches": "replayed"} if machine.cuda_graphs else {}),
     }
-
-
-def everything(folder: Path) -> list[tuple[dict[str, str], Tuned]]:
-    """Every outcome in the cache folder with its key."""
-    stored = cache.everything(folder / FOLDER, _tuned)
-    return [(key, tuned) for key, tuned in stored if key.keys() >= SHOWN]
 
 
 def _steps(
@@ -225,19 +219,3 @@ def _first_run(stage: Stage, candidate: Candidate, machine: Machine) -> Step | s
     except (UnfitError, RuntimeError) as error:
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return step
-
-
-def _tuned(value: dict[str, Any]) -> Tuned | None:
-    """None for what another version of attnpass kept in another form.
-
-    Raises:
-        TypeError: it has this form, and what is in it cannot be.
-    """
-    if value.keys() != {field.name for field in fields(Tuned)}:
-        return None
-    for name, kind in (("ms", (int, float)), ("failed", str)):
-        entries = value[name]
-        cache.check(isinstance(entries, dict) and all(isinstance(x, kind) for x in entries.values()), name, entries)
-    cache.check(isinstance(value["winner"], str) and value["winner"] in value["ms"], "winner", value["winner"])
-    cache.check(isinstance(value["date"], str), "date", value["date"])
-    return Tuned(**value)

@@ -22,8 +22,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from attnpass.graph.symbolic import Size, as_int, known, known_equal, known_multiple
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import Code, Rejection
@@ -31,15 +29,36 @@ from attnpass.ir.mask import Term
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.library import PYTORCH
 from attnpass.machine.machine import Machine
-from attnpass.trials import verdicts
+from attnpass.trials.cache import Store, machine_key
 from attnpass.trials.sample import Sample, run_trial
 from attnpass.trials.standalone import UnfitError
-from attnpass.trials.verdicts import Verdict
 from attnpass.version import __version__
 
 logger = logging.getLogger(__name__)
 LENGTHS = {"1": 1, "128": 256, "64": 192, "8": 200, "any": 77}  # class -> the length that is tried
 STEP = 128  # what the longer side has more, where q and k have different lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of one trial of a kernel.
+
+    Attributes:
+        good: was it right?
+        text: what was tried and what came out, in one line.
+        error: the worst error.
+        allowed: what it may be at most.
+        date: when, in ISO form.
+    """
+
+    good: bool
+    text: str
+    error: float
+    allowed: float
+    date: str
+
+
+VERDICTS = Store("verdicts", Verdict, shown=frozenset({"kernel", "library", "gpu"}))
 
 
 @dataclass(slots=True)
@@ -63,7 +82,7 @@ class Validator:
         key = key_of(kernel, sample, machine)
         name = str(key)
         if name not in self.told:
-            self.told[name] = verdicts.recall(self.folder, key) or self._try(kernel, sample, machine, key)
+            self.told[name] = VERDICTS.recall(self.folder, key) or self._try(kernel, sample, machine, key)
         learnt = self.told[name]
         if learnt is None or learnt.good:
             return ()
@@ -80,7 +99,7 @@ class Validator:
             return None
         date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         learnt = Verdict(good, text, error, allowed, date)
-        verdicts.remember(self.folder, key, learnt)
+        VERDICTS.remember(self.folder, key, learnt)
         word = "proved itself" if good else "is wrong here, and is not used"
         took = (time.perf_counter() - start) * 1000
         logger.log(
@@ -127,9 +146,7 @@ def key_of(kernel: Kernel, sample: Sample, machine: Machine) -> dict[str, str]:
         "kernel": kernel.name,
         "attnpass": f"{__version__} {_source_digest(type(kernel))}",
         "library": f"{library.name} {machine.versions.get(library.key, '')}",
-        "torch": machine.versions.get("torch", ""),
-        "gpu": f"{machine.name} {machine.capability}".strip(),
-        "cuda": str(torch.version.cuda or torch.version.hip or ""),
+        **machine_key(machine),
         "class": str(sample),
     }
 
