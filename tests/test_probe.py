@@ -22,8 +22,9 @@ from attnpass.kernels.registry import registry
 from attnpass.kernels.sage1 import SAGE_1, Sage1
 from attnpass.machine.machine import Machine
 from attnpass.trials import validate
+from attnpass.trials.sample import class_of, length_class, sample_of
 from attnpass.trials.trials import _validators
-from attnpass.trials.validate import VERDICTS, Validator, length_class, sample_of
+from attnpass.trials.validate import VERDICTS, Validator
 from tests.compiled import assert_near, codes, decisions, kernels_used, qkv, run
 from tests.standins import flash_attn_2, pretend, sageattention_1
 
@@ -34,13 +35,13 @@ CPU = torch.device("cpu")
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was tried, in order."""
     tried: list[str] = []
-    original = validate.run_trial
+    original = validate.validate
 
-    def counting(kernel: Any, sample: Any, machine: Machine) -> Any:
-        tried.append(f"{kernel.name} {sample}")
+    def counting(kernel: Any, sample: AttentionCall, machine: Machine) -> Any:
+        tried.append(f"{kernel.name} {class_of(sample)}")
         return original(kernel, sample, machine)
 
-    monkeypatch.setattr(validate, "run_trial", counting)
+    monkeypatch.setattr(validate, "validate", counting)
     return tried
 
 
@@ -222,8 +223,8 @@ class TestClasses:
         assert found == ["1", "128", "128", "64", "8", "8", "any", "any"]
 
     def test_lengths_of_one_class_share_a_sample(self) -> None:
-        assert str(sample_of(make_call(4096, 4096))) == str(sample_of(make_call(1024, 1024)))
-        assert str(sample_of(make_call(4096, 4096))) != str(sample_of(make_call(4095, 4095)))
+        assert class_of(sample_of(make_call(4096, 4096))) == class_of(sample_of(make_call(1024, 1024)))
+        assert class_of(sample_of(make_call(4096, 4096))) != class_of(sample_of(make_call(4095, 4095)))
 
     def test_what_kernels_branch_on_is_in_the_class(self) -> None:
         plain = make_call()
@@ -237,7 +238,7 @@ class TestClasses:
             replace(plain, mask=MaskSpec.from_tensor(replace(plain.q, dtype=torch.bool))),
             replace(plain, scale=-1.0),
         ]
-        assert len({str(sample_of(call)) for call in [plain, *others]}) == len(others) + 1
+        assert len({class_of(sample_of(call)) for call in [plain, *others]}) == len(others) + 1
 
     def test_symbolic_lengths_are_tried_at_the_awkward_one(self, flash2: Machine, trials: list[str]) -> None:
         operands = qkv()

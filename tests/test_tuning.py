@@ -26,8 +26,8 @@ from attnpass.settings.config import Config
 from attnpass.trials import cache
 from attnpass.trials import tuner as tuning
 from attnpass.trials.clock import Timing, in_turns
+from attnpass.trials.example import Example
 from attnpass.trials.signature import signature, text_of
-from attnpass.trials.stage import Stage
 from attnpass.trials.trials import Trials, _tuners
 from attnpass.trials.tuner import TUNED, Candidate, Tuner, cost_measured, judged, key_of, promising
 
@@ -51,16 +51,16 @@ def found(call: AttentionCall, machine: Machine | None = None) -> list[Candidate
 def flex_wins(monkeypatch: pytest.MonkeyPatch) -> Steps:
     """A clock on which FlexAttention is the fastest; how often each kernel was asked for a run."""
     asked: Steps = {}
-    real = Stage.step
+    real = Example.step
 
-    def step(self: Stage, kernel: object, *rest: object) -> object:
+    def step(self: Example, kernel: object, *rest: object) -> object:
         asked[kernel.name] = asked.get(kernel.name, 0) + 1  # type: ignore[attr-defined]
         return real(self, registry()["native_math"], *rest)  # type: ignore[arg-type]
 
     def clock(steps: dict[str, object], *_: object) -> dict[str, Timing]:
         return {name: Timing(1.0 if name == "flex" else 2.0, 0.1) for name in steps}
 
-    monkeypatch.setattr(Stage, "step", step)
+    monkeypatch.setattr(Example, "step", step)
     monkeypatch.setattr(tuning, "in_turns", clock)
     return asked
 
@@ -128,11 +128,11 @@ class TestTuner:
         call = make_call(mask=MaskSpec((*rules, padding), rows_may_be_empty=True, spelled=spelled))
         by_name = {c.kernel.name: c for c in found(call)}
         assert by_name["native_flash"].spelled and not by_name["flex"].spelled
-        stage = Stage(signature(call) or call)
-        assert stage.padding is not None and stage.padding.all()
-        out = stage.step(by_name["flex"].kernel, Machine.look(CPU))()
-        q, k, v = (stage.tensors[name] for name in "qkv")
-        assert q is not None and k is not None and v is not None and isinstance(out, Tensor)
+        example = Example(signature(call) or call)
+        assert example.tensors["padding"].all()
+        out = example.step(by_name["flex"].kernel, Machine.look(CPU))()
+        q, k, v = (example.tensors[name] for name in "qkv")
+        assert isinstance(out, Tensor)
         assert torch.allclose(out, F.scaled_dot_product_attention(q, k, v, is_causal=bool(rules)), atol=1e-5)
 
     def test_documents_are_not_timed(self, tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ class TestTuner:
         call = make_call(mask=MaskSpec(window, rows_may_be_empty=False, spelled=spelled))
         by_name = {c.kernel.name: c for c in found(call)}
         assert by_name["native_flash"].spelled and not by_name["flex"].spelled
-        stage = Stage(signature(call) or call)
+        example = Example(signature(call) or call)
         for candidate in by_name.values():
-            out = stage.step(candidate.kernel, Machine.look(CPU), candidate.spelled)()
+            out = example.step(candidate.kernel, Machine.look(CPU), candidate.spelled)()
             assert isinstance(out, Tensor) and out.shape == (2, 4, 64, 16) and out.isfinite().all()
 
     def test_replayed_launches_do_not_count_and_are_another_outcome(self) -> None:
@@ -193,14 +193,14 @@ class TestTuner:
     def test_a_kernel_that_cannot_be_timed_loses_with_its_reason(
         self, tmp_path: Path, flex_wins: Steps, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = Stage.step
+        real = Example.step
 
-        def step(self: Stage, kernel: object, *rest: object) -> object:
+        def step(self: Example, kernel: object, *rest: object) -> object:
             if kernel.name == "flex":  # type: ignore[attr-defined]
                 raise RuntimeError("out of shared memory")
             return real(self, kernel, *rest)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(Stage, "step", step)
+        monkeypatch.setattr(Example, "step", step)
         tuned = Tuner(tmp_path).fastest(call := make_call(), found(call), Machine.look(CPU))
         assert tuned is not None and tuned.winner == "native_flash"
         assert tuned.failed == {"flex": "RuntimeError: out of shared memory"}
@@ -310,8 +310,8 @@ class TestSignature:
 
     def test_expanded_operands_stay_expanded(self) -> None:
         x = TensorSpec((2, 4, 64, 16), (0, 16, 64, 1), torch.float32, CPU)
-        made = Stage(signature(AttentionCall(q=x, k=x, v=x, out=x)) or make_call())
-        assert made.tensors["q"] is not None and made.tensors["q"].stride() == (0, 16, 64, 1)
+        made = Example(signature(AttentionCall(q=x, k=x, v=x, out=x)) or make_call())
+        assert made.tensors["q"].stride() == (0, 16, 64, 1)
 
 
 def test_the_clock_gives_every_step_a_turn() -> None:

@@ -16,7 +16,7 @@ from attnpass.kernels.registry import registry
 from attnpass.offline import rewrite
 from attnpass.testing.cases import Case, make_operands
 from attnpass.trials.accuracy import judge
-from attnpass.trials.standalone import runnable
+from attnpass.trials.example import runnable
 
 
 @dataclass(frozen=True, slots=True)

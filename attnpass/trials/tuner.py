@@ -20,10 +20,9 @@ from attnpass.machine.machine import Machine
 from attnpass.select.costs import cheapest, features, host_ms, predicted
 from attnpass.trials.cache import Store, machine_key
 from attnpass.trials.clock import Timing, in_turns
+from attnpass.trials.example import Example, Step, UnfitError, undisturbed
 from attnpass.trials.progress import Bar
 from attnpass.trials.signature import signature, text_of
-from attnpass.trials.stage import Stage, Step
-from attnpass.trials.standalone import UnfitError, undisturbed
 from attnpass.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -122,12 +121,12 @@ class Tuner:
         start = time.perf_counter()
         with undisturbed(call.device, call.needs_grad):
             try:
-                stage = Stage(call)
+                example = Example(call)
             except UnfitError as unfit:
                 logger.debug("attnpass: %s cannot be timed: %s", text_of(call), unfit)
                 return None
             with Bar(call.text(), len(candidates) + 1) as bar:
-                steps, failed = _steps(stage, candidates, machine, bar)
+                steps, failed = _steps(example, candidates, machine, bar)
                 bar.next("timing")
                 timings = in_turns(steps, call.device, SECONDS)
         took = time.perf_counter() - start
@@ -195,7 +194,7 @@ def key_of(call: AttentionCall, candidates: Sequence[Candidate], machine: Machin
 
 
 def _steps(
-    stage: Stage, candidates: Sequence[Candidate], machine: Machine, bar: Bar
+    example: Example, candidates: Sequence[Candidate], machine: Machine, bar: Bar
 ) -> tuple[dict[str, Step], dict[str, str]]:
     """A warm run of each candidate, and why there is none of the others."""
     steps: dict[str, Step] = {}
@@ -203,7 +202,7 @@ def _steps(
     for candidate in candidates:
         name = candidate.kernel.name
         bar.next(name)
-        made = _first_run(stage, candidate, machine)
+        made = _first_run(example, candidate, machine)
         if isinstance(made, str):
             failed[name] = made
         else:
@@ -211,10 +210,10 @@ def _steps(
     return steps, failed
 
 
-def _first_run(stage: Stage, candidate: Candidate, machine: Machine) -> Step | str:
+def _first_run(example: Example, candidate: Candidate, machine: Machine) -> Step | str:
     """A run that was warmed up once (libraries compile their kernels then), or what went wrong."""
     try:
-        step = stage.step(candidate.kernel, machine, candidate.spelled)
+        step = example.step(candidate.kernel, machine, candidate.spelled)
         step()
     except (UnfitError, RuntimeError) as error:
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
