@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +19,8 @@ from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine
 from attnpass.select.costs import cheapest, features, host_ms, predicted
 from attnpass.trials.cache import Store, machine_key
-from attnpass.trials.clock import Timing, in_turns
+from attnpass.trials.clock import Timing, in_turns, progress
 from attnpass.trials.example import Example, Step, UnfitError, undisturbed
-from attnpass.trials.progress import Bar
 from attnpass.trials.signature import signature, text_of
 from attnpass.version import __version__
 
@@ -125,9 +124,9 @@ class Tuner:
             except UnfitError as unfit:
                 logger.debug("attnpass: %s cannot be timed: %s", text_of(call), unfit)
                 return None
-            with Bar(call.text(), len(candidates) + 1) as bar:
-                steps, failed = _steps(example, candidates, machine, bar)
-                bar.next("timing")
+            with progress(call.text(), len(candidates) + 1) as trying:
+                steps, failed = _steps(example, candidates, machine, trying)
+                trying("timing")
                 timings = in_turns(steps, call.device, SECONDS)
         took = time.perf_counter() - start
         self.spent += took
@@ -194,14 +193,14 @@ def key_of(call: AttentionCall, candidates: Sequence[Candidate], machine: Machin
 
 
 def _steps(
-    example: Example, candidates: Sequence[Candidate], machine: Machine, bar: Bar
+    example: Example, candidates: Sequence[Candidate], machine: Machine, trying: Callable[[str], None]
 ) -> tuple[dict[str, Step], dict[str, str]]:
     """A warm run of each candidate, and why there is none of the others."""
     steps: dict[str, Step] = {}
     failed: dict[str, str] = {}
     for candidate in candidates:
         name = candidate.kernel.name
-        bar.next(name)
+        trying(name)
         made = _first_run(example, candidate, machine)
         if isinstance(made, str):
             failed[name] = made
