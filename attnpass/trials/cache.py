@@ -6,6 +6,7 @@ read, whatever lies there, is set aside under another name, said once, and learn
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import logging
@@ -147,6 +148,11 @@ def machine_key(machine: Machine) -> dict[str, str]:
         "gpu": f"{machine.name} {machine.capability}".strip(),
         "cuda": str(torch.version.cuda or torch.version.hip or ""),
     }
+
+
+def now() -> str:
+    """When something was learnt, in ISO form."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _check(value: object, hint: Any, name: str) -> None:

@@ -7,7 +7,6 @@ folder under everything that it depends on, so a second process asks the clock n
 
 from __future__ import annotations
 
-import datetime
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from attnpass.ir.call import AttentionCall
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine
 from attnpass.select.costs import cheapest, features, host_ms, predicted
-from attnpass.trials.cache import Store, machine_key
+from attnpass.trials.cache import Store, machine_key, now
 from attnpass.trials.clock import Timing, in_turns, progress
 from attnpass.trials.example import Example, Step, UnfitError, undisturbed
 from attnpass.trials.signature import signature, text_of
@@ -170,8 +169,7 @@ def judged(order: Sequence[str], costs: Mapping[str, float], failed: Mapping[str
         failed: kernels that could not be timed, and why.
     """
     ms = {name: round(cost, 5) for name, cost in sorted(costs.items(), key=lambda one: one[1])}
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Tuned(cheapest(order, ms, NOISE), ms, dict(failed), date)
+    return Tuned(cheapest(order, ms, NOISE), ms, dict(failed), now())
 
 
 def key_of(call: AttentionCall, candidates: Sequence[Candidate], machine: Machine) -> dict[str, str]:

@@ -9,7 +9,6 @@ with padding, through an op of PyTorch that hardly anybody calls so, is tried to
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import inspect
 import logging
@@ -29,7 +28,7 @@ from attnpass.kernels.kernel import Kernel
 from attnpass.machine.library import PYTORCH
 from attnpass.machine.machine import Machine
 from attnpass.trials.accuracy import judge
-from attnpass.trials.cache import Store, machine_key
+from attnpass.trials.cache import Store, machine_key, now
 from attnpass.trials.example import Example, UnfitError, undisturbed
 from attnpass.trials.sample import class_of, sample_of
 from attnpass.version import __version__
@@ -109,8 +108,7 @@ def validate(kernel: Kernel, sample: AttentionCall, machine: Machine) -> Verdict
     Raises:
         UnfitError: the kernel refuses the sample, or the device cannot be used.
     """
-    tried = class_of(sample)
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    tried, date = class_of(sample), now()
     with undisturbed(sample.device, sample.needs_grad):
         example = Example(sample, hides=True)
         operands = example.operands()

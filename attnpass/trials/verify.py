@@ -103,10 +103,10 @@ class Verifier:
         self._kernels = kernels
         self._machines = machines
 
-    def verdicts(self, call: AttentionCall, index: int) -> dict[str, Sequence[Rejection]]:
+    def known(self, call: AttentionCall, index: int) -> dict[str, Sequence[Rejection]]:
         """What earlier runs found out about this call, as reasons by kernel; one that was misread is bad with all."""
-        known = {name: _watched.get(self._key(call, index, name)) for name in self._kernels}
-        bad = {name: each for name, each in known.items() if each and each.accuracy and not each.good}
+        found = {name: _watched.get(self._key(call, index, name)) for name in self._kernels}
+        bad = {name: each for name, each in found.items() if each and each.accuracy and not each.good}
         misread = next((each for each in bad.values() if each.misread), None)
         if misread is not None:
             return {name: [misread.rejection()] for name in self._kernels}
