@@ -16,12 +16,13 @@ from torch import Tensor
 from attnpass.graph.tensor import TensorSpec
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import Code
-from attnpass.ir.mask import MaskSpec
+from attnpass.ir.mask import MaskSpec, MaskTerm, Term
 from attnpass.kernels.flash2 import FLASH_ATTN
 from attnpass.kernels.registry import registry
 from attnpass.kernels.sage1 import SAGE_1, Sage1
 from attnpass.machine.machine import Machine
 from attnpass.trials import validate
+from attnpass.trials.example import Example
 from attnpass.trials.sample import class_of, length_class, sample_of
 from attnpass.trials.trials import _validators
 from attnpass.trials.validate import VERDICTS, Validator
@@ -239,6 +240,16 @@ class TestClasses:
             replace(plain, scale=-1.0),
         ]
         assert len({class_of(sample_of(call)) for call in [plain, *others]}) == len(others) + 1
+
+    @pytest.mark.parametrize("empty", (True, False))
+    def test_rows_without_keys_are_tried_where_the_call_may_have_them(self, empty: bool) -> None:
+        padding = MaskTerm(Term.KEY_PADDING)
+        spelled = TensorSpec((2, 1, 1, 256), (256, 256, 256, 1), torch.bool, CPU)
+        for terms in ((padding,), (padding, MaskTerm(Term.CAUSAL))):
+            sample = sample_of(make_call(mask=MaskSpec(terms, spelled=spelled, rows_may_be_empty=empty)))
+            seen = Example(sample, hides=True).tensors["padding"] & sample.mask.seen(256, 256, CPU)
+            assert sample.mask.rows_may_be_empty == empty == (not seen.any(-1).all())
+            assert not seen[1, ..., -1, :].all()
 
     def test_symbolic_lengths_are_tried_at_the_awkward_one(self, flash2: Machine, trials: list[str]) -> None:
         operands = qkv()

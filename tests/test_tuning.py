@@ -15,7 +15,7 @@ from torch import Tensor
 import attnpass
 from attnpass.cli import main
 from attnpass.graph.tensor import TensorSpec
-from attnpass.ir.call import AttentionCall
+from attnpass.ir.call import AttentionCall, Context
 from attnpass.ir.decision import Reason
 from attnpass.ir.mask import MaskSpec, MaskTerm, Term
 from attnpass.kernels.registry import registry
@@ -152,6 +152,15 @@ class TestTuner:
         for candidate in by_name.values():
             out = example.step(candidate.kernel, Machine.look(CPU), candidate.spelled)()
             assert isinstance(out, Tensor) and out.shape == (2, 4, 64, 16) and out.isfinite().all()
+
+    def test_under_autocast_it_is_timed_in_the_dtype_that_it_is_computed_in(self) -> None:
+        call = make_call(context=Context(autocast=torch.bfloat16))
+        call = replace(call, out=replace(call.out, dtype=torch.bfloat16))
+        made = Example(signature(call) or call)
+        for name in ("native_flash", "flex"):
+            out = made.step(registry()[name], Machine.look(CPU))()
+            assert made.tensors["q"].dtype == torch.float32
+            assert isinstance(out, Tensor) and out.dtype == torch.bfloat16 and out.isfinite().all()
 
     def test_replayed_launches_do_not_count_and_are_another_outcome(self) -> None:
         call, h100 = make_call(), KNOWN_MACHINES["h100"]
