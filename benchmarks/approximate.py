@@ -32,14 +32,14 @@ def with_each_call(subject: Subject, step: str, record: dict[str, Any]) -> dict[
     approximate = {kernel.name for kernel in attnpass.list_kernels() if not kernel.limits.exact}
     if not approximate & {*record["calls"]["kernels"]}:
         return record
-    verdicts = [verdict for verdict in _each_call(subject, step) if verdict.kernel in approximate]
-    off = [f"{verdict.where}: off by {verdict.error:.2e}" for verdict in verdicts if not verdict.good]
-    problems = [*record["problems"], *off, *([] if verdicts else ["no approximate call was compared"])]
-    worst = max((verdict.error for verdict in verdicts), default=0.0)
-    return {**record, "compared": len(verdicts), "worst_call": worst, "ok": not problems, "problems": problems}
+    calls = [call for call in _each_call(subject, step) if call.kernel in approximate]
+    off = [f"{call.where}: off by {call.error:.2e}" for call in calls if not call.good]
+    problems = [*record["problems"], *off, *([] if calls else ["no approximate call was compared"])]
+    worst = max((call.error for call in calls), default=0.0)
+    return {**record, "compared": len(calls), "worst_call": worst, "ok": not problems, "problems": problems}
 
 
-def _each_call(subject: Subject, step: str) -> list[verify.Verdict]:
+def _each_call(subject: Subject, step: str) -> list[verify.Watched]:
     """Every rewritten call of the model on its own data, beside the reference (``ATTNPASS_VERIFY``)."""
     with patch.dict(os.environ, ATTNPASS_VERIFY="1"):
         torch._dynamo.reset()

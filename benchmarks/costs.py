@@ -26,9 +26,8 @@ from attnpass.ir.call import AttentionCall
 from attnpass.kernels.registry import libraries, registry
 from attnpass.machine.machine import Machine
 from attnpass.trials.clock import Timing, in_turns
+from attnpass.trials.example import Example, Step, UnfitError, undisturbed
 from attnpass.trials.reference import difference, reference_attention
-from attnpass.trials.stage import Stage, Step
-from attnpass.trials.standalone import UnfitError, undisturbed
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
 from benchmarks.shapes import SETS, Shape
@@ -94,8 +93,8 @@ class Prepared:
         self.head = {"benchmark": "costs", "set": which, "shape": name, "step": step, **shape.facts}
         self.call = shape.call(step == "train", device)
         with undisturbed(device, self.call.needs_grad):
-            self._stage = Stage(self.call)
-            made = {kernel: _made(kernel, self._stage, machine, shape) for kernel in kernels}
+            self._example = Example(self.call)
+            made = {kernel: _made(kernel, self._example, machine, shape) for kernel in kernels}
         self._steps: dict[str, Step] = {kernel: one for kernel, one in made.items() if not isinstance(one, dict)}
         self._failed = {kernel: one for kernel, one in made.items() if isinstance(one, dict)}
 
@@ -108,35 +107,35 @@ class Prepared:
                 timings = in_turns(self._steps, device)
             found |= {kernel: {"ok": True, **_said(timing)} for kernel, timing in timings.items()}
             for kernel in self._steps if errors and self.step == "forward" else ():
-                found[kernel]["relative_error"] = _error(self._stage, self._steps[kernel])
+                found[kernel]["relative_error"] = _error(self._example, self._steps[kernel])
         return found
 
 
-def _made(name: str, stage: Stage, machine: Machine, shape: Shape) -> Step | dict[str, Any]:
+def _made(name: str, example: Example, machine: Machine, shape: Shape) -> Step | dict[str, Any]:
     """A run of the kernel, or why there is none."""
     try:
-        return _step(name, stage, machine, shape)
+        return _step(name, example, machine, shape)
     except (UnfitError, RuntimeError) as why:
         return _failed(why)
 
 
-def _step(name: str, stage: Stage, machine: Machine, shape: Shape) -> Step:
-    call = stage.call
+def _step(name: str, example: Example, machine: Machine, shape: Shape) -> Step:
+    call = example.call
     if name == DEFAULT:
         if call.softcap is not None or "window" in shape.mask:
             raise UnfitError("SDPA has neither windows nor softcap")
-        return _default(stage, call)
+        return _default(example, call)
     if name == "flex" and call.softcap is None and not shape.mask.startswith(FLEX_PAYS) and shape.sizes[3] != 4096:
         raise UnfitError("left out: it is compiled for seconds, and never the fastest here")
     if name == "native_efficient" and shape.sizes[3] >= 8192:
         raise UnfitError("left out: four times the time of the fastest at such lengths")
-    step = stage.step(registry()[name], machine)
+    step = example.step(registry()[name], machine)
     step()
     return step
 
 
-def _default(stage: Stage, call: AttentionCall) -> Step:
-    q, k, v, mask = (stage.tensors[name] for name in ("q", "k", "v", "mask"))
+def _default(example: Example, call: AttentionCall) -> Step:
+    q, k, v, mask, _sinks = example.operands()
     assert q is not None and k is not None and v is not None
     causal = call.is_causal
 
@@ -161,13 +160,13 @@ def _said(timing: Timing) -> dict[str, float]:
     return {name: round(value, 5) for name, value in numbers.items()}
 
 
-def _error(stage: Stage, step: Step) -> float | None:
+def _error(example: Example, step: Step) -> float | None:
     """Norm of the error over the norm of the output in fp32, of the last rows where the whole would not fit."""
-    call = stage.call
+    call = example.call
     if call.mask.tensor is not None or call.softcap is not None or not {str(call.mask)} <= {"none", "causal"}:
         return None
     out = step()
-    q, k, v = (stage.tensors[name] for name in ("q", "k", "v"))
+    q, k, v, *_ = example.operands()
     assert isinstance(out, torch.Tensor) and q is not None and k is not None and v is not None
     rows = min(q.shape[2], 1024)
     seen = call.mask.seen(q.shape[2], k.shape[2], q.device)[-rows:] if call.is_causal else None

@@ -87,8 +87,8 @@ def assert_right(kernel: str, *operands: Tensor, compiler: str = "aot_eager", **
     assert all(mine == wanted or size == 1 for mine, wanted, size in pairs)
     limits = registry_for((kernel,))[kernel].limits_for(next(iter(report.machines.values())))
     padded = [*operands, *[None] * (4 - len(operands))]
-    judgements = judge(limits, lambda *_: compiled, padded, options)
-    assert all(each.good for each in judgements), [str(each) for each in judgements if not each.good]
+    found = judge(limits, lambda *_: compiled, padded, options)
+    assert all(each.good for each in found), [str(each) for each in found if not each.good]
 
 
 def assert_near(got: Tensor, wanted: Tensor, steps: int = 8) -> None:

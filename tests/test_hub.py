@@ -235,16 +235,16 @@ class TestVerified:
         )
         for _ in range(2):
             model(*qkv(Sq=64))
-        (verdict,) = verify.compared()
-        assert verdict.good and verdict.kernel == wish and verdict.relative is None
+        (watched,) = verify.compared()
+        assert watched.good and watched.kernel == wish and watched.limits.exact
         assert {decision.kernel for decision in decisions()} == {wish}
 
     def test_how_exact_it_is_is_read_from_the_module(self, tmp_path: Path) -> None:
         """An approximate one may be as far off as its library says, which only the loaded module tells."""
         wish = wish_for(tmp_path / "sage", MODULES["sage"])
         run(lambda q, k, v: S(q, k, v), *qkv(Sq=64), kernel=wish, options={"attnpass.verify": "1"})
-        (verdict,) = verify.compared()
-        assert verdict.relative == registry_for([wish])["sage"].limits.relative_error and verdict.good
+        (watched,) = verify.compared()
+        assert watched.limits.relative_error == registry_for([wish])["sage"].limits.relative_error and watched.good
 
     def test_a_wrong_one_is_put_back(self, tmp_path: Path) -> None:
         code = MODULES["flash2"].replace("softmax_scale, band", "2 * softmax_scale, band")

@@ -19,7 +19,7 @@ from attnpass.kernels.flex import Flex, tiles
 from attnpass.kernels.registry import registry
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.testing import sdpa_graph
-from attnpass.trials.standalone import runnable
+from attnpass.trials.example import runnable
 from tests.compiled import assert_near, assert_right, kernels_used, qkv, refused, run
 from tests.emitted import emitted
 

@@ -23,9 +23,9 @@ from attnpass.graph.tensor import TensorSpec
 from attnpass.ir.call import AttentionCall
 from attnpass.kernels.registry import registry
 from attnpass.machine.machine import Machine
-from attnpass.trials import cache, tuner, verdicts
-from attnpass.trials.tuner import Candidate, Tuned, Tuner
-from attnpass.trials.verdicts import Verdict
+from attnpass.trials import cache, tuner
+from attnpass.trials.tuner import TUNED, Candidate, Tuned, Tuner
+from attnpass.trials.validate import VERDICTS, Verdict
 
 KEY = {"kernel": "flash2", "library": "flash-attn 2.8", "gpu": "H100", "class": "B1"}
 GOOD = Verdict(True, "all well", 1e-3, 2e-3, "2026-11-28")
@@ -42,8 +42,8 @@ def forget_what_was_said() -> Iterator[None]:
 
 def kept(folder: Path) -> Path:
     """The file of a good verdict."""
-    verdicts.remember(folder, KEY, GOOD)
-    (path,) = (folder / verdicts.FOLDER).glob("*.json")
+    VERDICTS.remember(folder, KEY, GOOD)
+    (path,) = (folder / VERDICTS.name).glob("*.json")
     return path
 
 
@@ -105,42 +105,42 @@ def test_what_cannot_be_read_is_set_aside_and_said_once(
     ODD[odd](path)
     with caplog.at_level(logging.WARNING, "attnpass"):
         for _ in range(2):
-            assert verdicts.recall(tmp_path, KEY) is None
-            assert verdicts.everything(tmp_path) == []
+            assert VERDICTS.recall(tmp_path, KEY) is None
+            assert VERDICTS.everything(tmp_path) == []
     assert len(caplog.records) == 1, caplog.text
     assert "cannot be read" in caplog.text and len(caplog.text) < 1000
     assert not os.path.lexists(path) and os.path.lexists(path.with_name(path.name + cache.DAMAGED))
-    verdicts.remember(tmp_path, KEY, GOOD)
-    assert verdicts.recall(tmp_path, KEY) == GOOD
+    VERDICTS.remember(tmp_path, KEY, GOOD)
+    assert VERDICTS.recall(tmp_path, KEY) == GOOD
 
 
 @pytest.mark.parametrize("odd", ("pipe", "folder", "a number"))
 def test_listing_meets_it_first(odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNPASS_CACHE", str(tmp_path))
     good = kept(tmp_path)
-    for kind in (verdicts.FOLDER, tuner.FOLDER):
+    for kind in (VERDICTS.name, TUNED.name):
         (tmp_path / kind).mkdir(exist_ok=True)
         ODD[odd](tmp_path / kind / "odd.json")
     assert main(["tune", "--show"]) == 0
-    assert verdicts.everything(tmp_path)[0]["text"] == "all well" and good.exists()
+    assert VERDICTS.everything(tmp_path) == [(KEY, GOOD)] and good.exists()
 
 
 def test_a_file_under_another_keys_name_is_not_listed(tmp_path: Path) -> None:
     path = kept(tmp_path)
     path.rename(path.with_name("0123.json"))
-    assert verdicts.everything(tmp_path) == []
+    assert VERDICTS.everything(tmp_path) == []
 
 
 def test_a_key_without_what_is_shown_is_not_listed(tmp_path: Path) -> None:
-    verdicts.remember(tmp_path, {"kernel": "flash2"}, GOOD)
-    assert verdicts.recall(tmp_path, {"kernel": "flash2"}) == GOOD and verdicts.everything(tmp_path) == []
+    VERDICTS.remember(tmp_path, {"kernel": "flash2"}, GOOD)
+    assert VERDICTS.recall(tmp_path, {"kernel": "flash2"}) == GOOD and VERDICTS.everything(tmp_path) == []
 
 
 def test_the_form_of_another_version_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = kept(tmp_path)
     stored(more=1)(path)
     with caplog.at_level(logging.WARNING, "attnpass"):
-        assert verdicts.recall(tmp_path, KEY) is None and verdicts.everything(tmp_path) == []
+        assert VERDICTS.recall(tmp_path, KEY) is None and VERDICTS.everything(tmp_path) == []
     assert path.exists() and not caplog.records
 
 
@@ -152,13 +152,13 @@ def test_what_can_be_neither_read_nor_moved_is_said_once_for_its_folder(
         raise error(13, "denied")
 
     kept(tmp_path)
-    verdicts.remember(tmp_path, {**KEY, "gpu": "A100"}, GOOD)
+    VERDICTS.remember(tmp_path, {**KEY, "gpu": "A100"}, GOOD)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "attnpass"):
         patch.setattr(os, "open", denied)
         patch.setattr(os, "replace", denied)
-        assert verdicts.recall(tmp_path, KEY) is None and verdicts.everything(tmp_path) == []
+        assert VERDICTS.recall(tmp_path, KEY) is None and VERDICTS.everything(tmp_path) == []
     assert len(caplog.records) == 1 and "are ignored" in caplog.text
-    assert verdicts.recall(tmp_path, KEY) == GOOD
+    assert VERDICTS.recall(tmp_path, KEY) == GOOD
 
 
 def test_no_file_stays_open(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
         path = kept(tmp_path)
         path.unlink()
         ODD[odd](path)
-        verdicts.recall(tmp_path, KEY)
+        VERDICTS.recall(tmp_path, KEY)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -175,12 +175,12 @@ def test_what_cannot_be_kept_leaves_nothing_behind(tmp_path: Path) -> None:
     path = kept(tmp_path)
     path.unlink()
     folder_with_a_file(path)
-    verdicts.remember(tmp_path, KEY, GOOD)
+    VERDICTS.remember(tmp_path, KEY, GOOD)
     assert list(path.parent.iterdir()) == [path]
     (tmp_path / "a file").write_text("")
     for blocked in (tmp_path / "a file", Path("/dev/null"), Path("nul\0"), Path("x" * 300)):
-        verdicts.remember(blocked, KEY, GOOD)
-        assert verdicts.recall(blocked, KEY) is None and verdicts.everything(blocked) == []
+        VERDICTS.remember(blocked, KEY, GOOD)
+        assert VERDICTS.recall(blocked, KEY) is None and VERDICTS.everything(blocked) == []
 
 
 def test_others_may_read_a_shared_folder(tmp_path: Path) -> None:
@@ -194,12 +194,11 @@ def test_others_may_read_a_shared_folder(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from attnpass.trials import verdicts
-from attnpass.trials.verdicts import Verdict
+from attnpass.trials.validate import VERDICTS, Verdict
 
 folder, number = Path(sys.argv[1]), sys.argv[2]
 for turn in range(300):
-    verdicts.remember(folder, {"kernel": "same"}, Verdict(True, number * 2000, 0.0, 0.0, str(turn)))
+    VERDICTS.remember(folder, {"kernel": "same"}, Verdict(True, number * 2000, 0.0, 0.0, str(turn)))
 """
 
 
@@ -207,19 +206,19 @@ def test_writers_at_once_leave_whole_files(tmp_path: Path, caplog: pytest.LogCap
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), number]) for number in "12"]
     seen = set()
     while any(writer.poll() is None for writer in writers):
-        learnt = verdicts.recall(tmp_path, {"kernel": "same"})
+        learnt = VERDICTS.recall(tmp_path, {"kernel": "same"})
         if learnt is not None:
             assert len(learnt.text) == 2000
             seen.add(learnt.text[0])
     assert [writer.returncode for writer in writers] == [0, 0] and seen
-    assert not caplog.records and len(list((tmp_path / verdicts.FOLDER).iterdir())) == 1
+    assert not caplog.records and len(list((tmp_path / VERDICTS.name).iterdir())) == 1
 
 
 def test_two_processes_that_set_the_same_file_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(20):
         path = kept(tmp_path)
         path.write_text("{")
-        threads = [threading.Thread(target=verdicts.recall, args=(tmp_path, KEY)) for _ in range(4)]
+        threads = [threading.Thread(target=VERDICTS.recall, args=(tmp_path, KEY)) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -239,7 +238,9 @@ class TestTuned:
 
     def fastest(self, folder: Path, value: dict[str, Any]) -> Tuned | None:
         key, timer, some = self.key_and_tuner(folder)
-        cache.remember(folder / tuner.FOLDER, key, value)
+        path = TUNED.path(folder, key)
+        path.parent.mkdir()
+        path.write_text(json.dumps({"key": key, "value": value}))
         return timer.fastest(self.CALL, some, Machine.look(torch.device("cpu")))
 
     def test_of_this_machine(self, tmp_path: Path) -> None:
@@ -281,8 +282,8 @@ class TestFolder:
         folder = cache.cache_folder(None)
         assert folder == cache.cache_folder(None) and folder.is_relative_to(tempfile.gettempdir())
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        verdicts.remember(folder, KEY, GOOD)
-        assert verdicts.recall(folder, KEY) == GOOD
+        VERDICTS.remember(folder, KEY, GOOD)
+        assert VERDICTS.recall(folder, KEY) == GOOD
 
     @pytest.mark.parametrize("home", ("/dev/null", "/proc/nobody", "/dev/null/deeper/still"))
     def test_a_home_where_nothing_can_be_made(self, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +296,7 @@ class TestFolder:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         kept(tmp_path / "attnpass")
         monkeypatch.setattr(os, "access", lambda *_: False)
-        assert verdicts.recall(cache.cache_folder(None), KEY) == GOOD
+        assert VERDICTS.recall(cache.cache_folder(None), KEY) == GOOD
 
     def test_the_temporary_one_goes_with_the_process(self) -> None:
         code = "from attnpass.trials import cache; f = cache.cache_folder(None); print(f); (f / 'x').write_text('')"

@@ -257,15 +257,15 @@ class TestTrial:
     def test_it_is_tried_with_padding_and_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ATTNPASS_PROBE", "1")
         assert_right("flash3", *qkv(), PADDINGS["left"][:, None, None])
-        (prover,) = _validators.values()
-        assert any("key_padding" in name for name in prover.told)
+        (validator,) = _validators.values()
+        assert any("key_padding" in name for name in validator.told)
 
     def test_pytorchs_own_kernel_is_tried_for_padding_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ATTNPASS_PROBE", "1")
         assert_right("native_flash", *qkv(), PADDINGS["left"][:, None, None])
         run(lambda q, k, v: S(q, k, v), *qkv(), kernel="native_flash")
-        (prover,) = _validators.values()
-        assert [("key_padding" in name) for name in prover.told] == [True]
+        (validator,) = _validators.values()
+        assert [("key_padding" in name) for name in validator.told] == [True]
 
     def test_pytorchs_own_kernel_may_fail_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ATTNPASS_PROBE", "1")

@@ -16,14 +16,16 @@ from torch import Tensor
 from attnpass.graph.tensor import TensorSpec
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import Code
-from attnpass.ir.mask import MaskSpec
+from attnpass.ir.mask import MaskSpec, MaskTerm, Term
 from attnpass.kernels.flash2 import FLASH_ATTN
 from attnpass.kernels.registry import registry
 from attnpass.kernels.sage1 import SAGE_1, Sage1
 from attnpass.machine.machine import Machine
-from attnpass.trials import validate, verdicts
+from attnpass.trials import validate
+from attnpass.trials.example import Example
+from attnpass.trials.sample import class_of, length_class, sample_of
 from attnpass.trials.trials import _validators
-from attnpass.trials.validate import Validator, length_class, sample_of
+from attnpass.trials.validate import VERDICTS, Validator
 from tests.compiled import assert_near, codes, decisions, kernels_used, qkv, run
 from tests.standins import flash_attn_2, pretend, sageattention_1
 
@@ -34,13 +36,13 @@ CPU = torch.device("cpu")
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was tried, in order."""
     tried: list[str] = []
-    original = validate.run_trial
+    original = validate.validate
 
-    def counting(kernel: Any, sample: Any, machine: Machine) -> Any:
-        tried.append(f"{kernel.name} {sample}")
+    def counting(kernel: Any, sample: AttentionCall, machine: Machine) -> Any:
+        tried.append(f"{kernel.name} {class_of(sample)}")
         return original(kernel, sample, machine)
 
-    monkeypatch.setattr(validate, "run_trial", counting)
+    monkeypatch.setattr(validate, "validate", counting)
     return tried
 
 
@@ -64,7 +66,7 @@ def make_call(
 
 
 def verdict_files(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "attnpass" / verdicts.FOLDER).glob("*.json"))
+    return sorted((tmp_path / "attnpass" / VERDICTS.name).glob("*.json"))
 
 
 @pytest.mark.usefixtures("flash2")
@@ -222,8 +224,8 @@ class TestClasses:
         assert found == ["1", "128", "128", "64", "8", "8", "any", "any"]
 
     def test_lengths_of_one_class_share_a_sample(self) -> None:
-        assert str(sample_of(make_call(4096, 4096))) == str(sample_of(make_call(1024, 1024)))
-        assert str(sample_of(make_call(4096, 4096))) != str(sample_of(make_call(4095, 4095)))
+        assert class_of(sample_of(make_call(4096, 4096))) == class_of(sample_of(make_call(1024, 1024)))
+        assert class_of(sample_of(make_call(4096, 4096))) != class_of(sample_of(make_call(4095, 4095)))
 
     def test_what_kernels_branch_on_is_in_the_class(self) -> None:
         plain = make_call()
@@ -237,7 +239,17 @@ class TestClasses:
             replace(plain, mask=MaskSpec.from_tensor(replace(plain.q, dtype=torch.bool))),
             replace(plain, scale=-1.0),
         ]
-        assert len({str(sample_of(call)) for call in [plain, *others]}) == len(others) + 1
+        assert len({class_of(sample_of(call)) for call in [plain, *others]}) == len(others) + 1
+
+    @pytest.mark.parametrize("empty", (True, False))
+    def test_rows_without_keys_are_tried_where_the_call_may_have_them(self, empty: bool) -> None:
+        padding = MaskTerm(Term.KEY_PADDING)
+        spelled = TensorSpec((2, 1, 1, 256), (256, 256, 256, 1), torch.bool, CPU)
+        for terms in ((padding,), (padding, MaskTerm(Term.CAUSAL))):
+            sample = sample_of(make_call(mask=MaskSpec(terms, spelled=spelled, rows_may_be_empty=empty)))
+            seen = Example(sample, hides=True).tensors["padding"] & sample.mask.seen(256, 256, CPU)
+            assert sample.mask.rows_may_be_empty == empty == (not seen.any(-1).all())
+            assert not seen[1, ..., -1, :].all()
 
     def test_symbolic_lengths_are_tried_at_the_awkward_one(self, flash2: Machine, trials: list[str]) -> None:
         operands = qkv()

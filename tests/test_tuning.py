@@ -15,7 +15,7 @@ from torch import Tensor
 import attnpass
 from attnpass.cli import main
 from attnpass.graph.tensor import TensorSpec
-from attnpass.ir.call import AttentionCall
+from attnpass.ir.call import AttentionCall, Context
 from attnpass.ir.decision import Reason
 from attnpass.ir.mask import MaskSpec, MaskTerm, Term
 from attnpass.kernels.registry import registry
@@ -26,10 +26,10 @@ from attnpass.settings.config import Config
 from attnpass.trials import cache
 from attnpass.trials import tuner as tuning
 from attnpass.trials.clock import Timing, in_turns
+from attnpass.trials.example import Example
 from attnpass.trials.signature import signature, text_of
-from attnpass.trials.stage import Stage
 from attnpass.trials.trials import Trials, _tuners
-from attnpass.trials.tuner import Candidate, Tuner, cost_measured, judged, key_of, promising
+from attnpass.trials.tuner import TUNED, Candidate, Tuner, cost_measured, judged, key_of, promising
 
 CPU = torch.device("cpu")
 Steps = dict[str, int]
@@ -51,16 +51,16 @@ def found(call: AttentionCall, machine: Machine | None = None) -> list[Candidate
 def flex_wins(monkeypatch: pytest.MonkeyPatch) -> Steps:
     """A clock on which FlexAttention is the fastest; how often each kernel was asked for a run."""
     asked: Steps = {}
-    real = Stage.step
+    real = Example.step
 
-    def step(self: Stage, kernel: object, *rest: object) -> object:
+    def step(self: Example, kernel: object, *rest: object) -> object:
         asked[kernel.name] = asked.get(kernel.name, 0) + 1  # type: ignore[attr-defined]
         return real(self, registry()["native_math"], *rest)  # type: ignore[arg-type]
 
     def clock(steps: dict[str, object], *_: object) -> dict[str, Timing]:
         return {name: Timing(1.0 if name == "flex" else 2.0, 0.1) for name in steps}
 
-    monkeypatch.setattr(Stage, "step", step)
+    monkeypatch.setattr(Example, "step", step)
     monkeypatch.setattr(tuning, "in_turns", clock)
     return asked
 
@@ -128,11 +128,11 @@ class TestTuner:
         call = make_call(mask=MaskSpec((*rules, padding), rows_may_be_empty=True, spelled=spelled))
         by_name = {c.kernel.name: c for c in found(call)}
         assert by_name["native_flash"].spelled and not by_name["flex"].spelled
-        stage = Stage(signature(call) or call)
-        assert stage.padding is not None and stage.padding.all()
-        out = stage.step(by_name["flex"].kernel, Machine.look(CPU))()
-        q, k, v = (stage.tensors[name] for name in "qkv")
-        assert q is not None and k is not None and v is not None and isinstance(out, Tensor)
+        example = Example(signature(call) or call)
+        assert example.tensors["padding"].all()
+        out = example.step(by_name["flex"].kernel, Machine.look(CPU))()
+        q, k, v = (example.tensors[name] for name in "qkv")
+        assert isinstance(out, Tensor)
         assert torch.allclose(out, F.scaled_dot_product_attention(q, k, v, is_causal=bool(rules)), atol=1e-5)
 
     def test_documents_are_not_timed(self, tmp_path: Path) -> None:
@@ -148,10 +148,19 @@ class TestTuner:
         call = make_call(mask=MaskSpec(window, rows_may_be_empty=False, spelled=spelled))
         by_name = {c.kernel.name: c for c in found(call)}
         assert by_name["native_flash"].spelled and not by_name["flex"].spelled
-        stage = Stage(signature(call) or call)
+        example = Example(signature(call) or call)
         for candidate in by_name.values():
-            out = stage.step(candidate.kernel, Machine.look(CPU), candidate.spelled)()
+            out = example.step(candidate.kernel, Machine.look(CPU), candidate.spelled)()
             assert isinstance(out, Tensor) and out.shape == (2, 4, 64, 16) and out.isfinite().all()
+
+    def test_under_autocast_it_is_timed_in_the_dtype_that_it_is_computed_in(self) -> None:
+        call = make_call(context=Context(autocast=torch.bfloat16))
+        call = replace(call, out=replace(call.out, dtype=torch.bfloat16))
+        made = Example(signature(call) or call)
+        for name in ("native_flash", "flex"):
+            out = made.step(registry()[name], Machine.look(CPU))()
+            assert made.tensors["q"].dtype == torch.float32
+            assert isinstance(out, Tensor) and out.dtype == torch.bfloat16 and out.isfinite().all()
 
     def test_replayed_launches_do_not_count_and_are_another_outcome(self) -> None:
         call, h100 = make_call(), KNOWN_MACHINES["h100"]
@@ -193,14 +202,14 @@ class TestTuner:
     def test_a_kernel_that_cannot_be_timed_loses_with_its_reason(
         self, tmp_path: Path, flex_wins: Steps, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = Stage.step
+        real = Example.step
 
-        def step(self: Stage, kernel: object, *rest: object) -> object:
+        def step(self: Example, kernel: object, *rest: object) -> object:
             if kernel.name == "flex":  # type: ignore[attr-defined]
                 raise RuntimeError("out of shared memory")
             return real(self, kernel, *rest)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(Stage, "step", step)
+        monkeypatch.setattr(Example, "step", step)
         tuned = Tuner(tmp_path).fastest(call := make_call(), found(call), Machine.look(CPU))
         assert tuned is not None and tuned.winner == "native_flash"
         assert tuned.failed == {"flex": "RuntimeError: out of shared memory"}
@@ -227,7 +236,7 @@ class TestMemory:
     ) -> None:
         call = make_call()
         Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU))
-        (path,) = (tmp_path / tuning.FOLDER).glob("*.json")
+        (path,) = (tmp_path / TUNED.name).glob("*.json")
         path.write_text('{"key": {"ca')
         with caplog.at_level(logging.WARNING, "attnpass"):
             assert Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU)) is not None
@@ -238,10 +247,10 @@ class TestMemory:
     def test_what_another_version_kept_is_timed_anew(self, tmp_path: Path, flex_wins: Steps) -> None:
         call = make_call()
         Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU))
-        (path,) = (tmp_path / tuning.FOLDER).glob("*.json")
+        (path,) = (tmp_path / TUNED.name).glob("*.json")
         stored = json.loads(path.read_text())
         path.write_text(json.dumps({**stored, "value": {"best": "flex"}}))
-        assert tuning.everything(tmp_path) == []
+        assert TUNED.everything(tmp_path) == []
         Tuner(tmp_path).fastest(call, found(call), Machine.look(CPU))
         assert flex_wins["flex"] == 2
 
@@ -310,8 +319,8 @@ class TestSignature:
 
     def test_expanded_operands_stay_expanded(self) -> None:
         x = TensorSpec((2, 4, 64, 16), (0, 16, 64, 1), torch.float32, CPU)
-        made = Stage(signature(AttentionCall(q=x, k=x, v=x, out=x)) or make_call())
-        assert made.tensors["q"] is not None and made.tensors["q"].stride() == (0, 16, 64, 1)
+        made = Example(signature(AttentionCall(q=x, k=x, v=x, out=x)) or make_call())
+        assert made.tensors["q"].stride() == (0, 16, 64, 1)
 
 
 def test_the_clock_gives_every_step_a_turn() -> None:

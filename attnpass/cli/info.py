@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from attnpass.machine.machine import Machine
 from attnpass.report.settings import settings_rows
 from attnpass.select.select import select
 from attnpass.settings.config import Config, unknown_variables
-from attnpass.trials import cache, tuner, verdicts
+from attnpass.trials.cache import cache_folder
+from attnpass.trials.tuner import TUNED
+from attnpass.trials.validate import VERDICTS
 
 COMPANIONS = (Library("triton"), Library("transformers"), Library("diffusers"))
 MACHINE_CODES = {Code.LIBRARY, Code.DEVICE, Code.CAPABILITY, Code.DISABLED, Code.DETERMINISTIC}
@@ -76,8 +79,8 @@ def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
         "machines": {device: machine.to_dict() for device, machine in machines.items()},
         "kernels": {device: usable(kernels, torch.device(device), machines[device]) for device in machines},
         "settings": [{"name": name, "value": value, "from": origin} for name, value, origin in settings],
-        "verdicts": verdicts.everything(_cache_folder()),
-        "tuned": len(tuner.everything(_cache_folder())),
+        "verdicts": [{**key, **asdict(verdict)} for key, verdict in VERDICTS.everything(_cache_folder())],
+        "tuned": len(TUNED.everything(_cache_folder())),
         "problems": problems,
     }
 
@@ -87,7 +90,7 @@ def _cache_folder() -> Path:
         chosen = Config.load().cache
     except ConfigError:
         chosen = None
-    return cache.cache_folder(chosen)
+    return cache_folder(chosen)
 
 
 def devices() -> list[torch.device]:

@@ -23,10 +23,10 @@ from attnpass.kernels.registry import libraries, registry
 from attnpass.report import block
 from attnpass.select.select import select
 from attnpass.settings.config import Config
-from attnpass.trials import cache
+from attnpass.trials.cache import cache_folder
 from attnpass.trials.trials import Trials, validator
 from attnpass.trials.trials import tuner as tuner_of
-from attnpass.trials.tuner import Tuned, Tuner, everything
+from attnpass.trials.tuner import TUNED, Tuned, Tuner
 
 TUNE = "ATTNPASS_TUNE"
 EXAMPLE = "attnpass tune --shape 2,32,4096,128 --kv-shape 2,8,4096,128 --causal"
@@ -86,7 +86,7 @@ def _tune_model(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    known = everything(cache.cache_folder(Config.load().cache))
+    known = TUNED.everything(cache_folder(Config.load().cache))
     if args.json:
         print(json.dumps([{**key, "winner": tuned.winner, "ms": dict(tuned.ms)} for key, tuned in known], indent=1))
         return 0

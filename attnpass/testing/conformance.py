@@ -16,7 +16,7 @@ from attnpass.kernels.registry import registry
 from attnpass.offline import rewrite
 from attnpass.testing.cases import Case, make_operands
 from attnpass.trials.accuracy import judge
-from attnpass.trials.standalone import runnable
+from attnpass.trials.example import runnable
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,10 @@ def check(kernel: str, case: Case, device: str = "cpu", *, probe: bool = False) 
         assert torch.equal(result.nan_to_num(), native.nan_to_num()), f"{case}: kept, but not what PyTorch gives"
         return Outcome(decision.kernel, tuple(r.code for r in decision.rejections(kernel)))
     limits = registry()[kernel].limits_for(next(iter(report.machines.values())))
-    judgements = judge(limits, run, operands if case.grad else _detached(operands), options)
-    for judgement in judgements:
-        assert judgement.good, f"{case}: {decision.kernel}: {judgement}"
-    worst = max((j.error / j.allowed for j in judgements if j.allowed), default=0.0)
+    found = judge(limits, run, operands if case.grad else _detached(operands), options)
+    for accuracy in found:
+        assert accuracy.good, f"{case}: {decision.kernel}: {accuracy}"
+    worst = max((each.error / each.allowed for each in found if each.allowed), default=0.0)
     return Outcome(decision.kernel, worst=worst)
 
 

@@ -1,6 +1,7 @@
-"""Is a kernel right? Its output and gradients on real data against the reference, in PyTorch's own error.
+"""Is a result right? How far it is from the reference, and how far it may be: PyTorch's own error is the yardstick.
 
-The one judgement that the probe (`attnpass.probe`) and the conformance tests (`attnpass.testing`) share.
+The one judgement of kernels that are tried (`attnpass.trials.validate`), of the conformance tests
+(`attnpass.testing`), and of calls that are compared with the program (`attnpass.trials.verify`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ NAMES = ("q", "k", "v", "mask", "sinks")
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """One tensor that a kernel made, beside the reference.
+class Accuracy:
+    """One tensor that a kernel made, beside what it should be.
 
     Attributes:
         name: ``output`` or ``gradient of q``.
-        found: how it differs from the reference.
+        found: how it differs.
         allowed: largest absolute error, or norm of the error over the norm of the reference if ``relative``.
         relative: is the kernel approximate, and judged by the norm?
     """
@@ -34,6 +35,13 @@ class Judgement:
     found: Difference
     allowed: float
     relative: bool = False
+
+    @classmethod
+    def of(cls, name: str, found: Difference, limits: Limits, allowed: float) -> Accuracy:
+        """``allowed`` is for an exact kernel; an approximate one says itself how far it may be off."""
+        if limits.relative_error is not None:
+            return cls(name, found, limits.relative_error, relative=True)
+        return cls(name, found, allowed)
 
     @property
     def error(self) -> float:
@@ -51,7 +59,7 @@ class Judgement:
 
 def judge(
     limits: Limits, attention: Callable[..., Tensor], operands: Operands, meaning: dict[str, Any]
-) -> list[Judgement]:
+) -> list[Accuracy]:
     """Run ``attention(*operands)`` and compare output and gradients with the reference.
 
     Args:
@@ -69,14 +77,11 @@ def judge(
     if out.requires_grad and out.numel():
         tensors += _gradients(operands, meaning, [out, *own])
     largest = max(exact.abs().nan_to_num(posinf=0.0).max().item() if exact.numel() else 0.0 for *_, exact in tensors)
-    dtype = out.dtype
-    found = [(name, difference(got, right), mine, right) for name, got, mine, right in tensors]
-    if limits.relative_error is not None:
-        return [Judgement(name, gap, limits.relative_error, relative=True) for name, gap, *_ in found]
-    return [
-        Judgement(name, gap, allowed_error([difference(x, right) for x in mine], dtype, limits.tolerance, largest))
-        for name, gap, mine, right in found
-    ]
+    found = []
+    for name, got, mine, right in tensors:
+        allowed = allowed_error([difference(x, right) for x in mine], out.dtype, limits.tolerance, largest)
+        found.append(Accuracy.of(name, difference(got, right), limits, allowed))
+    return found
 
 
 def _gradients(

@@ -6,6 +6,7 @@ read, whatever lies there, is set aside under another name, said once, and learn
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import logging
@@ -13,16 +14,20 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
+
+from attnpass.machine.machine import Machine
 
 DAMAGED = ".damaged"
 LARGEST = 1 << 20  # bytes; what is kept here has some hundreds
 NOT_THERE = (FileNotFoundError, NotADirectoryError)
 T = TypeVar("T")
-Make = Callable[[dict[str, Any]], T | None]
 logger = logging.getLogger(__name__)
 _said: set[Path] = set()
 
@@ -55,67 +60,116 @@ def _temporary_folder() -> Path:
     return Path(held.name)
 
 
-def recall(folder: Path, key: Mapping[str, str], make: Make[T]) -> T | None:
-    """What was learnt under exactly this key, or None.
+@dataclass(frozen=True, slots=True)
+class Store(Generic[T]):
+    """Where one kind of thing is kept, each under a key: everything that it depends on.
 
-    Args:
-        folder: where this kind of thing is kept.
-        key: everything that it depends on.
-        make: from what was kept to what was learnt; None for the form of another version. A TypeError or ValueError
-            says that the file is damaged.
+    Attributes:
+        name: of its folder in the cache folder.
+        kind: the dataclass of what is kept; its fields are bools, floats, texts, and mappings of these. A ValueError
+            of its constructor says that the file is damaged.
+        shown: what a key has to say to be listed.
     """
-    stored = _read(_path(folder, key), make)
-    return stored[1] if stored and stored[0] == dict(key) else None
 
+    name: str
+    kind: type[T]
+    shown: frozenset[str]
 
-def remember(folder: Path, key: Mapping[str, str], value: Mapping[str, Any]) -> None:
-    """Keep it. A folder that cannot be written to costs the next process the learning, and nothing else."""
-    path = _path(folder, key)
-    aside = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def recall(self, folder: Path, key: Mapping[str, str]) -> T | None:
+        """What was learnt under exactly this key, or None."""
+        stored = self._read(self.path(folder, key))
+        return stored[1] if stored and stored[0] == dict(key) else None
+
+    def remember(self, folder: Path, key: Mapping[str, str], value: T) -> None:
+        """Keep it. A folder that cannot be written to costs the next process the learning, and nothing else."""
+        path = self.path(folder, key)
+        aside = path.with_name(f"{path.stem}.{secrets.token_hex(8)}.tmp")
         try:
-            aside.write_text(json.dumps({"key": dict(key), "value": dict(value)}, indent=1), encoding="utf-8")
-            os.replace(aside, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                stored = {"key": dict(key), "value": asdict(value)}  # type: ignore[call-overload]
+                aside.write_text(json.dumps(stored, indent=1), encoding="utf-8")
+                os.replace(aside, path)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
+        except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
+            logger.debug("attnpass: nothing could be kept in %s: %s", folder, error)
+
+    def everything(self, folder: Path) -> list[tuple[dict[str, str], T]]:
+        """Every key in the cache folder that can be shown, with what was learnt under it."""
+        try:
+            paths = sorted((folder / self.name).glob("*.json"))
         except OSError:
-            aside.unlink(missing_ok=True)
-            raise
-    except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
-        logger.debug("attnpass: nothing could be kept in %s: %s", folder, error)
+            return []
+        found = []
+        for path in paths:
+            key, value = self._read(path) or ({}, None)
+            if value is not None and key.keys() >= self.shown and path == self.path(folder, key):
+                found.append((key, value))
+        return found
+
+    def path(self, folder: Path, key: Mapping[str, str]) -> Path:
+        """The file that holds what is known under ``key``."""
+        digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:24]
+        return folder / self.name / f"{digest}.json"
+
+    def _read(self, path: Path) -> tuple[dict[str, str], T | None] | None:
+        """Key and value of the file; None if there is none, or it is damaged."""
+        try:
+            stored = json.loads(_text(path))
+            key = dict(stored["key"])
+            _check(key, Mapping[str, str], "key")
+            return key, self._made(dict(stored["value"]))
+        except NOT_THERE:
+            return None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            _set_aside(path, error)
+            return None
+
+    def _made(self, value: dict[str, Any]) -> T | None:
+        """None for what another version of attnpass kept in another form.
+
+        Raises:
+            TypeError: it has this form, and what is in it cannot be: "false" would pass for good.
+            ValueError: so does its constructor find.
+        """
+        if value.keys() != {field.name for field in fields(self.kind)}:  # type: ignore[arg-type]
+            return None
+        for name, hint in get_type_hints(self.kind).items():
+            _check(value[name], hint, name)
+        return self.kind(**value)
 
 
-def everything(folder: Path, make: Make[T]) -> list[tuple[dict[str, str], T]]:
-    """Every key in the folder with what was learnt under it."""
-    try:
-        paths = sorted(folder.glob("*.json"))
-    except OSError:
-        return []
-    stored = ((path, _read(path, make)) for path in paths)
-    return [(one[0], one[1]) for path, one in stored if one and one[1] is not None and path == _path(folder, one[0])]
+def machine_key(machine: Machine) -> dict[str, str]:
+    """What every outcome depends on: a part of its key."""
+    return {
+        "torch": machine.versions.get("torch", ""),
+        "gpu": f"{machine.name} {machine.capability}".strip(),
+        "cuda": str(torch.version.cuda or torch.version.hip or ""),
+    }
 
 
-def check(good: bool, name: str, value: object) -> None:
-    """For `recall`'s ``make``.
+def now() -> str:
+    """When something was learnt, in ISO form."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _check(value: object, hint: Any, name: str) -> None:
+    """Hold ``value``, which was kept under ``name``, to its type.
 
     Raises:
-        TypeError: ``value``, which was kept under ``name``, is not ``good``.
+        TypeError: it has another.
     """
-    if not good:
+    if not _fits(value, hint):
         raise TypeError(f"its {name} cannot be {value!r}")
 
 
-def _read(path: Path, make: Make[T]) -> tuple[dict[str, str], T | None] | None:
-    """Key and value of the file; None if there is none, or it is damaged."""
-    try:
-        stored = json.loads(_text(path))
-        key = dict(stored["key"])
-        check(all(isinstance(text, str) for text in (*key, *key.values())), "key", key)
-        return key, make(dict(stored["value"]))
-    except NOT_THERE:
-        return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        _set_aside(path, error)
-        return None
+def _fits(value: object, hint: Any) -> bool:
+    if get_origin(hint) is None:
+        return isinstance(value, (int, float) if hint is float else hint)
+    of_keys, of_values = get_args(hint)
+    return isinstance(value, dict) and all(_fits(k, of_keys) and _fits(v, of_values) for k, v in value.items())
 
 
 def _text(path: Path) -> str:
@@ -146,8 +200,3 @@ def _set_aside(path: Path, error: Exception) -> None:
             logger.warning("attnpass: %s cannot be read (%s), nor moved; such files are ignored", path, text)
         return
     logger.warning("attnpass: %s cannot be read (%s); kept as %s", path, text, aside.name)
-
-
-def _path(folder: Path, key: Mapping[str, str]) -> Path:
-    digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:24]
-    return folder / f"{digest}.json"

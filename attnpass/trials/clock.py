@@ -1,10 +1,15 @@
-"""How long steps take, on the device and on the host, measured in turns so that all share what disturbs."""
+"""How long steps take, on the device and on the host, measured in turns so that all share what disturbs.
+
+And a bar for who waits meanwhile.
+"""
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -105,3 +110,22 @@ def _one_round(step: Callable[[], object], runs: int, one: float, device: torch.
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal, gone when all is done; to be told the name of what is tried now.
+
+    >>> with progress("B2 H32 S4096 D128, bf16, causal", 4) as trying:
+    ...     trying("flash4")
+    """
+    if not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("attnpass: {task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"tuning {what}", total=total)
+        yield lambda name: bar.update(task, advance=1, description=f"tuning {what}: {name}")

@@ -1,171 +1,111 @@
-"""Run one kernel once, on random data of one kind of call, and compare it with the reference."""
+"""What of a call decides whether a kernel is right: a small call that stands for its class.
+
+A class is what kernels branch on: dtype, head dims, how many heads share a key, mask, gradients, layout, and of each
+length what it is a multiple of. The sample has a short length of the class, where the error of a badly handled last
+block weighs most; so 40 layers of a model are tried once or twice, and lengths do not multiply that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from attnpass.graph.tensor import dtype_name
+from attnpass.graph.symbolic import Size, as_int, known, known_equal, known_multiple
+from attnpass.graph.tensor import TensorSpec, dtype_name
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.mask import RULES, MaskSpec, MaskTerm, Term
-from attnpass.kernels.kernel import Kernel
-from attnpass.machine.machine import Machine
-from attnpass.trials.accuracy import judge
-from attnpass.trials.standalone import UnfitError, runnable_alone, undisturbed
+
+LENGTHS = {"1": 1, "128": 256, "64": 192, "8": 200, "any": 77}  # class -> the length that is tried
+STEP = 128  # what the longer side has more, where q and k have different lengths
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A small call that stands for a class of calls.
-
-    Attributes:
-        shape: (B, H, Hkv, Sq, Sk, D, Dv).
-        dtype: of q, k and v.
-        device: where it runs.
-        mask: the mask of a call of the class; its rules are taken over, its tensors only by their kind.
-        shifted: does the mask's diagonal end bottom-right instead of starting top-left?
-        bshd: do q, k and v lie as (B, S, H, D)?
-        scale: factor on the scores, or None.
-        softcap: or None.
-        sinks: are there attention sinks?
-        grad: are gradients compared too?
-    """
-
-    shape: tuple[int, int, int, int, int, int, int]
-    dtype: torch.dtype
-    device: torch.device
-    mask: MaskSpec
-    shifted: bool = False
-    bshd: bool = True
-    scale: float | None = None
-    softcap: float | None = None
-    sinks: bool = False
-    grad: bool = False
-
-    def __str__(self) -> str:
-        B, H, Hkv, Sq, Sk, D, Dv = self.shape
-        words = [f"B{B} H{H} Hkv{Hkv} Sq{Sq} Sk{Sk} D{D}" + (f" Dv{Dv}" if Dv != D else ""), dtype_name(self.dtype)]
-        words += [str(self.rules)] if self.rules.terms else []
-        words += self._data()
-        words += [f"softcap {self.softcap:g}"] if self.softcap else []
-        words += ["sinks"] if self.sinks else []
-        words += ["negative scale"] if self.scale is not None and self.scale <= 0 else []
-        words += ["BSHD" if self.bshd else "BHSD"]
-        return ", ".join(words + (["training"] if self.grad else []))
-
-    def _data(self) -> list[str]:
-        """What of the mask is read from a tensor, in words."""
-        kept = self.mask.tensor
-        if self.is_padded:
-            empty = " with rows without keys" if self.mask.rows_may_be_empty else ""
-            return [Term.KEY_PADDING.value + empty]
-        return [] if kept is None else ["bool mask" if kept.dtype == torch.bool else f"{dtype_name(kept.dtype)} bias"]
-
-    @property
-    def is_padded(self) -> bool:
-        """Does the mask's meaning read data? Padding stands for all that it may read."""
-        return any(term.term not in (*RULES, Term.TENSOR) for term in self.mask.terms)
-
-    @property
-    def rules(self) -> MaskSpec:
-        """The mask's causal and window terms at the sample's own lengths; a window of its own size."""
-        Sq, Sk = self.shape[3:5]
-        offset = Sk - Sq if self.shifted else 0
-        terms = []
-        for term in self.mask.terms:
-            if term.term is Term.CAUSAL:
-                terms.append(replace(term, offset=offset))
-            elif term.term is Term.WINDOW:
-                left = None if term.left is None else max(1, Sk // 3)
-                right = term.right if term.right is None or term.right == 0 else max(1, Sk // 4)
-                terms.append(MaskTerm(Term.WINDOW, offset, left, right))
-        return MaskSpec(tuple(terms))
+def sample_of(call: AttentionCall) -> AttentionCall:
+    """The call that is tried for ``call``'s class: its mask's rules are taken over, its tensors by their kind."""
+    square = known_equal(call.Sq, call.Sk)
+    Sq, Sk = LENGTHS[length_class(call.Sq)], LENGTHS[length_class(call.Sk)]
+    shifted = any(not known_equal(term.offset, 0) for term in call.mask.terms if term.term in RULES)
+    if not square and Sq == Sk:
+        Sq, Sk = (Sq, Sk + STEP) if shifted else (Sq + STEP, Sk)
+    H, Hkv = as_int(call.H), as_int(call.Hkv)
+    group = H // Hkv if H and Hkv and H % Hkv == 0 else 1
+    _B, heads, rows, _D = (0, 0, 0, 0) if call.q.ndim < 4 else call.q.stride
+    bshd = call.q.ndim == 4 and known(heads < rows)
+    q = _lying(bshd, 2 * group, Sq, as_int(call.D) or 64, call)
+    k = _lying(bshd, 2, Sk, as_int(call.D) or 64, call)
+    v = _lying(bshd, 2, Sk, as_int(call.Dv) or 64, call)
+    return AttentionCall(
+        q=q,
+        k=k,
+        v=v,
+        out=_lying(bshd, 2 * group, Sq, as_int(call.Dv) or 64, call),
+        mask=_mask(call.mask, q, Sk, Sk - Sq if shifted else 0),
+        scale=call.scale,
+        softcap=call.softcap,
+        sinks=None if call.sinks is None else _dense(q.shape[1:2], call.dtype, call.device),
+        enable_gqa=group != 1,
+        needs_grad=call.needs_grad,
+    )
 
 
-def run_trial(kernel: Kernel, sample: Sample, machine: Machine) -> tuple[bool, str, float, float]:
-    """Was it right, what was tried and came out in words, the worst error, and the error allowed.
-
-    Raises:
-        UnfitError: the kernel refuses the sample, or the device cannot be used.
-    """
-    with undisturbed(sample.device, sample.grad):
-        tensors = _tensors(sample)
-        given = [x for x in tensors.values() if x is not None]
-        before = [x.detach().clone() for x in given]
-        try:
-            run = _runnable(kernel, sample, machine, tensors)
-            found = judge(kernel.limits_for(machine), run, list(tensors.values()), _meaning(sample))
-        except UnfitError:
-            raise
-        except Exception as error:
-            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({sample})"
-            return False, text, float("inf"), 0.0
-        worst = max(found, key=lambda one: (not one.good, one.error / max(one.allowed, 1e-30)))
-        if not all(map(torch.equal, given, before)):
-            return False, f"it changes its operands in place ({sample})", float("inf"), 0.0
-        return worst.good, f"{worst} ({sample})", worst.error, worst.allowed
+def class_of(sample: AttentionCall) -> str:
+    """The class in words, which is its key: what was tried for it."""
+    mask, layout = sample.mask, "BSHD" if known(sample.q.stride[1] < sample.q.stride[2]) else "BHSD"
+    lengths = f"B{sample.B} H{sample.H} Hkv{sample.Hkv} Sq{sample.Sq} Sk{sample.Sk} D{sample.D}"
+    words = [lengths + (f" Dv{sample.Dv}" if sample.Dv != sample.D else ""), dtype_name(sample.dtype)]
+    rules = tuple(term for term in mask.terms if term.term in RULES)
+    words += [str(MaskSpec(rules))] if rules else []
+    if mask.has(Term.KEY_PADDING):
+        words += [Term.KEY_PADDING.value + (" with rows without keys" if mask.rows_may_be_empty else "")]
+    elif mask.tensor is not None:
+        words += ["bool mask" if mask.bias is None else f"{dtype_name(mask.bias.dtype)} bias"]
+    words += [f"softcap {sample.softcap:g}"] if sample.softcap else []
+    words += ["sinks"] if sample.sinks is not None else []
+    words += ["negative scale"] if sample.scale is not None and sample.scale <= 0 else []
+    return ", ".join([*words, layout, *(["training"] if sample.needs_grad else [])])
 
 
-def _tensors(sample: Sample) -> dict[str, Tensor | None]:
-    """q, k, v, mask and sinks on the device."""
-    B, H, Hkv, Sq, Sk, D, Dv = sample.shape
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    def operand(heads: int, length: int, size: int) -> Tensor:
-        lying = normal(B, length, heads, size) if sample.bshd else normal(B, heads, length, size)
-        there = lying.to(sample.device, sample.dtype).requires_grad_(sample.grad)
-        return (there.transpose(1, 2) if sample.bshd else there).detach().requires_grad_(sample.grad)
-
-    mask, kind = None, sample.mask.tensor
-    if sample.is_padded:
-        mask = torch.rand(B, 1, 1, Sk, generator=generator) > 0.3
-        mask[0] = not sample.mask.rows_may_be_empty  # one example without any key, one with scattered ones
-        mask[1:, ..., -1] = True
-    elif kind is not None and kind.dtype == torch.bool:
-        mask = torch.rand(B, 1, Sq, Sk, generator=generator) > 0.3
-        mask[..., 0] = True
-    elif kind is not None:
-        mask = normal(B, H, Sq, Sk).to(kind.dtype)
-    try:
-        return {
-            "q": operand(H, Sq, D),
-            "k": operand(Hkv, Sk, D),
-            "v": operand(Hkv, Sk, Dv),
-            "mask": None if mask is None else mask.to(sample.device),
-            "sinks": normal(H).to(sample.device, sample.dtype) if sample.sinks else None,
-        }
-    except (RuntimeError, AssertionError) as error:
-        raise UnfitError(str(error)) from error
+def length_class(size: Size) -> str:
+    """What a length is known to be a multiple of: "1" for exactly 1, "128", "64", "8", or "any"."""
+    if known_equal(size, 1):
+        return "1"
+    return next((str(step) for step in (128, 64, 8) if known_multiple(size, step)), "any")
 
 
-def _runnable(
-    kernel: Kernel, sample: Sample, machine: Machine, tensors: dict[str, Tensor | None]
-) -> Callable[..., Tensor]:
-    """The sample, computed by the kernel."""
+def _mask(mask: MaskSpec, q: TensorSpec, Sk: int, offset: int) -> MaskSpec:
+    """The sample's mask: rules at its own lengths, and one tensor; padding stands for all data that a meaning reads."""
+    B, H, Sq, _D = q.shape
+    rules, kept = tuple(_rules(mask, Sk, offset)), mask.tensor
+    made = MaskSpec(rules)
+    if any(term.term not in (*RULES, Term.TENSOR) for term in mask.terms):
+        spelled = _dense((B, 1, 1, Sk), torch.bool, q.device)
+        made = MaskSpec((MaskTerm(Term.KEY_PADDING), *rules), spelled=spelled)
+    elif kept is not None and kept.dtype == torch.bool:
+        tensor = MaskTerm(Term.TENSOR, tensor=_dense((B, 1, Sq, Sk), torch.bool, q.device))
+        made = MaskSpec((tensor, *rules))
+    elif kept is not None:
+        made = MaskSpec(rules, bias=_dense((B, H, Sq, Sk), kept.dtype, q.device))
+    return replace(made, rows_may_be_empty=mask.rows_may_be_empty)
 
-    def adapt(call: AttentionCall) -> AttentionCall:
-        mask = replace(call.mask, terms=(*call.mask.terms, *sample.rules.terms))
-        return replace(call, mask=mask, softcap=sample.softcap, needs_grad=sample.grad)
 
-    options = {"scale": sample.scale, "enable_gqa": sample.shape[1] != sample.shape[2]}
-    return runnable_alone(kernel, machine, tensors, options, adapt, proved=sample.is_padded)
+def _rules(mask: MaskSpec, Sk: int, offset: int) -> Iterator[MaskTerm]:
+    """The causal and window terms; a window of a size of its own."""
+    for term in mask.terms:
+        if term.term is Term.CAUSAL:
+            yield replace(term, offset=offset)
+        elif term.term is Term.WINDOW:
+            left = None if term.left is None else max(1, Sk // 3)
+            right = term.right if term.right is None or term.right == 0 else max(1, Sk // 4)
+            yield MaskTerm(Term.WINDOW, offset, left, right)
 
 
-def _meaning(sample: Sample) -> dict[str, Any]:
-    """The keyword arguments of the reference; the mask's rules are spelled out as a tensor for it."""
-    Sq, Sk = sample.shape[3:5]
-    meaning: dict[str, Any] = {
-        "scale": sample.scale,
-        "enable_gqa": sample.shape[1] != sample.shape[2],
-        "softcap": sample.softcap,
-    }
-    if sample.rules.terms:
-        meaning["seen"] = sample.rules.seen(Sq, Sk, sample.device)
-    return meaning
+def _lying(bshd: bool, heads: int, S: int, dim: int, like: AttentionCall) -> TensorSpec:
+    """An operand (2, heads, S, dim), in memory as (B, S, H, D) if ``bshd``."""
+    stride = (S * heads * dim, dim, heads * dim, 1) if bshd else (heads * S * dim, S * dim, dim, 1)
+    return TensorSpec((2, heads, S, dim), stride, like.dtype, like.device, like.needs_grad)
+
+
+def _dense(shape: tuple[Size, ...], dtype: torch.dtype, device: torch.device) -> TensorSpec:
+    stride = torch.empty([int(size) for size in shape], device="meta").stride()
+    return TensorSpec(shape, stride, dtype, device)

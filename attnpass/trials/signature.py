@@ -10,7 +10,7 @@ from attnpass.graph.symbolic import Size, hint
 from attnpass.graph.tensor import TensorSpec, dtype_name
 from attnpass.graph.values import Source
 from attnpass.ir.call import AttentionCall, Context, Kind, Pattern
-from attnpass.ir.mask import RULES, MaskSpec, Term
+from attnpass.ir.mask import RULES, EmptyRows, MaskSpec, Term
 
 
 def signature(call: AttentionCall) -> AttentionCall | None:
@@ -72,7 +72,8 @@ def _numbered_mask(mask: MaskSpec) -> MaskSpec | None:
         tensor = None if term.tensor is None else _numbered(term.tensor)
         terms.append(replace(term, **sizes, tensor=tensor))
     bias, spelled = (None if spec is None else _numbered(spec) for spec in (mask.bias, mask.spelled))
-    return replace(mask, terms=tuple(terms), bias=bias, spelled=spelled, meaning="", stop="")
+    empty = EmptyRows.ZERO  # as SDPA, which the call is timed as
+    return replace(mask, terms=tuple(terms), bias=bias, spelled=spelled, empty=empty, meaning="", stop="")
 
 
 def _numbered(spec: TensorSpec) -> TensorSpec:

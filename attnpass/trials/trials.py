@@ -18,7 +18,7 @@ from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine, Machines
 from attnpass.select.auto import only_if_named
 from attnpass.settings.config import Config
-from attnpass.trials import cache
+from attnpass.trials.cache import cache_folder
 from attnpass.trials.tuner import Candidate, Tuner
 from attnpass.trials.validate import Validator
 from attnpass.trials.verify import Verifier
@@ -54,7 +54,7 @@ class Trials:
         return self.tuner.spent if self.tuner else 0.0
 
     def known(self, call: AttentionCall, index: int) -> Mapping[str, Sequence[Rejection]]:
-        return self.verifier.verdicts(call, index) if self.verifier else {}
+        return self.verifier.known(call, index) if self.verifier else {}
 
     def refusals(self, kernel: Kernel, call: AttentionCall, machine: Machine) -> tuple[Rejection, ...]:
         return self.validator.refusals(kernel, call, machine) if self.validator else ()
@@ -82,13 +82,13 @@ class Trials:
 
 def validator(config: Config) -> Validator | None:
     """Tries kernels of libraries before they are used, unless ``ATTNPASS_PROBE=0``."""
-    folder = cache.cache_folder(config.cache) if config.probe else None
+    folder = cache_folder(config.cache) if config.probe else None
     return None if folder is None else _validators.setdefault(folder, Validator(folder))
 
 
 def tuner(config: Config) -> Tuner | None:
     """Times kernels if ``ATTNPASS_TUNE`` asks for it."""
-    folder = cache.cache_folder(config.cache) if config.tune else None
+    folder = cache_folder(config.cache) if config.tune else None
     return None if folder is None else _tuners.setdefault(folder, Tuner(folder))
 
 

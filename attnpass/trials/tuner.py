@@ -7,31 +7,23 @@ folder under everything that it depends on, so a second process asks the clock n
 
 from __future__ import annotations
 
-import datetime
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from attnpass.ir.call import AttentionCall
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine
 from attnpass.select.costs import cheapest, features, host_ms, predicted
-from attnpass.trials import cache
-from attnpass.trials.clock import Timing, in_turns
-from attnpass.trials.progress import Bar
+from attnpass.trials.cache import Store, machine_key, now
+from attnpass.trials.clock import Timing, in_turns, progress
+from attnpass.trials.example import Example, Step, UnfitError, undisturbed
 from attnpass.trials.signature import signature, text_of
-from attnpass.trials.stage import Stage, Step
-from attnpass.trials.standalone import UnfitError, undisturbed
 from attnpass.version import __version__
 
 logger = logging.getLogger(__name__)
-FOLDER = "tuned"
-SHOWN = {"call", "gpu"}  # of a key, by ``attnpass tune --show``
 SECONDS = 2.0  # of measuring a signature; compiling a candidate comes on top
 HOPELESS = 1.5  # times the best predicted cost: not worth a try
 NOISE = 0.01  # of kernels timed in turns; the table, which predicts, has 3 %
@@ -62,8 +54,15 @@ class Tuned:
     failed: Mapping[str, str]
     date: str
 
+    def __post_init__(self) -> None:
+        if self.winner not in self.ms:
+            raise ValueError(f"its winner cannot be {self.winner!r}")
+
     def __str__(self) -> str:
         return ", ".join(f"{name} {ms:.3g} ms" for name, ms in self.ms.items())
+
+
+TUNED = Store("tuned", Tuned, shown=frozenset({"call", "gpu"}))
 
 
 @dataclass(slots=True)
@@ -100,7 +99,7 @@ class Tuner:
         key = key_of(alone, hopeful, machine)
         name = str(key)
         if name not in self.told:
-            kept = cache.recall(self.folder / FOLDER, key, _tuned)
+            kept = TUNED.recall(self.folder, key)
             is_one = kept is not None and kept.winner in {candidate.kernel.name for candidate in hopeful}
             self.told[name] = kept if is_one else self._within_time(alone, hopeful, machine, key)
         return self.told[name]
@@ -120,13 +119,13 @@ class Tuner:
         start = time.perf_counter()
         with undisturbed(call.device, call.needs_grad):
             try:
-                stage = Stage(call)
+                example = Example(call)
             except UnfitError as unfit:
                 logger.debug("attnpass: %s cannot be timed: %s", text_of(call), unfit)
                 return None
-            with Bar(call.text(), len(candidates) + 1) as bar:
-                steps, failed = _steps(stage, candidates, machine, bar)
-                bar.next("timing")
+            with progress(call.text(), len(candidates) + 1) as trying:
+                steps, failed = _steps(example, candidates, machine, trying)
+                trying("timing")
                 timings = in_turns(steps, call.device, SECONDS)
         took = time.perf_counter() - start
         self.spent += took
@@ -135,7 +134,7 @@ class Tuner:
             return None
         costs = {name: cost_measured(name, timing, call, machine) for name, timing in timings.items()}
         tuned = judged([c.kernel.name for c in candidates], costs, failed)
-        cache.remember(self.folder / FOLDER, key, asdict(tuned))
+        TUNED.remember(self.folder, key, tuned)
         logger.info("attnpass: tuned %s: %s (%.1f s)", call.text(), tuned, took)
         return tuned
 
@@ -170,8 +169,7 @@ def judged(order: Sequence[str], costs: Mapping[str, float], failed: Mapping[str
         failed: kernels that could not be timed, and why.
     """
     ms = {name: round(cost, 5) for name, cost in sorted(costs.items(), key=lambda one: one[1])}
-    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Tuned(cheapest(order, ms, NOISE), ms, dict(failed), date)
+    return Tuned(cheapest(order, ms, NOISE), ms, dict(failed), now())
 
 
 def key_of(call: AttentionCall, candidates: Sequence[Candidate], machine: Machine) -> dict[str, str]:
@@ -185,31 +183,23 @@ def key_of(call: AttentionCall, candidates: Sequence[Candidate], machine: Machin
         "call": text_of(call),
         "candidates": ", ".join(map(named, candidates)),
         "attnpass": __version__,
-        "torch": machine.versions.get("torch", ""),
-        "gpu": f"{machine.name} {machine.capability}".strip(),
-        "cuda": str(torch.version.cuda or torch.version.hip or ""),
+        **machine_key(machine),
         "cudnn": str(machine.cudnn or ""),
         "driver": machine.driver,
         **({"launches": "replayed"} if machine.cuda_graphs else {}),
     }
 
 
-def everything(folder: Path) -> list[tuple[dict[str, str], Tuned]]:
-    """Every outcome in the cache folder with its key."""
-    stored = cache.everything(folder / FOLDER, _tuned)
-    return [(key, tuned) for key, tuned in stored if key.keys() >= SHOWN]
-
-
 def _steps(
-    stage: Stage, candidates: Sequence[Candidate], machine: Machine, bar: Bar
+    example: Example, candidates: Sequence[Candidate], machine: Machine, trying: Callable[[str], None]
 ) -> tuple[dict[str, Step], dict[str, str]]:
     """A warm run of each candidate, and why there is none of the others."""
     steps: dict[str, Step] = {}
     failed: dict[str, str] = {}
     for candidate in candidates:
         name = candidate.kernel.name
-        bar.next(name)
-        made = _first_run(stage, candidate, machine)
+        trying(name)
+        made = _first_run(example, candidate, machine)
         if isinstance(made, str):
             failed[name] = made
         else:
@@ -217,27 +207,11 @@ def _steps(
     return steps, failed
 
 
-def _first_run(stage: Stage, candidate: Candidate, machine: Machine) -> Step | str:
+def _first_run(example: Example, candidate: Candidate, machine: Machine) -> Step | str:
     """A run that was warmed up once (libraries compile their kernels then), or what went wrong."""
     try:
-        step = stage.step(candidate.kernel, machine, candidate.spelled)
+        step = example.step(candidate.kernel, machine, candidate.spelled)
         step()
     except (UnfitError, RuntimeError) as error:
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return step
-
-
-def _tuned(value: dict[str, Any]) -> Tuned | None:
-    """None for what another version of attnpass kept in another form.
-
-    Raises:
-        TypeError: it has this form, and what is in it cannot be.
-    """
-    if value.keys() != {field.name for field in fields(Tuned)}:
-        return None
-    for name, kind in (("ms", (int, float)), ("failed", str)):
-        entries = value[name]
-        cache.check(isinstance(entries, dict) and all(isinstance(x, kind) for x in entries.values()), name, entries)
-    cache.check(isinstance(value["winner"], str) and value["winner"] in value["ms"], "winner", value["winner"])
-    cache.check(isinstance(value["date"], str), "date", value["date"])
-    return Tuned(**value)

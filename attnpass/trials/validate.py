@@ -1,45 +1,61 @@
 """A kernel proves itself before it is used: tried once on random data against the reference, at compile time.
 
 Why: on an H100, SageAttention 1.0.6 is off by 28 % (Sk = 77) and 15 % (Sk = 197) in calls without causal, and nothing
-tells its user. A library's kernel is tried the first time that it is chosen for a *class* of calls on this machine, and
-the verdict is kept on disk until its key changes (kernel, versions, GPU, class). PyTorch's own kernels are held to the
-same reference by the conformance tests instead; but `native_flash` with padding, through an op of PyTorch that hardly
-anybody calls so, is tried too.
-
-A class is what kernels branch on: dtype, head dims, how many heads share a key, mask, gradients, layout, and of each
-length what it is a multiple of. The trial uses a short length of the class, where the error of a badly
-handled last block weighs most; so 40 layers of a model are tried once or twice, and lengths do not multiply that.
+tells its user. A library's kernel is tried the first time that it is chosen for a class of calls
+(`attnpass.trials.sample`) on this machine, and the verdict is kept on disk until its key changes (kernel, versions,
+GPU, class). PyTorch's own kernels are held to the same reference by the conformance tests instead; but `native_flash`
+with padding, through an op of PyTorch that hardly anybody calls so, is tried too.
 """
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import inspect
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from attnpass.graph.symbolic import Size, as_int, known, known_equal, known_multiple
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import Code, Rejection
-from attnpass.ir.mask import Term
+from attnpass.ir.mask import RULES, MaskSpec, Term
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.library import PYTORCH
 from attnpass.machine.machine import Machine
-from attnpass.trials import verdicts
-from attnpass.trials.sample import Sample, run_trial
-from attnpass.trials.standalone import UnfitError
-from attnpass.trials.verdicts import Verdict
+from attnpass.trials.accuracy import judge
+from attnpass.trials.cache import Store, machine_key, now
+from attnpass.trials.example import Example, UnfitError, undisturbed
+from attnpass.trials.sample import class_of, sample_of
 from attnpass.version import __version__
 
 logger = logging.getLogger(__name__)
-LENGTHS = {"1": 1, "128": 256, "64": 192, "8": 200, "any": 77}  # class -> the length that is tried
-STEP = 128  # what the longer side has more, where q and k have different lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of one trial of a kernel.
+
+    Attributes:
+        good: was it right?
+        text: what was tried and what came out, in one line.
+        error: the worst error.
+        allowed: what it may be at most.
+        date: when, in ISO form.
+    """
+
+    good: bool
+    text: str
+    error: float
+    allowed: float
+    date: str
+
+
+VERDICTS = Store("verdicts", Verdict, shown=frozenset({"kernel", "library", "gpu"}))
 
 
 @dataclass(slots=True)
@@ -63,74 +79,73 @@ class Validator:
         key = key_of(kernel, sample, machine)
         name = str(key)
         if name not in self.told:
-            self.told[name] = verdicts.recall(self.folder, key) or self._try(kernel, sample, machine, key)
-        learnt = self.told[name]
-        if learnt is None or learnt.good:
+            self.told[name] = VERDICTS.recall(self.folder, key) or self._try(kernel, sample, machine, key)
+        verdict = self.told[name]
+        if verdict is None or verdict.good:
             return ()
-        return (
-            Rejection(Code.UNPROVED, "trial on random data", learnt.text, f"an error of at most {learnt.allowed:.2g}"),
-        )
+        allowed = f"an error of at most {verdict.allowed:.2g}"
+        return (Rejection(Code.UNPROVED, "trial on random data", verdict.text, allowed),)
 
-    def _try(self, kernel: Kernel, sample: Sample, machine: Machine, key: Mapping[str, str]) -> Verdict | None:
+    def _try(self, kernel: Kernel, sample: AttentionCall, machine: Machine, key: Mapping[str, str]) -> Verdict | None:
         start = time.perf_counter()
         try:
-            good, text, error, allowed = run_trial(kernel, sample, machine)
+            verdict = validate(kernel, sample, machine)
         except UnfitError as unfit:
-            logger.debug("attnpass: %s not tried for %s: %s", kernel.name, sample, unfit)
+            logger.debug("attnpass: %s not tried for %s: %s", kernel.name, class_of(sample), unfit)
             return None
-        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        learnt = Verdict(good, text, error, allowed, date)
-        verdicts.remember(self.folder, key, learnt)
-        word = "proved itself" if good else "is wrong here, and is not used"
+        VERDICTS.remember(self.folder, key, verdict)
+        level, word = logging.INFO, "proved itself"
+        if not verdict.good:
+            level, word = logging.WARNING, "is wrong here, and is not used"
         took = (time.perf_counter() - start) * 1000
-        logger.log(
-            logging.INFO if good else logging.WARNING, "attnpass: %s %s: %s (%.0f ms)", kernel.name, word, text, took
-        )
-        return learnt
+        logger.log(level, "attnpass: %s %s: %s (%.0f ms)", kernel.name, word, verdict.text, took)
+        return verdict
 
 
-def sample_of(call: AttentionCall) -> Sample:
-    """The call's class, as the example that is tried for it."""
-    square = known_equal(call.Sq, call.Sk)
-    Sq, Sk = LENGTHS[length_class(call.Sq)], LENGTHS[length_class(call.Sk)]
-    shifted = any(not known_equal(t.offset, 0) for t in call.mask.terms if t.term in (Term.CAUSAL, Term.WINDOW))
-    if not square and Sq == Sk:
-        Sq, Sk = (Sq, Sk + STEP) if shifted else (Sq + STEP, Sk)
-    H, Hkv = as_int(call.H), as_int(call.Hkv)
-    group = H // Hkv if H and Hkv and H % Hkv == 0 else 1
-    _B, heads, rows, _D = (0, 0, 0, 0) if call.q.ndim < 4 else call.q.stride
-    return Sample(
-        shape=(2, 2 * group, 2, Sq, Sk, as_int(call.D) or 64, as_int(call.Dv) or 64),
-        dtype=call.dtype,
-        device=call.device,
-        mask=call.mask,
-        shifted=shifted,
-        bshd=call.q.ndim == 4 and known(heads < rows),
-        scale=call.scale,
-        softcap=call.softcap,
-        sinks=call.sinks is not None,
-        grad=call.needs_grad,
-    )
+def validate(kernel: Kernel, sample: AttentionCall, machine: Machine) -> Verdict:
+    """Run the kernel once on random data, and compare it with the reference.
+
+    Raises:
+        UnfitError: the kernel refuses the sample, or the device cannot be used.
+    """
+    tried, date = class_of(sample), now()
+    with undisturbed(sample.device, sample.needs_grad):
+        example = Example(sample, hides=True)
+        operands = example.operands()
+        given = [x for x in operands if x is not None]
+        before = [x.detach().clone() for x in given]
+        try:
+            run = example.runnable(kernel, machine)
+            found = judge(kernel.limits_for(machine), run, operands, _meaning(sample))
+        except UnfitError:
+            raise
+        except Exception as error:
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({tried})"
+            return Verdict(False, text, math.inf, 0.0, date)
+        if not all(map(torch.equal, given, before)):
+            return Verdict(False, f"it changes its operands in place ({tried})", math.inf, 0.0, date)
+    worst = max(found, key=lambda one: (not one.good, one.error / max(one.allowed, 1e-30)))
+    return Verdict(worst.good, f"{worst} ({tried})", worst.error, worst.allowed, date)
 
 
-def length_class(size: Size) -> str:
-    """What a length is known to be a multiple of: "1" for exactly 1, "128", "64", "8", or "any"."""
-    if known_equal(size, 1):
-        return "1"
-    return next((str(step) for step in (128, 64, 8) if known_multiple(size, step)), "any")
+def _meaning(sample: AttentionCall) -> dict[str, Any]:
+    """The keyword arguments of the reference; the mask's rules are spelled out as a tensor for it."""
+    meaning: dict[str, Any] = {"scale": sample.scale, "enable_gqa": sample.enable_gqa, "softcap": sample.softcap}
+    rules = MaskSpec(tuple(term for term in sample.mask.terms if term.term in RULES))
+    if rules.terms:
+        meaning["seen"] = rules.seen(int(sample.Sq), int(sample.Sk), sample.device)
+    return meaning
 
 
-def key_of(kernel: Kernel, sample: Sample, machine: Machine) -> dict[str, str]:
+def key_of(kernel: Kernel, sample: AttentionCall, machine: Machine) -> dict[str, str]:
     """Everything that a verdict depends on; a change in any of it calls for a new trial."""
     library = kernel.limits_for(machine).library
     return {
         "kernel": kernel.name,
         "attnpass": f"{__version__} {_source_digest(type(kernel))}",
         "library": f"{library.name} {machine.versions.get(library.key, '')}",
-        "torch": machine.versions.get("torch", ""),
-        "gpu": f"{machine.name} {machine.capability}".strip(),
-        "cuda": str(torch.version.cuda or torch.version.hip or ""),
-        "class": str(sample),
+        **machine_key(machine),
+        "class": class_of(sample),
     }
 
 

@@ -22,56 +22,55 @@ from attnpass.apply.watcher import Outputs, Written
 from attnpass.emit.emitter import Emitter
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.decision import Decision
-from attnpass.ir.limits import Code, Rejection
+from attnpass.ir.limits import Code, Limits, Rejection
 from attnpass.ir.mask import EmptyRows
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machines
-from attnpass.trials.reference import (
-    Difference,
-    allowed_error,
-    difference,
-    own_results,
-    reference_attention,
-    written_out,
-)
+from attnpass.trials.accuracy import Accuracy
+from attnpass.trials.reference import allowed_error, difference, own_results, reference_attention, written_out
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Watched:
-    """A watched call, and what it turned out to be."""
+    """A watched call, and what it turned out to be.
+
+    Attributes:
+        where: in the user's program.
+        kernel: who computes it.
+        limits: how exact the kernel says it is.
+        accuracy: of the result beside the program's; None until it has run.
+        misread: is the kernel right, and what it was asked not what the program computes?
+    """
 
     where: str
     kernel: str
-    tolerance: float
-    relative: float | None = None
-    found: Difference | None = None
-    allowed: float = 0.0
+    limits: Limits
+    accuracy: Accuracy | None = None
     misread: bool = False
 
     @property
     def good(self) -> bool:
-        return self.found is not None and self.found.nan == 0 and self.error <= self.allowed
+        return self.accuracy is not None and self.accuracy.good
 
     @property
     def error(self) -> float:
         """The largest error, or its norm over the result's for an approximate kernel."""
-        if self.found is None:
-            return 0.0
-        return self.found.max_abs if self.relative is None else self.found.relative
+        return 0.0 if self.accuracy is None else self.accuracy.error
 
     def rejection(self) -> Rejection:
-        assert self.found is not None
-        actual = f"{self.error:.2e}" + (f" with {self.found.nan} NaN" if self.found.nan else "")
+        assert self.accuracy is not None
         if self.misread:
             return Rejection(
                 Code.VERIFY, "this call", "misread by attnpass", "what the program computes; please report"
             )
-        return Rejection(Code.VERIFY, "measured error", actual, f"at most {self.allowed:.2e} on this program's data")
+        nan, allowed = self.accuracy.found.nan, self.accuracy.allowed
+        actual = f"{self.error:.2e}" + (f" with {nan} NaN" if nan else "")
+        return Rejection(Code.VERIFY, "measured error", actual, f"at most {allowed:.2e} on this program's data")
 
 
-_verdicts: dict[str, Watched] = {}
+_watched: dict[str, Watched] = {}
 _generation = 0
 
 
@@ -81,13 +80,13 @@ def generation() -> int:
 
 
 def forget() -> None:
-    """Forget every verdict, so that calls are compared anew."""
-    _verdicts.clear()
+    """Forget every call, so that all are compared anew."""
+    _watched.clear()
 
 
 def compared() -> list[Watched]:
-    """The verdict of every call that was compared since `forget`."""
-    return [verdict for verdict in _verdicts.values() if verdict.found is not None]
+    """Every call that was compared since `forget`."""
+    return [watched for watched in _watched.values() if watched.accuracy is not None]
 
 
 class Verifier:
@@ -104,10 +103,10 @@ class Verifier:
         self._kernels = kernels
         self._machines = machines
 
-    def verdicts(self, call: AttentionCall, index: int) -> dict[str, Sequence[Rejection]]:
+    def known(self, call: AttentionCall, index: int) -> dict[str, Sequence[Rejection]]:
         """What earlier runs found out about this call, as reasons by kernel; one that was misread is bad with all."""
-        verdicts = {name: _verdicts.get(self._key(call, index, name)) for name in self._kernels}
-        bad = {name: each for name, each in verdicts.items() if each and each.found and not each.good}
+        found = {name: _watched.get(self._key(call, index, name)) for name in self._kernels}
+        bad = {name: each for name, each in found.items() if each and each.accuracy and not each.good}
         misread = next((each for each in bad.values() if each.misread), None)
         if misread is not None:
             return {name: [misread.rejection()] for name in self._kernels}
@@ -127,14 +126,14 @@ class Verifier:
         """
         call = decision.call
         key = self._key(call, index, decision.kernel)
-        if key in _verdicts and _verdicts[key].good:
+        if key in _watched and _watched[key].good:
             return None
         where = f"{call.source} {call.module or call.node}"
         if call.dropout_p:
             logger.info("attnpass verify: %s %s not compared: it drops out", decision.kernel, where)
             return None
         limits = self._kernels[decision.kernel].limits_for(self._machines[call.device])
-        _verdicts[key] = Watched(where, decision.kernel, limits.tolerance, limits.relative_error)
+        _watched[key] = Watched(where, decision.kernel, limits)
         args, call = written.operands(), written.call
         tensors = (args.q, args.k, args.v, args.mask, args.scale, call.is_causal, call.is_gqa, key)
         meant = (args.sinks, call.softcap, call.mask.empty.value)
@@ -146,47 +145,44 @@ class Verifier:
         return f"{self._frame}#{index} {kernel} {call.text()}"
 
 
-def _judge(verdict: Watched, result: Tensor, program: Tensor, kernel: Tensor, own: Own) -> None:
+def _compare(watched: Watched, result: Tensor, program: Tensor, kernel: Tensor, meant: Meant) -> None:
     global _generation
-    verdict.found = difference(result, program)
+    limits = watched.limits
+    rounding = [difference(each, meant.exact) for each in meant.own]
+    allowed = allowed_error(rounding, result.dtype, limits.tolerance)
     strays = int((result.isnan() != program.isnan()).sum().item())
-    verdict.found = replace(verdict.found, nan=max(verdict.found.nan, strays))
-    rounding = [difference(each, own.exact) for each in own.results]
-    exact_enough = allowed_error(rounding, result.dtype, verdict.tolerance)
-    if verdict.relative is not None:
-        verdict.allowed = verdict.relative
-    else:  # the program rounds too
-        verdict.allowed = exact_enough + allowed_error(rounding, result.dtype, 1.0)
-    if not verdict.good:
-        meant = difference(kernel, own.exact)
-        error = meant.max_abs if verdict.relative is None else meant.relative
-        verdict.misread = meant.nan == 0 and error <= (verdict.relative or exact_enough)
-    word = "ok" if verdict.good else "MISREAD, put back (please report this)" if verdict.misread else "OFF, put back"
+    found = difference(result, program)
+    found = replace(found, nan=max(found.nan, strays))
+    program_rounds_too = allowed_error(rounding, result.dtype, 1.0)
+    watched.accuracy = accuracy = Accuracy.of("result", found, limits, allowed + program_rounds_too)
+    if not accuracy.good:
+        watched.misread = Accuracy.of("kernel", difference(kernel, meant.exact), limits, allowed).good
+    word = "ok" if accuracy.good else "MISREAD, put back (please report this)" if watched.misread else "OFF, put back"
     logger.log(
-        logging.INFO if verdict.good else logging.WARNING,
+        logging.INFO if accuracy.good else logging.WARNING,
         "attnpass verify: %s %s %s: %s (allowed %.2e)",
         word,
-        verdict.kernel,
-        verdict.where,
-        verdict.found,
-        verdict.allowed,
+        watched.kernel,
+        watched.where,
+        accuracy.found,
+        accuracy.allowed,
     )
-    waiting = any(v.found is None for v in _verdicts.values())
-    if not waiting or not verdict.good:
+    waiting = any(each.accuracy is None for each in _watched.values())
+    if not waiting or not accuracy.good:
         _generation += 1
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
-    """What PyTorch makes of the call as it was read: in fp32 or fp64, and in its own dtype."""
+class Meant:
+    """What the call is, as it was read: ``exact`` in fp32 or fp64, and PyTorch's ``own`` results in its own dtype."""
 
     exact: Tensor
-    results: list[Tensor]
+    own: list[Tensor]
 
     @classmethod
     def of(
         cls, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor | None, empty: str, **options: Any
-    ) -> Own:
+    ) -> Meant:
         rows = None if mask is None or empty == EmptyRows.ZERO.value else _rows_with_keys(mask)
         if mask is not None and mask.dtype == torch.bool and empty == EmptyRows.AVERAGE.value:
             mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
@@ -215,14 +211,14 @@ def verify(
     softcap: float | None = None,
     empty: str = EmptyRows.ZERO.value,
 ) -> Tensor:
-    """``result`` if it is as good as it has to be, else ``program``. The verdict is kept under ``key``."""
+    """``result`` if it is as good as it has to be, else ``program``. What was found is kept under ``key``."""
     given = torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=result.device).copy_(result)
-    verdict = _verdicts.get(key)
-    if verdict is None or verdict.found is not None:
+    watched = _watched.get(key)
+    if watched is None or watched.accuracy is not None:
         return given
     options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa, "softcap": softcap}
-    _judge(verdict, result, program, kernel, Own.of(q, k, v, mask, sinks, empty, **options))
-    return given if verdict.good else given.copy_(program)
+    _compare(watched, result, program, kernel, Meant.of(q, k, v, mask, sinks, empty, **options))
+    return given if watched.good else given.copy_(program)
 
 
 def _rows_with_keys(mask: Tensor) -> Tensor:
