@@ -8,9 +8,9 @@ To add a spelling, write a file beside `sdpa` that makes an `AttentionCall` of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch._ops import HigherOrderOperator
@@ -19,11 +19,11 @@ from torch.fx import GraphModule, Node
 from attnpass.find.found import Findings, FoundCall, NearMiss
 from attnpass.find.handwritten.chain import is_softmax
 from attnpass.find.handwritten.links import RefusedError
-from attnpass.find.handwritten.operands import Held
 from attnpass.find.handwritten.read import read_handwritten
 from attnpass.find.kind.kind import with_kinds
 from attnpass.find.multihead import Opened, is_multihead, open_up
 from attnpass.find.near_misses import near_miss, near_misses
+from attnpass.find.present import Present
 from attnpass.find.repeats import repeated_operands
 from attnpass.find.sdpa import is_sdpa, read_call, wiring_of
 from attnpass.graph import read
@@ -118,13 +118,13 @@ class _Finder:
         found = self._placed(found)
         small = None
         if found.values is not None and opened is None:
-            small = repeated_operands(found.call, found.values, Held(self.reading, node))
+            small = repeated_operands(found.call, found.values, Present(self.reading, node))
         if small is None or found.values is None:
             return found
         k, v = small
         call = replace(found.call, k=spec_of(k), v=spec_of(v), enable_gqa=True)
         values: Wiring[Value] = replace(found.values, k=k, v=v)
-        held = self._held(node)
+        held = Present(self.reading, node).node
         small_k, small_v = k.map_nodes(held), v.map_nodes(held)
         wiring = replace(wiring, k=small_k, v=small_v)
         return replace(found, call=call, wiring=wiring, values=values, repeated=(found.wiring.k, found.wiring.v))
@@ -136,7 +136,7 @@ class _Finder:
         except RefusedError as refused:
             self.misses += near_miss(softmax, refused)
             return
-        held = self._held(hand.node)
+        held = Present(self.reading, hand.node).node
         repeated: tuple[Operand[Node], Operand[Node]] | None = None
         if hand.repeated is not None:
             repeated = hand.repeated[0].map_nodes(held), hand.repeated[1].map_nodes(held)
@@ -158,19 +158,6 @@ class _Finder:
         if any(value is None for value in values.values()):
             return None
         return wiring.map_nodes(values.__getitem__)  # type: ignore[arg-type]
-
-    def _held(self, place: Node) -> Callable[[Any], Node]:
-        """Value -> the node of the program that holds it at ``place``."""
-
-        def node(value: Any) -> Node:
-            if not isinstance(value, Value):
-                found = self.reading.number(value, place)
-            else:
-                found = self.reading.holder(value, place)
-            assert found is not None, "an operand was found that nobody holds"
-            return found
-
-        return node
 
 
 def _with_layers(owners: Mapping[Node, GraphModule], layers: Mapping[Node, Opened | str]) -> Mapping[Node, GraphModule]:

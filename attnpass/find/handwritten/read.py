@@ -18,9 +18,10 @@ from torch.fx import Node
 from attnpass.find.handwritten.axes import LostTrackError, arranged, leaves
 from attnpass.find.handwritten.chain import Chain, added_sinks, dropout_of, read_chain, softmax_dim
 from attnpass.find.handwritten.links import RefusedError
-from attnpass.find.handwritten.operands import Held, Traced, aten, placed, trace_back, without_repeats
+from attnpass.find.handwritten.operands import Traced, aten, placed, trace_back, without_repeats
 from attnpass.find.handwritten.roles import Group, Roles, label_axes, read_roles
 from attnpass.find.handwritten.scores import Change, Scores, broadcast_axes, size_of
+from attnpass.find.present import Present
 from attnpass.find.sdpa import context_of
 from attnpass.graph.operand import Operand, spec_of
 from attnpass.graph.ops import name_of
@@ -90,7 +91,7 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
     node = reading.result_of(chain.last.node)
     if node is None:
         raise RefusedError(chain.last.node, "no node of the program gives the product with V alone")
-    held = Held(reading, node)
+    held = Present(reading, node)
     q, k, v = _traced(chain, roles, held)
     roles.update()
     small = without_repeats(k, v, roles, held)
@@ -123,7 +124,7 @@ def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
     return tuple(sorted(makers, key=reading.places.__getitem__))
 
 
-def _traced(chain: Chain, roles: Roles, held: Held) -> tuple[Traced, Traced, Traced]:
+def _traced(chain: Chain, roles: Roles, held: Present) -> tuple[Traced, Traced, Traced]:
     """q, k and v followed back."""
 
     def batch() -> tuple:  # type: ignore[type-arg]
@@ -136,7 +137,7 @@ def _traced(chain: Chain, roles: Roles, held: Held) -> tuple[Traced, Traced, Tra
     return q, k, trace_back(roles.v, batch, held, False, None)
 
 
-def _addition(change: Change, roles: Roles, held: Held) -> Addition[Value]:
+def _addition(change: Change, roles: Roles, held: Present) -> Addition[Value]:
     """A change of the scores, as (B, H, Sq, Sk) with size 1 where it broadcasts."""
     groups = (roles.B, roles.H, roles.Q, roles.K)
     node, hides_true = change.node, change.where_true
@@ -152,7 +153,7 @@ def _addition(change: Change, roles: Roles, held: Held) -> Addition[Value]:
     return Addition(operand.then(aten.logical_not.default) if hides_true else operand, change.fill)
 
 
-def _sinks(chain: Chain, scores: Scores, roles: Roles, held: Held) -> Operand[Value] | None:
+def _sinks(chain: Chain, scores: Scores, roles: Roles, held: Present) -> Operand[Value] | None:
     """The column that was appended to the scores, as (H,)."""
     column = added_sinks(chain, softmax_dim(chain))
     if column is None:
