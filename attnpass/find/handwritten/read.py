@@ -69,8 +69,8 @@ def read_handwritten(softmax: Value, reading: Reading, grad: bool | None = None)
     scores = Scores(tuple(atoms[label or ""] for label in chain.first.labels[2]), chain.first.alpha)
     if chain.first.added is not None:
         scores.changes.append(_added_by_product(chain, scores))
-    for element in chain.scores:
-        scores.apply(element)
+    for link in chain.scores:
+        scores.apply(link)
     roles = read_roles(chain, scores, left, right, atoms)
     try:
         return _assembled(chain, scores, roles, reading, grad)
