@@ -34,13 +34,11 @@ class Opened:
     """A node of the user's graph beside the small graph that computes the same.
 
     Attributes:
-        owner: the module whose graph holds ``node``.
         node: the opaque node.
         body: the ATen graph; its placeholders take ``inputs`` in order.
         inputs: the nodes that ``node`` reads.
     """
 
-    owner: GraphModule
     node: Node
     body: GraphModule
     inputs: tuple[Node, ...]
@@ -51,7 +49,7 @@ def is_multihead(node: Node) -> bool:
     return node.op == "call_function" and node.target in (MULTIHEAD, ENCODER_LAYER)
 
 
-def open_up(owner: GraphModule, node: Node, region: Region) -> Opened | str:
+def open_up(node: Node, region: Region) -> Opened | str:
     """The computation inside ``node`` as ATen ops with values on every node, or one sentence why not."""
     function = _readable(node)
     if isinstance(function, str):
@@ -72,7 +70,7 @@ def open_up(owner: GraphModule, node: Node, region: Region) -> Opened | str:
     body = _trace(call, fakes, mode)
     body.graph.eliminate_dead_code()  # weights that nobody reads
     _propagate(body, fakes, mode, region)
-    return Opened(owner, node, body, inputs)
+    return Opened(node, body, inputs)
 
 
 def _readable(node: Node) -> Callable[..., Any] | str:

@@ -51,35 +51,35 @@ class Traced:
 def trace_back(
     start: tuple[Value, Axes],
     batch: Callable[[], Sequence[Atom]],
-    held: Present,
+    present: Present,
     scaled: bool,
     down_to: torch.dtype | None,
 ) -> Traced:
-    """Follow an operand back through transposes, copies, folded heads and numeric factors: as far as it is held.
+    """Follow an operand back through transposes, copies, folded heads and numeric factors: as far as it is present.
 
     Args:
         start: the operand and its dimensions.
         batch: the batch and head dimensions as they are now: only these are unfolded.
-        held: which values are there where the call reads them.
+        present: which values are there where the call reads them.
         scaled: may a factor be taken out of it (and into the call's scale)?
         down_to: a cast up from this dtype is taken back, since the kernel computes scores and softmax in fp32 anyway.
 
     Raises:
-        RefusedError: no value on the way is held.
+        RefusedError: no value on the way is present.
     """
     traced = Traced(*start)
-    found = replace(traced) if held(traced.node) else None
-    while _one_step_back(traced, batch, held, scaled, down_to):
-        if held(traced.node):
+    found = replace(traced) if present(traced.node) else None
+    while _one_step_back(traced, batch, present, scaled, down_to):
+        if present(traced.node):
             found = replace(traced)
     if found is None:
-        held.demand(start[0], start[0])
+        present.demand(start[0], start[0])
     assert found is not None
     return found
 
 
 def _one_step_back(
-    traced: Traced, batch: Callable[[], Sequence[Atom]], held: Present, scaled: bool, down_to: torch.dtype | None
+    traced: Traced, batch: Callable[[], Sequence[Atom]], present: Present, scaled: bool, down_to: torch.dtype | None
 ) -> bool:
     node, name = traced.node, name_of(traced.node)
     source = node.args[0] if node.args else None
@@ -93,7 +93,7 @@ def _one_step_back(
     if is_copy(node):
         traced.to(source, traced.axes)
         return True
-    if name == "to" and before.device == after.device and (before.dtype == down_to or held.is_autocasts(node)):
+    if name == "to" and before.device == after.device and (before.dtype == down_to or present.is_autocasts(node)):
         traced.to(source, traced.axes)
         return True
     if scaled and name in ("mul", "div"):
@@ -134,7 +134,7 @@ def _unfold(traced: Traced, source: Value, batch: Sequence[Atom]) -> bool:
     return True
 
 
-def without_repeats(k: Traced, v: Traced, roles: Roles, held: Present) -> tuple[Group, Traced, Traced] | None:
+def without_repeats(k: Traced, v: Traced, roles: Roles, present: Present) -> tuple[Group, Traced, Traced] | None:
     """The heads before they were repeated, and k and v with them; None if they were not repeated, or not alike."""
     if len(roles.Hkv) != 1 or roles.own:
         return None
@@ -142,7 +142,7 @@ def without_repeats(k: Traced, v: Traced, roles: Roles, held: Present) -> tuple[
     small = []
     for traced in (k, v):
         axes = fresh(traced.axes)
-        repeated = undo_repeat(traced.node, axes.index(roles.Hkv), held) if roles.Hkv in axes else None
+        repeated = undo_repeat(traced.node, axes.index(roles.Hkv), present) if roles.Hkv in axes else None
         if repeated is None:
             return None
         fewer = fewer or Atom(repeated.heads)
