@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnpass.find.repeats import _order
 from tests.compiled import assert_near, decisions, run
 
 B, H, Hkv, S, D = 2, 6, 2, 10, 16
@@ -134,3 +137,48 @@ def test_a_kernel_without_gqa_takes_the_call_as_it_was(monkeypatch: pytest.Monke
     q, k, v = tensors()
     assert_near(run(fn, q, k, v), fn(q, k, v))
     assert [(d.kernel, d.call.Hkv) for d in decisions()] == [("native_flash", H)] * 2
+
+
+def _random_steps(rng: random.Random, shape: tuple[int, ...]) -> tuple[Tensor, list[tuple[str, tuple, tuple]]]:  # type: ignore[type-arg]
+    """Views and repeats of a tensor that holds its own positions."""
+    x, steps = torch.arange(math.prod(shape)).view(shape), []
+    for _ in range(rng.randrange(2, 6)):
+        name = rng.choice(("unsqueeze", "permute", "expand", "repeat", "repeat_interleave", "merge", "split"))
+        dim = rng.randrange(x.ndim)
+        args: tuple = ()  # type: ignore[type-arg]
+        if name == "permute":
+            args = (tuple(rng.sample(range(x.ndim), x.ndim)),)
+            x = x.permute(*args)
+        elif name == "expand":
+            args = (tuple(rng.choice((2, 3)) if n == 1 and rng.random() < 0.5 else n for n in x.shape),)
+            x = x.expand(*args)
+        elif name == "repeat":
+            args = (tuple(2 if i == dim else 1 for i in range(x.ndim)),)
+            x = x.repeat(*args)
+        elif name == "repeat_interleave":
+            args = (rng.choice((2, 3)), dim)
+            x = x.repeat_interleave(*args)
+        elif name == "unsqueeze":
+            name, x = "view", x.unsqueeze(dim)
+        elif name == "merge" and dim + 1 < x.ndim:
+            name, x = "view", x.flatten(dim, dim + 1)
+        elif name == "split" and x.shape[dim] % 2 == 0:
+            name, x = "view", x.unflatten(dim, (-1, 2))
+        else:
+            continue
+        steps.append((name, args, tuple(x.shape)))
+    return x, steps
+
+
+def test_what_is_claimed_of_a_repeat_is_so_element_by_element() -> None:
+    rng, claimed = random.Random(0), 0
+    for _ in range(3000):
+        shape = tuple(rng.choice((1, 2, 2, 4)) for _ in range(4))
+        x, steps = _random_steps(rng, shape)
+        for heads in range(x.ndim) if steps and x.ndim == 4 else ():
+            order = _order(shape, tuple(steps), heads)
+            if order is not None:
+                claimed += 1
+                source = torch.arange(math.prod(shape)).view(shape).permute([order.index(dim) for dim in range(4)])
+                assert torch.equal(source.repeat_interleave(x.shape[heads] // source.shape[heads], heads), x), steps
+    assert claimed > 50

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -25,12 +25,14 @@ class Places:
         """The module and the node that a call is in the copy."""
         copied, opened = self.copied, found.opened
         if opened is None:
-            return copied.modules[found.owner], copied.nodes[found.node]
-        owner = copied.modules[opened.owner]
-        if opened.node not in self._inlined:
-            inputs = tuple(copied.current(copied.nodes[node]) for node in opened.inputs)
-            self._inlined[opened.node] = _inline(copied, Opened(owner, copied.nodes[opened.node], opened.body, inputs))
-        return owner, self._inlined[opened.node][found.node]
+            node = copied.nodes[found.node]
+        else:
+            if opened.node not in self._inlined:
+                inputs = tuple(copied.current(copied.nodes[node]) for node in opened.inputs)
+                inner = replace(opened, node=copied.nodes[opened.node], inputs=inputs)
+                self._inlined[opened.node] = _inline(copied, inner)
+            node = self._inlined[opened.node][found.node]
+        return _owner(node), node
 
     def mapping(self, found: FoundCall) -> Callable[[Node], Node]:
         """Nodes of the original graph -> those of the copy that give their values now, once the call has its place."""
@@ -39,9 +41,15 @@ class Places:
         return lambda node: copied.current(inner[node] if node in inner else copied.nodes[node])
 
 
+def _owner(node: Node) -> GraphModule:
+    owner = node.graph.owning_module
+    assert owner is not None
+    return owner
+
+
 def _inline(copied: GraphCopy, opened: Opened) -> dict[Node, Node]:
     """Put an opened body in its node's place. Returns the body's nodes -> the nodes of the user's graph."""
-    owner, node, graph = opened.owner, opened.node, opened.owner.graph
+    node, graph, owner = opened.node, opened.node.graph, _owner(opened.node)
     value_key = "example_value" if "example_value" in node.meta else "val"
     env: dict[Node, Node] = dict(zip(opened.body.graph.find_nodes(op="placeholder"), opened.inputs, strict=True))
     with graph.inserting_before(node):

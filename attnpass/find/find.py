@@ -8,9 +8,8 @@ To add a spelling, write a file beside `sdpa` that makes an `AttentionCall` of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._ops import HigherOrderOperator
@@ -19,24 +18,20 @@ from torch.fx import GraphModule, Node
 from attnpass.find.found import Findings, FoundCall, NearMiss
 from attnpass.find.handwritten.chain import is_softmax
 from attnpass.find.handwritten.links import RefusedError
-from attnpass.find.handwritten.operands import Held
 from attnpass.find.handwritten.read import read_handwritten
 from attnpass.find.kind.kind import with_kinds
 from attnpass.find.multihead import Opened, is_multihead, open_up
 from attnpass.find.near_misses import near_miss, near_misses
+from attnpass.find.present import Present
 from attnpass.find.repeats import repeated_operands
 from attnpass.find.sdpa import is_sdpa, read_call, wiring_of
 from attnpass.graph import read
-from attnpass.graph.operand import Operand, spec_of
+from attnpass.graph.operand import spec_of
 from attnpass.graph.regions import Region, walk
 from attnpass.graph.value import Value
 from attnpass.graph.values import module_path, source_of, value_of
 from attnpass.ir.call import Pattern
 from attnpass.ir.wiring import Wiring
-
-if TYPE_CHECKING:
-    pass
-
 
 BEHIND = 3  # ops behind an attention that another layout may turn from copies into views: transposes and a reshape
 
@@ -46,42 +41,35 @@ def find(gm: GraphModule, grad: bool | None = None) -> Findings:
 
     ``grad`` says whether gradients flow, where the values on the nodes do not know it.
     """
-    owners: dict[Node, GraphModule] = {}
     regions: dict[Node, Region] = {}
     torn: set[Node] = set()
-    for owner, node, region in walk(gm, Region.around(_device_types(gm))):
-        if node not in owners:
-            owners[node], regions[node] = owner, region
-        elif regions[node] != region:  # a body that several ops share, as invoke_subgraph's, is rewritten once
+    for _, node, region in walk(gm, Region.around(_device_types(gm))):
+        if regions.setdefault(node, region) != region:  # a body that several ops share is rewritten once
             torn.add(node)
-    layers = {node: open_up(owner, node, regions[node]) for node, owner in owners.items() if is_multihead(node)}
-    finder = _Finder(_with_layers(owners, layers), regions, layers, grad)
+    layers = {node: open_up(node, region) for node, region in regions.items() if is_multihead(node)}
+    finder = _Finder(regions, layers, grad)
     finder.search(gm)
     calls = [_undecided(found) if found.node in torn else found for found in finder.calls]
     calls = with_kinds(gm, finder.reading, calls)
     misses = (*finder.misses, *near_misses(finder.reading))
-    return Findings(tuple(calls), misses, len(owners), finder.reading)
+    return Findings(tuple(calls), misses, len(regions), finder.reading)
 
 
 class _Finder:
     """The search through one graph."""
 
-    def __init__(
-        self,
-        owners: Mapping[Node, GraphModule],
-        regions: dict[Node, Region],
-        layers: Mapping[Node, Opened | str],
-        grad: bool | None,
-    ) -> None:
+    def __init__(self, regions: Mapping[Node, Region], layers: Mapping[Node, Opened | str], grad: bool | None) -> None:
         self.calls: list[FoundCall] = []
         self.misses: list[NearMiss] = []
-        self._owners, self._regions, self._layers, self._grad = owners, regions, layers, grad
+        self._layers, self._grad = layers, grad
         self._inside: dict[Node, Opened] = {}
-        for node, opened in layers.items():
+        self._regions: dict[Node, Region] = {}  # in program order, the nodes of an opened layer in its place
+        for node, region in regions.items():
+            opened = layers.get(node)
             if isinstance(opened, Opened):
-                for inner in opened.body.graph.nodes:
-                    self._inside[inner] = opened
-                    regions[inner] = regions[node]
+                self._inside.update(dict.fromkeys(opened.body.graph.nodes, opened))
+                self._regions.update(dict.fromkeys(opened.body.graph.nodes, region))
+            self._regions[node] = region
 
     def search(self, gm: GraphModule) -> None:
         self.reading = read(gm, self._regions, self._opened)
@@ -90,7 +78,7 @@ class _Finder:
             named = value.maker is not None and not isinstance(value.maker.target, HigherOrderOperator)
             if named and is_softmax(value):
                 softmaxes.setdefault(value.maker, []).append(value)
-        for node in self._owners:
+        for node in self._regions:
             layer = self._layers.get(node)
             if is_sdpa(node) and node in self.reading.places:
                 self.calls.append(self._sdpa(node))
@@ -98,7 +86,7 @@ class _Finder:
                 self.misses.append(NearMiss(node.name, layer, source_of(node.meta)))
             for softmax in softmaxes.get(node, ()):
                 self._by_hand(softmax)
-        order = {node: place for place, node in enumerate(self._owners)}
+        order = {node: place for place, node in enumerate(self._regions)}
         self.calls.sort(key=lambda found: order[found.node])  # by where they end: the first makes what is shared
 
     def _opened(self, gm: GraphModule, node: Node) -> GraphModule | None:
@@ -107,50 +95,42 @@ class _Finder:
 
     def _sdpa(self, node: Node) -> FoundCall:
         """An SDPA call; if its k and v are repeats of fewer heads, reading those."""
-        opened = self._inside.get(node)
-        region = self._regions[node]
-        if opened is None:
-            call = read_call(node, region, grad=self._grad)
-        else:
-            call = read_call(node, region, Pattern.MULTIHEAD, opened.node, _any_grad(opened))
-        wiring = wiring_of(node)
-        found = FoundCall(call, self._owners[node], node, wiring, self._values(wiring, node), opened)
-        found = self._placed(found)
-        small = None
-        if found.values is not None and opened is None:
-            small = repeated_operands(found.call, found.values, Held(self.reading, node))
+        opened, region, wiring = self._inside.get(node), self._regions[node], wiring_of(node)
+        if opened is not None:
+            call = read_call(node, region, Pattern.MULTIHEAD, _any_grad(opened))
+            return self._placed(FoundCall(call, node, wiring, self._values(wiring, node)))
+        call = read_call(node, region, grad=self._grad)
+        return self._placed(self._on_fewer_heads(FoundCall(call, node, wiring, self._values(wiring, node))))
+
+    def _on_fewer_heads(self, found: FoundCall) -> FoundCall:
+        present = Present(self.reading, found.node)
+        small = None if found.values is None else repeated_operands(found.call, found.values, present)
         if small is None or found.values is None:
             return found
         k, v = small
-        call = replace(found.call, k=spec_of(k), v=spec_of(v), enable_gqa=True)
-        values: Wiring[Value] = replace(found.values, k=k, v=v)
-        held = self._held(node)
-        small_k, small_v = k.map_nodes(held), v.map_nodes(held)
-        wiring = replace(wiring, k=small_k, v=small_v)
-        return replace(found, call=call, wiring=wiring, values=values, repeated=(found.wiring.k, found.wiring.v))
+        return replace(
+            found,
+            call=replace(found.call, k=spec_of(k), v=spec_of(v), enable_gqa=True),
+            wiring=replace(found.wiring, k=k.map_nodes(present.node), v=v.map_nodes(present.node)),
+            values=replace(found.values, k=k, v=v),
+            repeated=(found.wiring.k, found.wiring.v),
+        )
 
     def _by_hand(self, softmax: Value) -> None:
         """The attention around a softmax, or why it is none if it looks like one."""
         try:
-            hand = read_handwritten(softmax, self.reading, self._grad)
+            self.calls.append(self._placed(read_handwritten(softmax, self.reading, self._grad)))
         except RefusedError as refused:
             self.misses += near_miss(softmax, refused)
-            return
-        held = self._held(hand.node)
-        repeated: tuple[Operand[Node], Operand[Node]] | None = None
-        if hand.repeated is not None:
-            repeated = hand.repeated[0].map_nodes(held), hand.repeated[1].map_nodes(held)
-        opened, call = self._inside.get(hand.node), hand.call
+
+    def _placed(self, found: FoundCall) -> FoundCall:
+        """The call with where it stands; in an opened layer, that is where the user's program has the layer."""
+        reading, opened, call = self.reading, self._inside.get(found.node), found.call
         if opened is not None:
             meta = opened.node.meta
             call = replace(call, node=opened.node.name, module=module_path(meta), source=source_of(meta))
-        owner, wiring = self._owners[hand.node], hand.values.map_nodes(held)
-        found = FoundCall(call, owner, hand.node, wiring, hand.values, opened, hand.dead, repeated)
-        self.calls.append(self._placed(found))
-
-    def _placed(self, found: FoundCall) -> FoundCall:
-        before, behind = self.reading.writes_before(found.node), self.reading.written_behind(found.node, BEHIND)
-        return replace(found, epoch=before, changed=behind)
+        before, behind = reading.writes_before(found.node), reading.written_behind(found.node, BEHIND)
+        return replace(found, call=call, opened=opened, epoch=before, changed=behind)
 
     def _values(self, wiring: Wiring[Node], place: Node) -> Wiring[Value] | None:
         """The operands of an SDPA node as values."""
@@ -158,30 +138,6 @@ class _Finder:
         if any(value is None for value in values.values()):
             return None
         return wiring.map_nodes(values.__getitem__)  # type: ignore[arg-type]
-
-    def _held(self, place: Node) -> Callable[[Any], Node]:
-        """Value -> the node of the program that holds it at ``place``."""
-
-        def node(value: Any) -> Node:
-            if not isinstance(value, Value):
-                found = self.reading.number(value, place)
-            else:
-                found = self.reading.holder(value, place)
-            assert found is not None, "an operand was found that nobody holds"
-            return found
-
-        return node
-
-
-def _with_layers(owners: Mapping[Node, GraphModule], layers: Mapping[Node, Opened | str]) -> Mapping[Node, GraphModule]:
-    """The nodes of opened layers in the place of the layer, so that what is found stands in program order."""
-    result: dict[Node, GraphModule] = {}
-    for node, owner in owners.items():
-        opened = layers.get(node)
-        if isinstance(opened, Opened):
-            result.update(dict.fromkeys(opened.body.graph.nodes, opened.body))
-        result[node] = owner
-    return result
 
 
 def _any_grad(opened: Opened) -> bool:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from attnpass.find.multihead import Opened
 from attnpass.graph import Reading
 from attnpass.graph.operand import Operand, spec_of
 from attnpass.graph.value import Value
-from attnpass.ir.call import AttentionCall
-from attnpass.ir.wiring import Wiring
-
-if TYPE_CHECKING:
-    from attnpass.ir.meaning import Meaning
-from dataclasses import field
-
 from attnpass.graph.values import Source
+from attnpass.ir.call import AttentionCall
+from attnpass.ir.meaning import Meaning
+from attnpass.ir.wiring import Wiring
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +41,7 @@ class FoundCall:
 
     Attributes:
         call: what it means.
-        owner: the (sub)module whose graph holds ``node``; the opened body if ``opened`` is set.
-        node: the node of the program whose value the call gives.
+        node: the node of the program, or of the body of ``opened``, whose value the call gives.
         wiring: the nodes that hold its operands there.
         values: its operands as values of the Reading; None inside a functorch transform, which none is read through.
         opened: the opaque layer that the node was found in, or None.
@@ -58,7 +53,6 @@ class FoundCall:
     """
 
     call: AttentionCall
-    owner: GraphModule
     node: Node
     wiring: Wiring[Node]
     values: Wiring[Value] | None = None

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,13 +35,11 @@ class Opened:
     """A node of the user's graph beside the small graph that computes the same.
 
     Attributes:
-        owner: the module whose graph holds ``node``.
         node: the opaque node.
         body: the ATen graph; its placeholders take ``inputs`` in order.
         inputs: the nodes that ``node`` reads.
     """
 
-    owner: GraphModule
     node: Node
     body: GraphModule
     inputs: tuple[Node, ...]
@@ -51,7 +50,7 @@ def is_multihead(node: Node) -> bool:
     return node.op == "call_function" and node.target in (MULTIHEAD, ENCODER_LAYER)
 
 
-def open_up(owner: GraphModule, node: Node, region: Region) -> Opened | str:
+def open_up(node: Node, region: Region) -> Opened | str:
     """The computation inside ``node`` as ATen ops with values on every node, or one sentence why not."""
     function = _readable(node)
     if isinstance(function, str):
@@ -72,7 +71,7 @@ def open_up(owner: GraphModule, node: Node, region: Region) -> Opened | str:
     body = _trace(call, fakes, mode)
     body.graph.eliminate_dead_code()  # weights that nobody reads
     _propagate(body, fakes, mode, region)
-    return Opened(owner, node, body, inputs)
+    return Opened(node, body, inputs)
 
 
 def _readable(node: Node) -> Callable[..., Any] | str:
@@ -130,20 +129,15 @@ def encoder_layer(
 
     def attention(x: torch.Tensor) -> torch.Tensor:
         qkv = F.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, num_heads, embed_dim // num_heads))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
         return F.linear(out.transpose(1, 2).flatten(2), proj_weight, proj_bias)
 
     def feed_forward(x: torch.Tensor) -> torch.Tensor:
-        hidden = F.linear(x, ffn1_weight, ffn1_bias)
-        return F.linear(F.gelu(hidden) if use_gelu else F.relu(hidden), ffn2_weight, ffn2_bias)
+        activation = F.gelu if use_gelu else F.relu
+        return F.linear(activation(F.linear(x, ffn1_weight, ffn1_bias)), ffn2_weight, ffn2_bias)
 
-    def norm1(x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, (embed_dim,), norm1_weight, norm1_bias, eps)
-
-    def norm2(x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, (embed_dim,), norm2_weight, norm2_bias, eps)
-
+    norm1 = partial(F.layer_norm, normalized_shape=(embed_dim,), weight=norm1_weight, bias=norm1_bias, eps=eps)
+    norm2 = partial(F.layer_norm, normalized_shape=(embed_dim,), weight=norm2_weight, bias=norm2_bias, eps=eps)
     if norm_first:
         x = src + attention(norm1(src))
         return x + feed_forward(norm2(x))

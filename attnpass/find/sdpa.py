@@ -55,16 +55,13 @@ def wiring_of(node: Node) -> Wiring[Node]:
     return Wiring(q, k, v, (Addition(Operand(mask), fill),))
 
 
-def read_call(
-    node: Node, region: Region, pattern: Pattern = Pattern.SDPA, outer: Node | None = None, grad: bool | None = None
-) -> AttentionCall:
+def read_call(node: Node, region: Region, pattern: Pattern = Pattern.SDPA, grad: bool | None = None) -> AttentionCall:
     """The canonical form of an SDPA node. Read only; adds no guard.
 
     Args:
         node: the SDPA node, with fake values on it and on its inputs.
         region: the program state around it.
         pattern: how it was spelled.
-        outer: the node of the user's program that it came from, if that is another one (``nn.MultiheadAttention``).
         grad: do gradients flow, if that is known better than from the operands.
     """
     args = arguments(node)
@@ -77,7 +74,6 @@ def read_call(
     if scale is not None:
         scale = as_float(value_of(scale) if isinstance(scale, Node) else scale)
         unreadable = unreadable if scale is not None else "scale"
-    where = outer or node
     return AttentionCall(
         q=q,
         k=k,
@@ -90,9 +86,9 @@ def read_call(
         needs_grad=region.grad and (any(unwrapped(t).requires_grad for t in operands) if grad is None else grad),
         mask_and_causal=mask_and_causal,
         context=context_of(region, q, operands, unreadable),
-        node=where.name,
-        module=module_path(where.meta),
-        source=source_of(where.meta),
+        node=node.name,
+        module=module_path(node.meta),
+        source=source_of(node.meta),
         pattern=pattern,
     )
 

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from attnpass.find.handwritten.links import CAT, DROPOUT, SAME, SHIFT, SLICE, Element, RefusedError, on_probabilities
+from attnpass.find.handwritten.links import (
+    Appended,
+    Cut,
+    Dropped,
+    Link,
+    RefusedError,
+    Same,
+    Shifted,
+    on_probabilities,
+    on_scores,
+)
 from attnpass.find.handwritten.products import Product, is_product, read_product
-from attnpass.find.handwritten.score_links import element_of
 from attnpass.graph.ops import argument, is_getitem, name_of, spelled
 from attnpass.graph.reading import Reading
 from attnpass.graph.symbolic import known_equal
@@ -37,8 +46,8 @@ class Chain:
 
     softmax: Value
     first: Product
-    scores: list[Element]
-    probabilities: list[Element]
+    scores: list[Link]
+    probabilities: list[Link]
     last: Product
     weights: Value
     nodes: set[Value] = field(default_factory=set)
@@ -54,8 +63,8 @@ def read_chain(softmax: Value, reading: Reading) -> Chain:
     probabilities, last, weights = _downwards(softmax)
     chain = Chain(softmax, first, scores, probabilities, last, weights)
     chain.nodes = {softmax, first.node, last.node}
-    for element in (*scores, *probabilities):
-        chain.nodes.update((element.node, *element.members))
+    for link in (*scores, *probabilities):
+        chain.nodes.update(link.nodes)
     _refuse_other_readers(chain)
     _refuse_changing_state(chain, reading)
     return chain
@@ -66,8 +75,8 @@ def is_softmax(node: Value) -> bool:
     return name_of(node) in SOFTMAXES and tensor(node) is not None
 
 
-def _upwards(softmax: Value) -> tuple[Product, list[Element]]:
-    found: list[Element] = []
+def _upwards(softmax: Value) -> tuple[Product, list[Link]]:
+    found: list[Link] = []
     asked: dict[Value, bool] = {}
     reader, source = softmax, argument(softmax, 0)
     while len(found) <= REACH:
@@ -79,11 +88,11 @@ def _upwards(softmax: Value) -> tuple[Product, list[Element]]:
             if isinstance(product, str):
                 raise RefusedError(node, product)
             return product, found[::-1]
-        element = element_of(node, lambda x: _leads_to_product(x, asked))
-        if found and element.kind == CAT and not all(e.kind in (SHIFT, SAME) for e in found):
+        link = on_scores(node, lambda x: _leads_to_product(x, asked))
+        if isinstance(link, Appended) and not all(isinstance(each, (Shifted, Same)) for each in found):
             raise RefusedError(node, "columns are appended to the scores before the last change of them")
-        found.append(element)
-        reader, source = node, element.x
+        found.append(link)
+        reader, source = node, link.x
     raise RefusedError(softmax, f"more than {REACH} steps lie between the product of q and k and the softmax")
 
 
@@ -95,15 +104,15 @@ def _leads_to_product(node: Value, asked: dict[Value, bool], depth: int = 0) -> 
             asked[node] = True
         elif depth <= REACH:
             try:
-                element = element_of(node, lambda x: _leads_to_product(x, asked, depth + 1))
-                asked[node] = _leads_to_product(element.x, asked, depth + 1)
+                link = on_scores(node, lambda x: _leads_to_product(x, asked, depth + 1))
+                asked[node] = _leads_to_product(link.x, asked, depth + 1)
             except RefusedError:
                 pass
     return asked[node]
 
 
-def _downwards(softmax: Value) -> tuple[list[Element], Product, Value]:
-    found: list[Element] = []
+def _downwards(softmax: Value) -> tuple[list[Link], Product, Value]:
+    found: list[Link] = []
     node = softmax
     while len(found) <= REACH:
         readers = list(node.users)
@@ -120,7 +129,7 @@ def _downwards(softmax: Value) -> tuple[list[Element], Product, Value]:
                 raise RefusedError(reader, f"`{spelled(reader)}` adds to the product with V, or scales it")
             return found, product, node
         if is_getitem(reader, 0) and tensor(node) is None and isinstance(node.fake, (tuple, list)):
-            found.append(Element(reader, SAME, node))
+            found.append(Same(reader, node))
         else:
             found.append(on_probabilities(reader, node))
         node = reader
@@ -141,7 +150,7 @@ def _used_elsewhere(node: Value, reader: Value, what: str) -> RefusedError:
 
 
 def _refuse_other_readers(chain: Chain) -> None:
-    after = {element.node for element in chain.probabilities} | {chain.softmax}
+    after = {link.node for link in chain.probabilities} | {chain.softmax}
     for node in chain.nodes - {chain.last.node}:
         for reader in node.users:
             if reader not in chain.nodes:
@@ -162,10 +171,10 @@ def _refuse_changing_state(chain: Chain, reading: Reading) -> None:
 
 def dropout_of(chain: Chain) -> float:
     """The probability of dropping a weight."""
-    drops = [element for element in chain.probabilities if element.kind == DROPOUT]
+    drops = [link for link in chain.probabilities if isinstance(link, Dropped)]
     if len(drops) > 1:
         raise RefusedError(drops[1].node, "the probabilities are dropped twice")
-    return drops[0].factor if drops else 0.0
+    return drops[0].p if drops else 0.0
 
 
 def softmax_dim(chain: Chain) -> int:
@@ -179,8 +188,8 @@ def softmax_dim(chain: Chain) -> int:
 
 def added_sinks(chain: Chain, dim: int) -> Value | None:
     """The column that is appended to the scores and cut off behind the softmax; None if there is none."""
-    cats = [e for e in chain.scores if e.kind == CAT]
-    slices = [e for e in chain.probabilities if e.kind == SLICE]
+    cats = [link for link in chain.scores if isinstance(link, Appended)]
+    slices = [link for link in chain.probabilities if isinstance(link, Cut)]
     if not cats and not slices:
         return None
     if len(cats) != 1 or len(slices) != 1:
@@ -188,9 +197,9 @@ def added_sinks(chain: Chain, dim: int) -> Value | None:
         raise RefusedError(culprit, f"`{spelled(culprit)}` takes a part of the scores or probabilities only")
     (cat,), (cut,) = cats, slices
     before, scores = tensor(cut.x), tensor(cat.x)
-    assert before is not None and scores is not None and cat.operand is not None
-    column = tensor(cat.operand)
+    assert before is not None and scores is not None
+    column = tensor(cat.column)
     whole = column is not None and column.ndim == scores.ndim and known_equal(column.shape[dim], 1)
     if not whole or cat.dim % scores.ndim != dim or cut.dim % before.ndim != dim or cut.first != cat.first:
         raise RefusedError(cut.node, "what is appended to the scores is not one column that is cut off again")
-    return cat.operand
+    return cat.column

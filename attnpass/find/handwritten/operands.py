@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.fx import Node
 
-from attnpass.find.gqa import undo_repeat
 from attnpass.find.handwritten.axes import (
     Atom,
     Axes,
@@ -20,48 +18,16 @@ from attnpass.find.handwritten.axes import (
     merged_dimension,
     reshaped,
 )
-from attnpass.find.handwritten.links import RefusedError
 from attnpass.find.handwritten.roles import Group, Roles
+from attnpass.find.present import Present
+from attnpass.find.repeats import undo_repeat
 from attnpass.graph.operand import Operand, value_behind
-from attnpass.graph.ops import is_copy, name_of, number, permutation, spelled
-from attnpass.graph.reading import Reading
+from attnpass.graph.ops import is_copy, name_of, number, permutation
 from attnpass.graph.symbolic import known_equal
 from attnpass.graph.value import Value
-from attnpass.graph.values import spelled as spelled_node
 from attnpass.graph.values import tensor
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Which values are there at the place where a call will read them: a node of the program still holds them."""
-
-    reading: Reading
-    place: Node
-
-    def __call__(self, value: Value) -> bool:
-        return self.reading.holder(value, self.place) is not None
-
-    def demand(self, value: Value, at: Value) -> None:
-        """Refuse the chain if a value is gone.
-
-        Raises:
-            RefusedError: naming the op that reads the value.
-        """
-        if self(value):
-            return
-        writer = self.reading.overwritten_by(value, self.place)
-        if writer is None:
-            raise RefusedError(at, f"an operand of `{spelled(at)}` exists only inside of an op")
-        name = spelled_node(writer)
-        raise RefusedError(at, f"`{name}` writes to an operand between the two products")
-
-    def is_autocasts(self, value: Value) -> bool:
-        """Did autocast make this cast? The call's kernel gets the same one."""
-        region, made = self.reading.region(value), tensor(value)
-        cast = None if region is None or made is None else region.autocast.get(made.device.type)
-        return cast is not None and cast == made.dtype and not self.reading.was_held(value)  # type: ignore[union-attr]
 
 
 @dataclass(slots=True)
@@ -85,35 +51,35 @@ class Traced:
 def trace_back(
     start: tuple[Value, Axes],
     batch: Callable[[], Sequence[Atom]],
-    held: Held,
+    present: Present,
     scaled: bool,
     down_to: torch.dtype | None,
 ) -> Traced:
-    """Follow an operand back through transposes, copies, folded heads and numeric factors: as far as it is held.
+    """Follow an operand back through transposes, copies, folded heads and numeric factors: as far as it is present.
 
     Args:
         start: the operand and its dimensions.
         batch: the batch and head dimensions as they are now: only these are unfolded.
-        held: which values are there where the call reads them.
+        present: which values are there where the call reads them.
         scaled: may a factor be taken out of it (and into the call's scale)?
         down_to: a cast up from this dtype is taken back, since the kernel computes scores and softmax in fp32 anyway.
 
     Raises:
-        RefusedError: no value on the way is held.
+        RefusedError: no value on the way is present.
     """
     traced = Traced(*start)
-    found = replace(traced) if held(traced.node) else None
-    while _one_step_back(traced, batch, held, scaled, down_to):
-        if held(traced.node):
+    found = replace(traced) if present(traced.node) else None
+    while _one_step_back(traced, batch, present, scaled, down_to):
+        if present(traced.node):
             found = replace(traced)
     if found is None:
-        held.demand(start[0], start[0])
+        present.demand(start[0], start[0])
     assert found is not None
     return found
 
 
 def _one_step_back(
-    traced: Traced, batch: Callable[[], Sequence[Atom]], held: Held, scaled: bool, down_to: torch.dtype | None
+    traced: Traced, batch: Callable[[], Sequence[Atom]], present: Present, scaled: bool, down_to: torch.dtype | None
 ) -> bool:
     node, name = traced.node, name_of(traced.node)
     source = node.args[0] if node.args else None
@@ -127,7 +93,7 @@ def _one_step_back(
     if is_copy(node):
         traced.to(source, traced.axes)
         return True
-    if name == "to" and before.device == after.device and (before.dtype == down_to or held.is_autocasts(node)):
+    if name == "to" and before.device == after.device and (before.dtype == down_to or present.is_autocasts(node)):
         traced.to(source, traced.axes)
         return True
     if scaled and name in ("mul", "div"):
@@ -168,28 +134,23 @@ def _unfold(traced: Traced, source: Value, batch: Sequence[Atom]) -> bool:
     return True
 
 
-def without_repeats(k: Traced, v: Traced, roles: Roles, held: Held) -> tuple[Group, Traced, Traced] | None:
+def without_repeats(k: Traced, v: Traced, roles: Roles, present: Present) -> tuple[Group, Traced, Traced] | None:
     """The heads before they were repeated, and k and v with them; None if they were not repeated, or not alike."""
     if len(roles.Hkv) != 1 or roles.own:
         return None
-    head = roles.Hkv[0]
-    found = [undo_repeat(t.node, tuple(leaves(axis) for axis in t.axes), held, (head,)) for t in (k, v)]
-    if found[0] is None or found[1] is None:
-        return None
-    sizes = []
-    for repeated in found:
-        assert repeated is not None
-        value = tensor(repeated.source)
-        assert value is not None
-        sizes.append(value.shape[repeated.labels.index((head,))])
-    if not known_equal(sizes[0], sizes[1]):
-        return None
-    fewer = Atom(sizes[0])
+    fewer: Atom | None = None
     small = []
-    for traced, repeated in zip((k, v), found, strict=True):
-        assert repeated is not None
-        axes = tuple((fewer,) if label == (head,) else label for label in repeated.labels)
+    for traced in (k, v):
+        axes = fresh(traced.axes)
+        repeated = undo_repeat(traced.node, axes.index(roles.Hkv), present) if roles.Hkv in axes else None
+        if repeated is None:
+            return None
+        fewer = fewer or Atom(repeated.heads)
+        if not known_equal(fewer.size, repeated.heads):
+            return None
+        axes = tuple((fewer,) if axes[dim] == roles.Hkv else axes[dim] for dim in repeated.order)
         small.append(replace(traced, node=repeated.source, axes=axes))
+    assert fewer is not None
     return (fewer,), small[0], small[1]
 
 

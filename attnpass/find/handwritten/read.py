@@ -10,17 +10,19 @@ and `operands` brings the operands into SDPA's layout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch.fx import Node
 
+from attnpass.find.found import FoundCall
 from attnpass.find.handwritten.axes import LostTrackError, arranged, leaves
 from attnpass.find.handwritten.chain import Chain, added_sinks, dropout_of, read_chain, softmax_dim
 from attnpass.find.handwritten.links import RefusedError
-from attnpass.find.handwritten.operands import Held, Traced, aten, placed, trace_back, without_repeats
+from attnpass.find.handwritten.operands import Traced, aten, placed, trace_back, without_repeats
 from attnpass.find.handwritten.roles import Group, Roles, label_axes, read_roles
 from attnpass.find.handwritten.scores import Change, Scores, broadcast_axes, size_of
+from attnpass.find.present import Present
 from attnpass.find.sdpa import context_of
 from attnpass.graph.operand import Operand, spec_of
 from attnpass.graph.ops import name_of
@@ -38,26 +40,7 @@ HALF = (torch.float16, torch.bfloat16)
 NEGATIONS = ("logical_not", "bitwise_not")  # of truth values, the same
 
 
-@dataclass(frozen=True, slots=True)
-class Handwritten:
-    """A chain that is attention.
-
-    Attributes:
-        call: what it means.
-        node: the node of the program whose result is the product with V, which the call gives.
-        values: the values that it reads.
-        dead: the nodes that nobody needs once ``node`` is replaced, in program order.
-        repeated: k and v with their heads repeated, if the call reads them before that.
-    """
-
-    call: AttentionCall
-    node: Node
-    values: Wiring[Value]
-    dead: tuple[Node, ...]
-    repeated: tuple[Operand[Value], Operand[Value]] | None = None
-
-
-def read_handwritten(softmax: Value, reading: Reading, grad: bool | None = None) -> Handwritten:
+def read_handwritten(softmax: Value, reading: Reading, grad: bool | None = None) -> FoundCall:
     """The attention around a softmax, which is a value of the reading.
 
     Raises:
@@ -68,8 +51,8 @@ def read_handwritten(softmax: Value, reading: Reading, grad: bool | None = None)
     scores = Scores(tuple(atoms[label or ""] for label in chain.first.labels[2]), chain.first.alpha)
     if chain.first.added is not None:
         scores.changes.append(_added_by_product(chain, scores))
-    for element in chain.scores:
-        scores.apply(element)
+    for link in chain.scores:
+        scores.apply(link)
     roles = read_roles(chain, scores, left, right, atoms)
     try:
         return _assembled(chain, scores, roles, reading, grad)
@@ -84,36 +67,44 @@ def _added_by_product(chain: Chain, scores: Scores) -> Change:
     return Change(added, broadcast_axes(node, added, scores.axes), node, factor=chain.first.beta)
 
 
-def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, grad: bool | None) -> Handwritten:
+def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, grad: bool | None) -> FoundCall:
     if not known(size_of(roles.K) >= 1):
         raise RefusedError(chain.softmax, f"the number of keys, {size_of(roles.K)}, may be 0")
     node = reading.result_of(chain.last.node)
     if node is None:
         raise RefusedError(chain.last.node, "no node of the program gives the product with V alone")
-    held = Held(reading, node)
-    q, k, v = _traced(chain, roles, held)
+    present = Present(reading, node)
+    q, k, v = _traced(chain, roles, present)
     roles.update()
-    small = without_repeats(k, v, roles, held)
-    repeated = None
-    queries, keys, values = (roles.B, roles.H, roles.Q, roles.D), (roles.K, roles.D), (roles.K, roles.Dv)
+    heads, repeated = roles.Hkv, None
+    small = without_repeats(k, v, roles, present)
     if small is not None:
-        repeated = (placed(k, (roles.B, roles.Hkv, *keys)), placed(v, (roles.B, roles.Hkv, *values)))
-        _, k, v = small
-    heads = small[0] if small is not None else roles.Hkv
-    wired_q = placed(q, queries)
+        as_written = (_keys(k, roles, roles.Hkv), _values(v, roles, roles.Hkv))
+        repeated = as_written[0].map_nodes(present.node), as_written[1].map_nodes(present.node)
+        heads, k, v = small
+    queries = placed(q, (roles.B, roles.H, roles.Q, roles.D))
     for by, divide in scores.scaled_by:
         op = aten.div if divide else aten.mul
-        wired_q = wired_q.then(op.Tensor if isinstance(by, Value) else op.Scalar, by)
-    wiring = Wiring(
-        wired_q,
-        placed(k, (roles.B, heads, *keys)),
-        placed(v, (roles.B, heads, *values)),
-        tuple(_addition(change, roles, held) for change in scores.changes),
-        _sinks(chain, scores, roles, held),
+        queries = queries.then(op.Tensor if isinstance(by, Value) else op.Scalar, by)
+    values = Wiring(
+        queries,
+        _keys(k, roles, heads),
+        _values(v, roles, heads),
+        tuple(_addition(change, roles, present) for change in scores.changes),
+        _sinks(chain, scores, roles, present),
         _steps_out(roles),
     )
-    call = _call(chain, wiring, scores, scores.canonical_scale * q.scale * k.scale, (reading, node), grad)
-    return Handwritten(call, node, wiring, _dead(chain, node, reading), repeated)
+    call = _call(chain, values, scores, scores.canonical_scale * q.scale * k.scale, (reading, node), grad)
+    dead = _dead(chain, node, reading)
+    return FoundCall(call, node, values.map_nodes(present.node), values, dead=dead, repeated=repeated)
+
+
+def _keys(k: Traced, roles: Roles, heads: Group) -> Operand[Value]:
+    return placed(k, (roles.B, heads, roles.K, roles.D))
+
+
+def _values(v: Traced, roles: Roles, heads: Group) -> Operand[Value]:
+    return placed(v, (roles.B, heads, roles.K, roles.Dv))
 
 
 def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
@@ -123,7 +114,7 @@ def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
     return tuple(sorted(makers, key=reading.places.__getitem__))
 
 
-def _traced(chain: Chain, roles: Roles, held: Held) -> tuple[Traced, Traced, Traced]:
+def _traced(chain: Chain, roles: Roles, present: Present) -> tuple[Traced, Traced, Traced]:
     """q, k and v followed back."""
 
     def batch() -> tuple:  # type: ignore[type-arg]
@@ -132,35 +123,35 @@ def _traced(chain: Chain, roles: Roles, held: Held) -> tuple[Traced, Traced, Tra
     weights, value = tensor(chain.weights), tensor(roles.v[0])
     assert weights is not None and value is not None
     down_to = value.dtype if value.dtype in HALF and weights.dtype == value.dtype else None
-    q, k = (trace_back(side, batch, held, True, down_to) for side in (roles.q, roles.k))
-    return q, k, trace_back(roles.v, batch, held, False, None)
+    q, k = (trace_back(side, batch, present, True, down_to) for side in (roles.q, roles.k))
+    return q, k, trace_back(roles.v, batch, present, False, None)
 
 
-def _addition(change: Change, roles: Roles, held: Held) -> Addition[Value]:
+def _addition(change: Change, roles: Roles, present: Present) -> Addition[Value]:
     """A change of the scores, as (B, H, Sq, Sk) with size 1 where it broadcasts."""
     groups = (roles.B, roles.H, roles.Q, roles.K)
     node, hides_true = change.node, change.where_true
     inner = node.args[0] if node.args else None
     if change.fill is not None and hides_true and name_of(node) in NEGATIONS and isinstance(inner, Value):
         value = tensor(inner)
-        if value is not None and value.dtype == torch.bool and held(inner):
+        if value is not None and value.dtype == torch.bool and present(inner):
             node, hides_true = inner, False
-    held.demand(node, change.at)
+    present.demand(node, change.at)
     operand = arranged(Operand(node), change.axes, groups, whole=False)
     if change.fill is None:
         return Addition(operand if change.factor == 1 else operand.then(aten.mul.Scalar, change.factor))
     return Addition(operand.then(aten.logical_not.default) if hides_true else operand, change.fill)
 
 
-def _sinks(chain: Chain, scores: Scores, roles: Roles, held: Held) -> Operand[Value] | None:
+def _sinks(chain: Chain, scores: Scores, roles: Roles, present: Present) -> Operand[Value] | None:
     """The column that was appended to the scores, as (H,)."""
     column = added_sinks(chain, softmax_dim(chain))
     if column is None:
         return None
     node = column
-    while name_of(node) in ("expand", "clone") and isinstance(node.args[0], Value) and held(node.args[0]):
+    while name_of(node) in ("expand", "clone") and isinstance(node.args[0], Value) and present(node.args[0]):
         node = node.args[0]
-    held.demand(node, chain.softmax)
+    present.demand(node, chain.softmax)
     if scores.softcap is not None:
         raise RefusedError(chain.softmax, "the scores have a softcap and sinks")
     axes = broadcast_axes(chain.softmax, node, scores.axes)
@@ -256,4 +247,4 @@ def _together(masks: list[TensorSpec]) -> TensorSpec:
     return TensorSpec(tuple(shape), tuple(strides), masks[0].dtype, masks[0].device, grad)
 
 
-__all__ = ["Group", "Handwritten", "RefusedError", "read_handwritten"]
+__all__ = ["RefusedError", "read_handwritten"]

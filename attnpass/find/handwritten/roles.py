@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from attnpass.find.handwritten.axes import Atom, Axes, fresh, leaves
 from attnpass.find.handwritten.chain import Chain, softmax_dim
-from attnpass.find.handwritten.links import PERMUTE, VIEW, RefusedError
+from attnpass.find.handwritten.links import Permuted, RefusedError, Viewed
 from attnpass.find.handwritten.products import Product
 from attnpass.find.handwritten.scores import Scores, followed
 from attnpass.graph.ops import spelled
@@ -116,11 +116,12 @@ def _atoms(axes: Axes) -> set[Atom]:
 
 def _weights(chain: Chain, axes: Axes) -> Axes:
     """The dimensions of the probabilities where they meet V."""
-    for element in chain.probabilities:
-        if element.kind == VIEW:
-            axes = followed(axes, element.node)
-        elif element.kind == PERMUTE:
-            axes = tuple(axes[i] for i in element.order)
+    for link in chain.probabilities:
+        match link:
+            case Viewed(node):
+                axes = followed(axes, node)
+            case Permuted(_, _, order):
+                axes = tuple(axes[i] for i in order)
     return axes
 
 

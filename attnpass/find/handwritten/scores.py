@@ -9,18 +9,17 @@ import torch
 
 from attnpass.find.handwritten.axes import Atom, Axes, LostTrackError, reshaped
 from attnpass.find.handwritten.links import (
-    ADD,
-    CAT,
-    DIVIDE,
-    FILL,
-    PERMUTE,
-    SAME,
-    SCALE,
-    SHIFT,
-    TANH,
-    VIEW,
-    Element,
+    Appended,
+    Biased,
+    Capped,
+    Filled,
+    Link,
+    Permuted,
     RefusedError,
+    Same,
+    Scaled,
+    Shifted,
+    Viewed,
 )
 from attnpass.graph.ops import rounded, spelled
 from attnpass.graph.symbolic import Size, known_equal
@@ -70,33 +69,40 @@ class Scores:
     scaled_by: list[tuple[Value | torch.SymFloat, bool]] = field(default_factory=list)
     shifts: list[tuple[Value, tuple[Atom, ...]]] = field(default_factory=list)
 
-    def apply(self, element: Element) -> None:
-        """Replay one element.
+    def apply(self, link: Link) -> None:
+        """Replay one link.
 
         Raises:
             RefusedError: attention does nothing like it at this place.
         """
-        if element.kind == VIEW:
-            value = tensor(element.node)
-            assert value is not None
-            self.axes = _followed(self.axes, element.node, tuple(value.shape))
-        elif element.kind == PERMUTE:
-            self.axes = tuple(self.axes[i] for i in element.order)
-        elif element.kind in (SCALE, DIVIDE):
-            self._multiply(element)
-        elif element.kind == TANH:
-            if self.changes or self.softcap is not None:
-                raise RefusedError(element.node, "`tanh` caps the scores after a mask or bias was added")
-            self._refuse_shifts(element.node)
-            self.softcap = 1.0
-        elif element.kind in (ADD, FILL):
-            self.change(element)
-        elif element.kind == SHIFT:
-            self.shifts.append((element.node, self.axes[-1]))
-        elif element.kind == CAT:
-            self._refuse_shifts(element.node)
-        elif element.kind == SAME:
-            self._cast(element)
+        match link:
+            case Same(node, x):
+                self._cast(node, x)
+            case Viewed(node):
+                self.axes = followed(self.axes, node)
+            case Permuted(_, _, order):
+                self.axes = tuple(self.axes[i] for i in order)
+            case Scaled(node, _, Value() | torch.SymFloat() as by, divides):
+                if self.changes or self.softcap is not None:
+                    raise RefusedError(node, "a tensor scales the scores after a mask, bias or softcap")
+                self.scaled_by.append((by, divides))
+            case Scaled(node, _, float(factor)):
+                self._multiply(node, factor)
+            case Capped(node):
+                if self.changes or self.softcap is not None:
+                    raise RefusedError(node, "`tanh` caps the scores after a mask or bias was added")
+                self._refuse_shifts(node)
+                self.softcap = 1.0
+            case Biased(node, _, bias, factor):
+                self._add(Change(bias, broadcast_axes(node, bias, self.axes), node, factor=factor))
+            case Filled(node, x, mask, fill, where_true):
+                axes = broadcast_axes(node, mask, self.axes)
+                _refuse_seen(node, x, fill)
+                self._add(Change(mask, axes, node, fill, where_true))
+            case Shifted(node):
+                self.shifts.append((node, self.axes[-1]))
+            case Appended(node):
+                self._refuse_shifts(node)
 
     def _refuse_shifts(self, node: Value) -> None:
         """Softmax does not see that a row is shifted; ``tanh`` and a column of sinks do."""
@@ -104,9 +110,9 @@ class Scores:
             reason = f"`{spelled(node)}` reads scores whose maximum was taken away"
             raise RefusedError(node, reason)
 
-    def _cast(self, element: Element) -> None:
+    def _cast(self, node: Value, x: Value) -> None:
         """A cast into a narrower range makes -inf of large numbers, and that decides what hidden rows give."""
-        before, after = tensor(element.x), tensor(element.node)
+        before, after = tensor(x), tensor(node)
         if before is None or after is None or torch.finfo(after.dtype).max >= torch.finfo(before.dtype).max:
             return
         limit = torch.finfo(after.dtype).max / 2
@@ -114,51 +120,29 @@ class Scores:
             change.fill is not None or is_moderate(change.node, limit, infinite=True) for change in self.changes
         ):
             name = str(after.dtype).removeprefix("torch.")
-            raise RefusedError(element.node, f"the scores are cast to {name} after a bias, which may overflow there")
+            raise RefusedError(node, f"the scores are cast to {name} after a bias, which may overflow there")
         for place, change in enumerate(self.changes):
             self.changes[place] = replace(change, fill=rounded(change.fill, after))
 
-    def change(self, element: Element) -> None:
-        """Remember a bias or a mask, with the dimensions that it has at this place."""
-        assert element.operand is not None
-        axes = broadcast_axes(element.node, element.operand, self.axes)
-        fill = element.factor if element.kind == FILL else None
-        if fill is not None and not self._hides(fill, element):
-            raise RefusedError(
-                element.node, f"`{spelled(element.node)}` writes {fill:g} into the scores, which need not hide a key"
-            )
-        self._refuse_mixed_fills(element, fill)
-        factor = 1.0 if fill is not None else element.factor
-        self.changes.append(Change(element.operand, axes, element.node, fill, element.where_true, factor))
+    def _add(self, change: Change) -> None:
+        """Remember a bias or a mask.
 
-    def _hides(self, fill: float, element: Element) -> bool:
-        """Is the number so low that no key it is written to counts beside one that is seen?"""
-        value = tensor(element.x)
-        return value is not None and hides_when_written(fill, value.dtype)
-
-    def _refuse_mixed_fills(self, element: Element, fill: float | None) -> None:
-        """What a row that is hidden as a whole averages over has to be the same in one mask tensor."""
-        fills = [change.fill for change in self.changes if change.fill is not None]
-        fills += [] if fill is None else [fill]
-        name = spelled(element.node)
+        What a row that is hidden as a whole averages over has to be the same in one mask tensor.
+        """
+        changes = [*self.changes, change]
+        fills = [each.fill for each in changes if each.fill is not None]
+        name = spelled(change.at)
         if len(set(fills)) > 1:
-            raise RefusedError(element.node, f"`{name}` hides scores with {fills[-1]:g} after {fills[0]:g} hid others")
-        biased = fill is None or any(change.fill is None for change in self.changes)
-        if biased and any(map(may_be_outbid, fills)):
+            raise RefusedError(change.at, f"`{name}` hides scores with {fills[-1]:g} after {fills[0]:g} hid others")
+        if len(fills) < len(changes) and any(map(may_be_outbid, fills)):
             reason = f"`{name}`: scores are hidden by {fills[0]:g} and there is a bias, which may be lower still"
-            raise RefusedError(element.node, reason)
+            raise RefusedError(change.at, reason)
+        self.changes = changes
 
-    def _multiply(self, element: Element) -> None:
-        by = element.operand if element.symbol is None else element.symbol
-        if by is not None:
-            if self.changes or self.softcap is not None:
-                raise RefusedError(element.node, "a tensor scales the scores after a mask, bias or softcap")
-            self.scaled_by.append((by, element.kind == DIVIDE))
-            return
-        factor = element.factor
+    def _multiply(self, node: Value, factor: float) -> None:
         filled = any(change.fill is not None for change in self.changes)
         if not math.isfinite(factor) or (factor <= 0 and (filled or self.softcap is not None)):
-            raise RefusedError(element.node, f"`{spelled(element.node)}` scales masked or capped scores by {factor:g}")
+            raise RefusedError(node, f"`{spelled(node)}` scales masked or capped scores by {factor:g}")
         if self.softcap is None:
             self.scale *= factor
         else:
@@ -184,6 +168,13 @@ class Scores:
     def canonical_scale(self) -> float:
         """The factor as an `AttentionCall` has it: ``softcap * tanh(scale * q kᵀ / softcap)``."""
         return self.scale * self.softcap if self.softcap is not None else self.scale
+
+
+def _refuse_seen(node: Value, x: Value, fill: float) -> None:
+    """A number has to be so low that no key it is written to counts beside one that is seen."""
+    value = tensor(x)
+    if value is None or not hides_when_written(fill, value.dtype):
+        raise RefusedError(node, f"`{spelled(node)}` writes {fill:g} into the scores, which need not hide a key")
 
 
 def _multiplied(change: Change, factor: float) -> Change:
@@ -226,11 +217,7 @@ def followed(axes: Axes, node: Value) -> Axes:
     """The dimensions behind a view."""
     value = tensor(node)
     assert value is not None
-    return _followed(axes, node, tuple(value.shape))
-
-
-def _followed(axes: Axes, node: Value, shape: tuple[Size, ...]) -> Axes:
     try:
-        return reshaped(axes, shape)
+        return reshaped(axes, tuple(value.shape))
     except LostTrackError as error:
         raise RefusedError(node, f"`{spelled(node)}` mixes the dimensions of the scores: {error}") from None

@@ -13,17 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch.fx import GraphModule
 
+from attnpass.find.found import FoundCall
 from attnpass.find.kind.lineage import Lineages
 from attnpass.find.kind.origin import origin_of, same_origin
 from attnpass.graph.reading import Reading
 from attnpass.ir.call import Kind
-
-if TYPE_CHECKING:
-    from attnpass.find.found import FoundCall
 
 
 def with_kinds(gm: GraphModule, reading: Reading, calls: Sequence[FoundCall]) -> list[FoundCall]:

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
-from attnpass.graph.ops import name_of, source_of_view
+from attnpass.graph.ops import FOLLOWED, name_of, source_of_view
 from attnpass.graph.symbolic import Size, known
 from attnpass.graph.value import Value
 from attnpass.graph.values import attribute, tensor, value_of
 from attnpass.ir.call import AttentionCall
 
 PRODUCTS = frozenset({"matmul", "mm", "bmm"})
-VIEWS = frozenset({"view", "permute", "clone", "to", "detach", "expand", "repeat"})
+VIEWS = FOLLOWED | {"repeat"}
 NORMS = frozenset(
     {"native_layer_norm", "rms_norm", "native_group_norm", "native_batch_norm", "native_dropout", "dropout"}
 )
