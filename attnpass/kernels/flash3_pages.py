@@ -114,13 +114,13 @@ def _paged_impl(
     k, v, tables = in_place(k, v, tables)
     out = empty_output(q, heads_first)
     both = {"q": q, "out": out, "softmax_scale": scale, "softcap": softcap, "num_splits": splits(q)}
-    few = both["num_splits"] != 1
-    if few:  # parts are joined for all queries, also those that a launch does not compute: one launch
-        queries = torch.full_like(queries, q.shape[1])
-    elif size <= Sk:
+    single = {"k": pages(k, 1), "v": pages(v, 1), "page_table": tables[:, -Sk:], "seqused_k": lengths}
+    if both["num_splits"] != 1:  # with `seqused_q` beside them its parts are joined wrong (H100, 3.0.0.post20260810)
+        attend(**single, **both)
+        return out
+    if size <= Sk:
         attend(k=pages(k, size), v=pages(v, size), page_table=tables[:, :-Sk], seqused_k=in_runs, **both)
-    single = {"k": pages(k, 1), "v": pages(v, 1), "page_table": tables[:, -Sk:]}
-    attend(**single, seqused_k=lengths, seqused_q=queries, **both)
+    attend(**single, seqused_q=queries, **both)
     return out
 
 
