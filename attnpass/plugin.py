@@ -16,8 +16,8 @@ from attnpass.emit.ops import (
     define,
     differentiable,
     gradients_like_operands,
-    undecorated,
 )
+from attnpass.emit.undecorated import undecorated
 from attnpass.graph.symbolic import as_int, known, known_equal, known_multiple, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import ALL_FLOATS, BOTTOM_RIGHT, FLOATS, HALF, TOP_LEFT, Alignment, Code, Limits, Rejection

@@ -8,12 +8,11 @@ ops and never a library's Python function, for which AOTAutograd's cache steps a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import FunctionType, MappingProxyType, ModuleType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
 from torch.library import Library
 
 NAMESPACE = "attnpass"
@@ -96,42 +95,6 @@ def differentiable(op: Any, backward: Any, operands: int) -> None:
         return (*grads, *[None] * (operands + len(ctx.rest) - len(grads)))
 
     torch.library.register_autograd(op, gradient, setup_context=save, lib=_ops)
-
-
-def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The Python function behind a library's ``torch.library.custom_op``; the function itself if it is none.
-
-    Our op stands around it already; one more round through the dispatcher, with its checks for aliases, buys nothing.
-    """
-    return function._init_fn if isinstance(function, CustomOpDef) else function
-
-
-def undecorated_inside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A library's Python function that calls what stands behind the library's `undecorated` ops.
-
-    A copy that sees other globals, if the modules that ``function`` calls hold such ops (``sm90_compile`` of
-    SageAttention 2.2); else ``function`` itself. The library stays as it is.
-    """
-    if not isinstance(function, FunctionType):
-        return function
-    modules = {name: value for name, value in function.__globals__.items() if isinstance(value, ModuleType)}
-    bare = {name: _undecorated_members(module) for name, module in modules.items() if _holds_ops(module, function)}
-    if not bare:
-        return function
-    seen = {**function.__globals__, **bare}
-    copy = FunctionType(function.__code__, seen, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-def _holds_ops(module: ModuleType, function: FunctionType) -> bool:
-    """Is the module one of the function's own library, with ops in it?"""
-    same = module.__name__.partition(".")[0] == function.__module__.partition(".")[0]
-    return same and any(isinstance(member, CustomOpDef) for member in vars(module).values())
-
-
-def _undecorated_members(module: ModuleType) -> SimpleNamespace:
-    return SimpleNamespace(**{name: undecorated(member) for name, member in vars(module).items()})
 
 
 def aligned(grad: Tensor, alignment: int = 16) -> Tensor:

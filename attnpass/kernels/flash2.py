@@ -27,6 +27,7 @@ from attnpass.emit import ops
 from attnpass.emit.emitter import Emitter, Operands
 from attnpass.emit.layout import bhsd, bshd, multiple_of
 from attnpass.emit.padding import by_length
+from attnpass.emit.undecorated import undecorated
 from attnpass.graph.symbolic import known, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import BOTTOM_RIGHT, Code, Limits, Rejection
@@ -97,7 +98,7 @@ def _call(
 ) -> Any:
     from flash_attn import flash_attn_interface as flash
 
-    return ops.undecorated(flash._flash_attn_forward)(
+    return undecorated(flash._flash_attn_forward)(
         q=q,
         k=k,
         v=v,
@@ -158,7 +159,7 @@ def _backward_impl(
     from flash_attn import flash_attn_interface as flash
 
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    ops.undecorated(flash._flash_attn_backward)(
+    undecorated(flash._flash_attn_backward)(
         dout=ops.aligned(grad),
         q=q,
         k=k,

@@ -33,6 +33,7 @@ from attnpass.emit import ops
 from attnpass.emit.emitter import Emitter, Operands
 from attnpass.emit.layout import bhsd, bshd, multiple_of
 from attnpass.emit.padding import by_order
+from attnpass.emit.undecorated import undecorated
 from attnpass.graph.symbolic import known, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import BOTTOM_RIGHT, Code, Limits, Rejection
@@ -208,7 +209,7 @@ def _backward_impl(
 
     scale, left, right, softcap = numbers
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    ops.undecorated(flash_attn_interface._flash_attn_backward)(
+    undecorated(flash_attn_interface._flash_attn_backward)(
         dout=ops.aligned(grad),
         q=q,
         k=k,

@@ -35,6 +35,7 @@ from torch.fx import Node
 from attnpass.emit import ops
 from attnpass.emit.emitter import Emitter, Operands
 from attnpass.emit.layout import either_layout, from_layout, multiple_of
+from attnpass.emit.undecorated import undecorated_inside
 from attnpass.graph.symbolic import known_multiple, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import SQUARE_ONLY, Code, Limits, Rejection
@@ -199,7 +200,7 @@ def _function(kernel: str, device: torch.device) -> tuple[Any, Mapping[str, Any]
 
     entry = KERNELS[kernel].entry("sm_{}{}".format(*torch.cuda.get_device_capability(device)))
     assert entry is not None, f"{kernel} was chosen for a GPU that it does not run on"
-    return ops.undecorated_inside(getattr(sageattention, entry.function)), {**entry.options, "smooth_k": False}
+    return undecorated_inside(getattr(sageattention, entry.function)), {**entry.options, "smooth_k": False}
 
 
 def _infer_impl(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_causal: bool, scale: float) -> Tensor:
