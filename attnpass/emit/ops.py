@@ -60,7 +60,7 @@ def define(
     return op
 
 
-def attention() -> Mapping[Any, str]:
+def attention_ops() -> Mapping[Any, str]:
     """The overload of every op that computes attention, or the backward of one, with the layout of its q, k and v."""
     return MappingProxyType(_attention)
 
