@@ -115,7 +115,7 @@ def _emit_padded(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
     q, k, v = bshd(emitter, args, multiple_of(8, call.D))
     key = ("native_flash starts", str(call.B), str(call.Sq), str(call.Sk), call.device)
     starts = emitter.once(key, lambda: emitter.inline(_starts, q, k))
-    return bhsd(emitter, emitter(_padded, q, k, v, lengths, *starts, args.scale), call.Dv)
+    return bhsd(emitter, _padded.emit(emitter, call, q, k, v, lengths, *starts, args.scale), call.Dv)
 
 
 def _starts(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ def _starts(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return example * q.shape[1], example * k.shape[1]
 
 
-def _padded_impl(
+def _padded_forward(
     q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, starts_q: Tensor, starts_k: Tensor, scale: float
 ) -> Tensor:
     """(B, Sq, H, D), twice (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous: of the first ``lengths`` (B,) int32 keys."""
@@ -137,11 +137,9 @@ def _padded_impl(
 
 
 variable_length: Callable[..., Any] = aten._flash_attention_forward.default
-_padded = ops.define(
-    "native_flash_padded(Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor starts_q, Tensor starts_k, float scale)"
-    " -> Tensor",
-    _padded_impl,
-    lambda q, *_: q.new_empty(q.shape),
+_padded = ops.attention(
+    "native_flash_padded(Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor starts_q, Tensor starts_k, float scale)",
+    _padded_forward,
 )
 
 

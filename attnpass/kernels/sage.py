@@ -141,7 +141,7 @@ class SageKernel(Kernel):
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         layout, q, k, v = either_layout(emitter, args, multiple_of(64, call.D))
         smooth = without_mean(emitter, k, layout)
-        out = emitter(_infer, q, smooth, v, self.name, layout, call.is_causal, args.scale)
+        out = _attention.emit(emitter, call, q, smooth, v, self.name, layout, call.is_causal, args.scale)
         return from_layout(emitter, out, layout, call.Dv)
 
 
@@ -203,7 +203,7 @@ def _function(kernel: str, device: torch.device) -> tuple[Any, Mapping[str, Any]
     return undecorated_inside(getattr(sageattention, entry.function)), {**entry.options, "smooth_k": False}
 
 
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_causal: bool, scale: float) -> Tensor:
+def _forward(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_causal: bool, scale: float) -> Tensor:
     """(B, Sq, H, D), twice (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous; "HND" is BHSD. K is best `without_mean`."""
     function, options = _function(kernel, q.device)
     if _is_on_default_stream(q.device):
@@ -239,10 +239,9 @@ def on_default_stream(*operands: Tensor) -> Iterator[Callable[[Tensor], None]]:
     current.wait_stream(default)
 
 
-_infer = ops.define(
-    "sage(Tensor q, Tensor k, Tensor v, str kernel, str layout, bool is_causal, float scale) -> Tensor",
-    _infer_impl,
-    lambda q, *_: q.new_empty(q.shape),
+_attention = ops.attention(
+    "sage(Tensor q, Tensor k, Tensor v, str kernel, str layout, bool is_causal, float scale)",
+    _forward,
     vmap=True,
     graphs=False,
 )
