@@ -68,7 +68,8 @@ class TestFlops:
         flash = aten._scaled_dot_product_flash_attention
         formula = flop_registry[aten._scaled_dot_product_flash_attention_backward if backward else flash]
         wanted = formula(grad, q, k, v) if backward else formula(q, k, v)
-        layouts = ("BSHD", "BHSD") if any(a.name == "layout" for a in op._schema.arguments) else (ops.attention_ops()[op],)
+        either = any(argument.name == "layout" for argument in op._schema.arguments)
+        layouts = ("BSHD", "BHSD") if either else (ops.attention_ops()[op],)
         for layout in layouts:
             given = arguments(op, layout, *shape)
             assert counted(op, *given) == wanted
