@@ -35,10 +35,9 @@ from attnpass.ir.mask import Term
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine import library
 from attnpass.machine.library import Library
-from attnpass.machine.machine import Machine, sm_number
+from attnpass.machine.machine import LITTLE_SHARED_MEMORY, Machine, sm_number
 
 FLASH_ATTN = Library("flash-attn", "2.6.3", modules=("flash_attn.flash_attn_interface", "flash_attn_2_cuda"))
-LITTLE_SHARED_MEMORY = (86, 89, 120, 121)
 
 
 class Flash2(Kernel):

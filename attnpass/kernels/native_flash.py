@@ -28,9 +28,7 @@ from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import ALL_FLOATS, BOTTOM_RIGHT, TOP_LEFT, Code, Limits, Rejection
 from attnpass.ir.mask import Term
 from attnpass.kernels.kernel import Kernel
-from attnpass.machine.machine import Machine, sm_number
-
-SMALL_SHARED_MEMORY = (86, 89, 120, 121)  # generations whose backward cannot hold every head dim
+from attnpass.machine.machine import LITTLE_SHARED_MEMORY, Machine, sm_number
 
 
 class NativeFlash(Kernel):
@@ -84,7 +82,7 @@ class NativeFlash(Kernel):
             yield Rejection(Code.DISABLED, "torch.backends.cuda.flash_sdp_enabled()", False, "True")
         if machine.kind == "cpu":
             return
-        if call.needs_grad and sm_number(machine.capability) in SMALL_SHARED_MEMORY:
+        if call.needs_grad and sm_number(machine.capability) in LITTLE_SHARED_MEMORY:
             large_without_dropout = call.dropout_p == 0 and known(call.D > 224)
             if not (known(call.D <= 192) or large_without_dropout):
                 wanted = "at most 192, or above 224 without dropout, in training on this GPU"

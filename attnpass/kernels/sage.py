@@ -79,10 +79,9 @@ class EntryPoint:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-TRITON = EntryPoint("sageattn_qk_int8_pv_fp16_triton", "", ("sm_80", "sm_86", "sm_89", "sm_90"))
-FP16 = EntryPoint(
-    "sageattn_qk_int8_pv_fp16_cuda", "sm80", ("sm_80", "sm_86", "sm_89", "sm_90"), {"pv_accum_dtype": "fp32"}
-)
+UP_TO_HOPPER = ("sm_80", "sm_86", "sm_89", "sm_90")
+TRITON = EntryPoint("sageattn_qk_int8_pv_fp16_triton", "", UP_TO_HOPPER)
+FP16 = EntryPoint("sageattn_qk_int8_pv_fp16_cuda", "sm80", UP_TO_HOPPER, {"pv_accum_dtype": "fp32"})
 FP8 = EntryPoint("sageattn_qk_int8_pv_fp8_cuda", "sm89", ("sm_89",), {"pv_accum_dtype": "fp32+fp16"})
 FP8_120 = replace(FP8, gpus=("sm_120", "sm_121"), options={**FP8.options, "qk_quant_gran": "per_warp"})
 FP8_90 = EntryPoint("sageattn_qk_int8_pv_fp8_cuda_sm90", "sm90", ("sm_90",), {"pv_accum_dtype": "fp32+fp32"})
