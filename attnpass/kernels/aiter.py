@@ -29,7 +29,7 @@ from torch.fx import Node
 from attnpass.emit import ops
 from attnpass.emit.emitter import Emitter, Operands, additive_mask, aten
 from attnpass.emit.layout import bhsd, multiple_of, padded, transposed
-from attnpass.emit.mask_tensors import expanded, rows_with_keys, with_empty_rows_shown, with_empty_rows_zero
+from attnpass.emit.mask_tensors import expanded, raised, rows_with_keys, with_empty_rows_shown, with_empty_rows_zero
 from attnpass.graph.symbolic import known, known_equal, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.hidden import LOWEST
@@ -93,10 +93,7 @@ def _bias(emitter: Emitter, call: AttentionCall, args: Operands, mask: Node) -> 
     """The mask as an additive (Sq, Sk) tensor without empty rows, and which rows were not empty."""
     rows = rows_with_keys(emitter, mask)
     bias = additive_mask(emitter, with_empty_rows_shown(emitter, mask, rows), call.dtype)
-    if torch.finfo(call.dtype).min < LOWEST:
-        hidden = emitter(aten.eq.Scalar, bias, float("-inf"))
-        bias = emitter(aten.where.self, hidden, bias, emitter(aten.clamp_min.default, bias, LOWEST))
-    flat = expanded(emitter, call, args, bias, batch=False, heads=False)
+    flat = expanded(emitter, call, args, raised(emitter, bias, LOWEST), batch=False, heads=False)
     return emitter(aten.squeeze.dims, flat, [0, 1]), rows
 
 
