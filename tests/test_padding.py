@@ -19,7 +19,7 @@ from attnpass.kernels.flash2 import FLASH_ATTN
 from attnpass.kernels.flash3 import FLASH_ATTN_3
 from attnpass.kernels.flash4 import FLASH_ATTN_4
 from attnpass.machine.library import Library
-from attnpass.trials.trials import _provers
+from attnpass.trials.trials import _validators
 from tests.compiled import assert_near, assert_right, codes, decisions, kernels_used, qkv, refused, run
 from tests.standins import flash_attn_2, flash_attn_3, flash_attn_4, pretend_all
 from tests.standins.formula import attention
@@ -257,14 +257,14 @@ class TestTrial:
     def test_it_is_tried_with_padding_and_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ATTNPASS_PROBE", "1")
         assert_right("flash3", *qkv(), PADDINGS["left"][:, None, None])
-        (prover,) = _provers.values()
+        (prover,) = _validators.values()
         assert any("key_padding" in name for name in prover.told)
 
     def test_pytorchs_own_kernel_is_tried_for_padding_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ATTNPASS_PROBE", "1")
         assert_right("native_flash", *qkv(), PADDINGS["left"][:, None, None])
         run(lambda q, k, v: S(q, k, v), *qkv(), kernel="native_flash")
-        (prover,) = _provers.values()
+        (prover,) = _validators.values()
         assert [("key_padding" in name) for name in prover.told] == [True]
 
     def test_pytorchs_own_kernel_may_fail_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
