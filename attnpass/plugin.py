@@ -11,13 +11,18 @@ from attnpass.emit.layout import aligned_bias, bhsd, bshd, either_layout, from_l
 from attnpass.emit.mask_tensors import expanded, rows_with_keys, with_empty_rows_shown, with_empty_rows_zero
 from attnpass.emit.ops import (
     aligned,
+    attention,
     compose,
     contiguous_gradients,
+    contiguous_output,
     define,
     differentiable,
     gradients_like_operands,
-    undecorated,
+    log_sum_exp,
+    output_like_q,
+    rng_state,
 )
+from attnpass.emit.undecorated import undecorated
 from attnpass.graph.symbolic import as_int, known, known_equal, known_multiple, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import ALL_FLOATS, BOTTOM_RIGHT, FLOATS, HALF, TOP_LEFT, Alignment, Code, Limits, Rejection
@@ -54,10 +59,12 @@ __all__ = [
     "aligned",
     "aligned_bias",
     "as_int",
+    "attention",
     "bhsd",
     "bshd",
     "compose",
     "contiguous_gradients",
+    "contiguous_output",
     "define",
     "differentiable",
     "either_layout",
@@ -67,8 +74,11 @@ __all__ = [
     "known",
     "known_equal",
     "known_multiple",
+    "log_sum_exp",
     "multiple_of",
+    "output_like_q",
     "repeated_heads",
+    "rng_state",
     "rows_with_keys",
     "shown",
     "undecorated",

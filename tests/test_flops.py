@@ -54,7 +54,7 @@ def counted(op: OpOverload, *given: Any) -> int:
 
 
 class TestFlops:
-    @pytest.mark.parametrize("op", ops.attention(), ids=lambda op: op._schema.name.partition("::")[2])
+    @pytest.mark.parametrize("op", ops.attention_ops(), ids=lambda op: op._schema.name.partition("::")[2])
     @pytest.mark.parametrize(
         "shape",
         ((2, 8, 8, 64, 64, 32, 32), (3, 8, 2, 64, 48, 32, 16), (1, 6, 1, 1, 80, 16, 16)),
@@ -68,7 +68,8 @@ class TestFlops:
         flash = aten._scaled_dot_product_flash_attention
         formula = flop_registry[aten._scaled_dot_product_flash_attention_backward if backward else flash]
         wanted = formula(grad, q, k, v) if backward else formula(q, k, v)
-        layouts = ("BSHD", "BHSD") if any(a.name == "layout" for a in op._schema.arguments) else (ops.attention()[op],)
+        either = any(argument.name == "layout" for argument in op._schema.arguments)
+        layouts = ("BSHD", "BHSD") if either else (ops.attention_ops()[op],)
         for layout in layouts:
             given = arguments(op, layout, *shape)
             assert counted(op, *given) == wanted
@@ -107,7 +108,7 @@ class TestFlops:
 
     def test_no_op_is_forgotten(self) -> None:
         named = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if "attnpass::" in name}
-        known = {op._schema.name.partition("::")[2] for op in ops.attention()}
+        known = {op._schema.name.partition("::")[2] for op in ops.attention_ops()}
         composed = {"cudnn_attention"}  # of PyTorch's op, which is counted
         debugging = {"verify"}
         assert named - known - composed - debugging == WITHOUT_ATTENTION

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnpass.emit import ops
+from attnpass.emit.undecorated import undecorated, undecorated_inside
 
 FUNCTION = """
 from libraried import kernels
@@ -58,7 +58,7 @@ def _called(function: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, int]:
 
 def test_what_stands_behind_a_librarys_ops_is_called(library: ModuleType) -> None:
     q = torch.randn(3)
-    bare = ops.undecorated_inside(library.attention)
+    bare = undecorated_inside(library.attention)
     assert isinstance(bare, FunctionType) and bare.__name__ == "attention"
     for kwargs in ({}, {"scale": 3.0}, {"twice": True}):
         (wanted, ops_wanted), (got, ops_got) = _called(library.attention, q, **kwargs), _called(bare, q, **kwargs)
@@ -68,15 +68,15 @@ def test_what_stands_behind_a_librarys_ops_is_called(library: ModuleType) -> Non
 
 def test_the_library_stays_as_it_is(library: ModuleType) -> None:
     before = dict(vars(library)), dict(vars(library.kernels))
-    ops.undecorated_inside(library.attention)(torch.randn(3))
+    undecorated_inside(library.attention)(torch.randn(3))
     assert (vars(library), vars(library.kernels)) == before
 
 
 def test_other_functions_are_given_back(library: ModuleType) -> None:
     from functools import partial
 
-    assert ops.undecorated_inside(_called) is _called
+    assert undecorated_inside(_called) is _called
     named = partial(torch.relu)
     named.__module__ = "libraried"  # type: ignore[attr-defined]
-    assert ops.undecorated_inside(named) is named
-    assert ops.undecorated(torch.relu) is torch.relu
+    assert undecorated_inside(named) is named
+    assert undecorated(torch.relu) is torch.relu

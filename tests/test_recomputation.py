@@ -157,7 +157,7 @@ class TestSelectiveCheckpoints:
         for name in ("flash", "efficient", "cudnn"):
             assert getattr(aten, f"_scaled_dot_product_{name}_attention").default in listed
         ours = {op for op in listed if getattr(op, "namespace", "") == "attnpass"}
-        assert ours == {op for op in ops.attention() if not str(op).endswith("_backward.default")}
+        assert ours == {op for op in ops.attention_ops() if not str(op).endswith("_backward.default")}
         create_selective_checkpoint_contexts(listed)
 
     def test_the_example_of_the_docs(self) -> None:
@@ -247,7 +247,7 @@ class TestMemoryBudgets:
         trained(layers, "flash2")
         trained(layers, "flash2")
         found = partitioners.get_default_op_list()
-        assert not found.compute_intensive_ops & {op.overloadpacket for op in ops.attention()}
+        assert not found.compute_intensive_ops & {op.overloadpacket for op in ops.attention_ops()}
         with recomputation.attention_is_expensive(GraphModule(torch.nn.Module(), torch.fx.Graph())):
             inside = partitioners.get_default_op_list().compute_intensive_ops
         assert inside > found.compute_intensive_ops
@@ -266,7 +266,7 @@ class TestMemoryBudgets:
         assert recomputation._expensive.get() == ()
 
 
-@pytest.mark.parametrize("op", ops.attention(), ids=lambda op: op._schema.name.partition("::")[2])
+@pytest.mark.parametrize("op", ops.attention_ops(), ids=lambda op: op._schema.name.partition("::")[2])
 def test_an_op_may_be_computed_again(op: OpOverload) -> None:
     """It changes nothing, and if it can drop out, it says so: checkpoints replay the random numbers of such ops."""
     schema = op._schema

@@ -48,7 +48,7 @@ def ops_to_save() -> list[Any]:
     >>> checkpoint(attention, x, x, x, use_reentrant=False, context_fn=saving).sum().backward()
     """
     register_flop_formulas()
-    ours = [op for op in ops.attention() if not _is_backward(op)]
+    ours = [op for op in ops.attention_ops() if not _is_backward(op)]
     others = [op for kernel in registry().values() for op in kernel.expensive]
     return list(dict.fromkeys([*ours, *others]))
 
@@ -57,7 +57,7 @@ def register_flop_formulas() -> None:
     """Let ``torch.utils.flop_counter`` count our ops as it counts PyTorch's attention: masks save nothing."""
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-    for op, layout in ops.attention().items():
+    for op, layout in ops.attention_ops().items():
         if op.overloadpacket not in flop_registry:
             register_flop_formula(op.overloadpacket)(_formula(op, layout))
 

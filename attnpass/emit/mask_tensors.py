@@ -33,13 +33,17 @@ def with_empty_rows_zero(emitter: Emitter, out: Node, rows: Node | None) -> Node
     return out if rows is None else emitter(aten.where.ScalarOther, rows, out, 0.0)
 
 
+def raised(emitter: Emitter, bias: Node, lowest: float) -> Node:
+    """An additive mask with its finite values raised to ``lowest``, where its dtype has lower ones; -inf stays."""
+    if torch.finfo(emitter.spec(bias).dtype).min >= lowest:
+        return bias
+    hidden = emitter(aten.eq.Scalar, bias, -INF)
+    return emitter(aten.where.self, hidden, bias, emitter(aten.clamp_min.default, bias, lowest))
+
+
 def narrowed(emitter: Emitter, bias: Node, dtype: torch.dtype) -> Node:
     """An additive mask in ``dtype``; large finite numbers stay finite: -inf would turn an average into NaN."""
-    lowest = torch.finfo(dtype).min
-    if torch.finfo(emitter.spec(bias).dtype).min < lowest:
-        hidden = emitter(aten.eq.Scalar, bias, -INF)
-        bias = emitter(aten.where.self, hidden, bias, emitter(aten.clamp_min.default, bias, lowest))
-    return emitter.cast(bias, dtype)
+    return emitter.cast(raised(emitter, bias, torch.finfo(dtype).min), dtype)
 
 
 def before_scale(emitter: Emitter, bias: Node, scale: float, lowest: float) -> Node:

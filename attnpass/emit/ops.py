@@ -1,5 +1,7 @@
 """Ops of ours around a library's functions, defined once and for all that a compiled program asks of an op.
 
+`attention` makes all the ops of one kernel from one signature: inference, training, its backward.
+
 ``Library.define`` instead of ``torch.library.custom_op``: the latter costs 6 us a call more (aliasing checks), and
 ``register_autograd`` 3.5 us even in inference, hence two ops for a library that has a backward. The graph holds these
 ops and never a library's Python function, for which AOTAutograd's cache steps aside.
@@ -7,20 +9,142 @@ ops and never a library's Python function, for which AOTAutograd's cache steps a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import FunctionType, MappingProxyType, ModuleType, SimpleNamespace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
+from torch.fx import Node
 from torch.library import Library
+
+from attnpass.emit.emitter import Emitter
+from attnpass.ir.call import AttentionCall
 
 NAMESPACE = "attnpass"
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 _ops = Library(NAMESPACE, "FRAGMENT")
 _attention: dict[Any, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """The ops of one kernel, as `attention` defines them.
+
+    Attributes:
+        infer: gives the output.
+        train: gives the output and what its backward reads; None if there is no backward.
+    """
+
+    infer: Any
+    train: Any = None
+
+    def emit(self, emitter: Emitter, call: AttentionCall, *operands: Any) -> Node:
+        """Insert the op that ``call`` needs, on the operands of ``infer``. Returns the node of its output."""
+        if not call.needs_grad:
+            return emitter(self.infer, *operands)
+        assert self.train is not None, "a kernel without a backward refuses calls that need a gradient"
+        trained = {argument.name for argument in self.train._schema.arguments}
+        named = zip(self.infer._schema.arguments, operands, strict=False)  # the last ones may have defaults
+        return emitter.item(emitter(self.train, *[each for argument, each in named if argument.name in trained]), 0)
+
+
+def contiguous_output(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    """The fake of an output that is contiguous."""
+    return q.new_empty((*q.shape[:3], v.shape[3]))
+
+
+def output_like_q(q: Tensor, *_: object) -> Tensor:
+    """The fake of an output that lies as q does."""
+    return torch.empty_like(q)
+
+
+def log_sum_exp(q_BHSD: Tensor, *_: object) -> Tensor:
+    """The fake of one number for each row of scores: (B, H, Sq), fp32."""
+    return q_BHSD.new_empty(q_BHSD.shape[:3], dtype=torch.float32)
+
+
+def rng_state(q_BHSD: Tensor, *_: object) -> Tensor:
+    """The fake of the random numbers' state: seed and offset."""
+    return q_BHSD.new_empty(2, dtype=torch.int64)
+
+
+def gradients_like_operands(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The fake of a backward whose gradients lie as q, k and v do."""
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def contiguous_gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The fake of a backward whose gradients are contiguous."""
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+LOG_SUM_EXP = MappingProxyType({"lse": log_sum_exp})
+
+
+def attention(
+    signature: str,
+    infer: Callable[..., Any] | None = None,
+    train: Callable[..., Any] | None = None,
+    backward: Callable[..., Any] | None = None,
+    *,
+    output: Callable[..., Tensor] = contiguous_output,
+    saved: Mapping[str, Callable[..., Tensor]] = LOG_SUM_EXP,
+    gradients: Callable[..., Any] = contiguous_gradients,
+    inference_only: Collection[str] = (),
+    layout: str = "BSHD",
+    graphs: bool = True,
+    random: bool = False,
+    vmap: bool = False,
+) -> Attention:
+    """Define ``attnpass::name``, and with a backward ``name_train`` and ``name_backward``.
+
+    Args:
+        signature: ``name(Tensor q, Tensor k, Tensor v, ...)``: tensors first, and behind them the rest.
+        infer: computes the output from these arguments; by default the first result of ``train``.
+        train: computes the output and what is ``saved`` for the backward.
+        backward: computes the gradients of q, k and v: ``backward(grad, *tensors, out, *saved, *rest)``.
+        output: the fake of the output, from the arguments.
+        saved: the fakes of what training saves beside the output, by name; from the arguments, with q as BHSD.
+        gradients: the fake of ``backward``.
+        inference_only: arguments that training does not have.
+        layout: as for `define`.
+        graphs: as for `define`.
+        random: as for `define`; a backward draws nothing.
+        vmap: as for `define`; a backward is not mapped.
+    """
+    how: dict[str, Any] = {"graphs": graphs, "layout": layout}
+    forward = {**how, "random": random, "vmap": vmap}
+    infer_op = define(f"{signature} -> Tensor", infer or _first_result(train), output, **forward)
+    if train is None or backward is None:
+        return Attention(infer_op)
+    schema, backward_schema, operands = _schemas_of_training(signature, saved, inference_only)
+
+    def fake(q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        q_BHSD = q if layout == "BHSD" else q.transpose(1, 2)
+        return output(q, *rest), *(make(q_BHSD, *rest) for make in saved.values())
+
+    train_op = define(schema, train, fake, **forward)
+    differentiable(train_op, define(backward_schema, backward, gradients, **how), operands)
+    return Attention(infer_op, train_op)
+
+
+def _schemas_of_training(signature: str, saved: Iterable[str], inference_only: Collection[str]) -> tuple[str, str, int]:
+    """The schemas of the training op and of its backward, and how many of the former's arguments are tensors."""
+    name, _, listed = signature.removesuffix(")").partition("(")
+    arguments = [each for each in listed.split(", ") if each.split()[-1].partition("=")[0] not in inference_only]
+    operands = sum(each.startswith("Tensor") for each in arguments)
+    results = ["Tensor out", *(f"Tensor {each}" for each in saved)]
+    read = ["Tensor grad", *arguments[:operands], *results, *arguments[operands:]]
+    train = f"{name}_train({', '.join(arguments)}) -> ({', '.join(results)})"
+    return train, f"{name}_backward({', '.join(read)}) -> (Tensor, Tensor, Tensor)", operands
+
+
+def _first_result(train: Callable[..., Any] | None) -> Callable[..., Any]:
+    assert train is not None, "an op is computed by something"
+    return lambda *arguments: train(*arguments)[0]
 
 
 def define(
@@ -61,7 +185,7 @@ def define(
     return op
 
 
-def attention() -> Mapping[Any, str]:
+def attention_ops() -> Mapping[Any, str]:
     """The overload of every op that computes attention, or the backward of one, with the layout of its q, k and v."""
     return MappingProxyType(_attention)
 
@@ -98,42 +222,6 @@ def differentiable(op: Any, backward: Any, operands: int) -> None:
     torch.library.register_autograd(op, gradient, setup_context=save, lib=_ops)
 
 
-def undecorated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The Python function behind a library's ``torch.library.custom_op``; the function itself if it is none.
-
-    Our op stands around it already; one more round through the dispatcher, with its checks for aliases, buys nothing.
-    """
-    return function._init_fn if isinstance(function, CustomOpDef) else function
-
-
-def undecorated_inside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A library's Python function that calls what stands behind the library's `undecorated` ops.
-
-    A copy that sees other globals, if the modules that ``function`` calls hold such ops (``sm90_compile`` of
-    SageAttention 2.2); else ``function`` itself. The library stays as it is.
-    """
-    if not isinstance(function, FunctionType):
-        return function
-    modules = {name: value for name, value in function.__globals__.items() if isinstance(value, ModuleType)}
-    bare = {name: _undecorated_members(module) for name, module in modules.items() if _holds_ops(module, function)}
-    if not bare:
-        return function
-    seen = {**function.__globals__, **bare}
-    copy = FunctionType(function.__code__, seen, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-def _holds_ops(module: ModuleType, function: FunctionType) -> bool:
-    """Is the module one of the function's own library, with ops in it?"""
-    same = module.__name__.partition(".")[0] == function.__module__.partition(".")[0]
-    return same and any(isinstance(member, CustomOpDef) for member in vars(module).values())
-
-
-def _undecorated_members(module: ModuleType) -> SimpleNamespace:
-    return SimpleNamespace(**{name: undecorated(member) for name, member in vars(module).items()})
-
-
 def aligned(grad: Tensor, alignment: int = 16) -> Tensor:
     """``grad``, copied if its rows do not lie at multiples of ``alignment`` bytes.
 
@@ -143,16 +231,6 @@ def aligned(grad: Tensor, alignment: int = 16) -> Tensor:
     strides = [stride for size, stride in zip(grad.shape[:-1], grad.stride()[:-1], strict=True) if size > 1]
     good = grad.stride(-1) == 1 and not any(stride % step for stride in (*strides, grad.storage_offset()))
     return grad if good else grad.contiguous()
-
-
-def gradients_like_operands(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    """The fake of a backward whose gradients lie as q, k and v do."""
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-def contiguous_gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    """The fake of a backward whose gradients are contiguous."""
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _folds_into_batch(op: Any) -> Callable[..., Any]:

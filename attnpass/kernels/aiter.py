@@ -29,7 +29,7 @@ from torch.fx import Node
 from attnpass.emit import ops
 from attnpass.emit.emitter import Emitter, Operands, additive_mask, aten
 from attnpass.emit.layout import bhsd, multiple_of, padded, transposed
-from attnpass.emit.mask_tensors import expanded, rows_with_keys, with_empty_rows_shown, with_empty_rows_zero
+from attnpass.emit.mask_tensors import expanded, raised, rows_with_keys, with_empty_rows_shown, with_empty_rows_zero
 from attnpass.graph.symbolic import known, known_equal, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.hidden import LOWEST
@@ -85,8 +85,7 @@ class Aiter(Kernel):
         sizes = ((args.q, call.D), (args.k, call.D), (args.v, call.Dv))
         q, k, v = (transposed(emitter, padded(emitter, node, multiple_of(8, size))) for node, size in sizes)
         bias, rows = (None, None) if args.mask is None else _bias(emitter, call, args, args.mask)
-        operands = (q, k, v, bias, args.scale, *call.mask.band(), call.dropout_p)
-        out = emitter.item(emitter(_train, *operands), 0) if call.needs_grad else emitter(_infer, *operands)
+        out = _attention.emit(emitter, call, q, k, v, bias, args.scale, *call.mask.band(), call.dropout_p)
         return with_empty_rows_zero(emitter, bhsd(emitter, out, call.Dv), rows)
 
 
@@ -94,10 +93,7 @@ def _bias(emitter: Emitter, call: AttentionCall, args: Operands, mask: Node) -> 
     """The mask as an additive (Sq, Sk) tensor without empty rows, and which rows were not empty."""
     rows = rows_with_keys(emitter, mask)
     bias = additive_mask(emitter, with_empty_rows_shown(emitter, mask, rows), call.dtype)
-    if torch.finfo(call.dtype).min < LOWEST:
-        hidden = emitter(aten.eq.Scalar, bias, float("-inf"))
-        bias = emitter(aten.where.self, hidden, bias, emitter(aten.clamp_min.default, bias, LOWEST))
-    flat = expanded(emitter, call, args, bias, batch=False, heads=False)
+    flat = expanded(emitter, call, args, raised(emitter, bias, LOWEST), batch=False, heads=False)
     return emitter(aten.squeeze.dims, flat, [0, 1]), rows
 
 
@@ -108,7 +104,7 @@ def _window(Sk: int, left: int, right: int) -> tuple[bool, tuple[int, int]]:
     return causal, (-1, -1) if causal else (left, right)
 
 
-def _infer_impl(
+def _infer(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, left: int, right: int, dropout_p: float
 ) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, Dv) -> (B, Sq, H, Dv), contiguous."""
@@ -130,10 +126,6 @@ def _infer_impl(
     return out.contiguous()
 
 
-def _infer_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
-    return q.new_empty((*q.shape[:3], v.shape[3]))
-
-
 @cache
 def _newer_arguments(function: Callable[..., Any]) -> dict[str, Any]:
     """What later versions want to be told: no sinks, no fp8."""
@@ -141,38 +133,37 @@ def _newer_arguments(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if name in inspect.signature(function).parameters}
 
 
-def _train_impl(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, left: int, right: int, dropout_p: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _shared(Sk: int, bias: Tensor | None, scale: float, left: int, right: int, dropout_p: float) -> dict[str, Any]:
+    """The keyword arguments of forward and backward in training."""
+    causal, window = _window(Sk, left, right)
+    return {
+        "dropout_p": dropout_p,
+        "softmax_scale": scale,
+        "causal": causal,
+        "window_size_left": window[0],
+        "window_size_right": window[1],
+        "bias": None if bias is None else bias.contiguous(),
+        "alibi_slopes": None,
+    }
+
+
+def _train(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The output, its log-sum-exp (B, H, Sq) in fp32, and the state of the dropout's random numbers."""
     from aiter.ops.mha import _flash_attn_forward
 
-    causal, window = _window(k.shape[1], left, right)
     out, lse, _, rng_state = _flash_attn_forward(
         q=q,
         k=k,
         v=v,
-        dropout_p=dropout_p,
-        softmax_scale=scale,
-        causal=causal,
-        window_size_left=window[0],
-        window_size_right=window[1],
-        bias=None if bias is None else bias.contiguous(),
-        alibi_slopes=None,
         return_lse=True,
         return_softmax=False,
+        **_shared(k.shape[1], bias, *numbers),
         **_newer_arguments(_flash_attn_forward),
     )
     return out.contiguous(), lse, rng_state
 
 
-def _train_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    B, Sq, H, _D = q.shape
-    lse = q.new_empty((B, H, Sq), dtype=torch.float32)
-    return q.new_empty((B, Sq, H, v.shape[3])), lse, q.new_empty(2, dtype=torch.int64)
-
-
-def _backward_impl(
+def _backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -181,15 +172,11 @@ def _backward_impl(
     out: Tensor,
     lse: Tensor,
     rng_state: Tensor,
-    scale: float,
-    left: int,
-    right: int,
-    dropout_p: float,
+    *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from aiter.ops.mha import _flash_attn_backward
 
-    causal, window = _window(k.shape[1], left, right)
-    grads = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    dq, dk, dv = ops.contiguous_gradients(grad, q, k, v)
     _flash_attn_backward(
         dout=ops.aligned(grad),
         q=q,
@@ -197,31 +184,22 @@ def _backward_impl(
         v=v,
         out=out,
         softmax_lse=lse,
-        dq=grads[0],
-        dk=grads[1],
-        dv=grads[2],
+        dq=dq,
+        dk=dk,
+        dv=dv,
         dbias=None,
-        dropout_p=dropout_p,
-        softmax_scale=scale,
-        causal=causal,
-        window_size_left=window[0],
-        window_size_right=window[1],
-        bias=None if bias is None else bias.contiguous(),
-        alibi_slopes=None,
         deterministic=torch.are_deterministic_algorithms_enabled(),
         rng_state=rng_state,
+        **_shared(k.shape[1], bias, *numbers),
     )
-    return grads
+    return dq, dk, dv
 
 
-_NUMBERS = "float scale, SymInt left, SymInt right, float dropout_p"
-_OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor? bias"
-_RESULTS = "Tensor out, Tensor lse, Tensor rng_state"
-_infer = ops.define(f"aiter({_OPERANDS}, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, random=True)
-_train = ops.define(f"aiter_train({_OPERANDS}, {_NUMBERS}) -> ({_RESULTS})", _train_impl, _train_fake, random=True)
-_backward = ops.define(
-    f"aiter_backward(Tensor grad, {_OPERANDS}, {_RESULTS}, {_NUMBERS}) -> (Tensor, Tensor, Tensor)",
-    _backward_impl,
-    ops.contiguous_gradients,
+_attention = ops.attention(
+    "aiter(Tensor q, Tensor k, Tensor v, Tensor? bias, float scale, SymInt left, SymInt right, float dropout_p)",
+    _infer,
+    _train,
+    _backward,
+    saved={"lse": ops.log_sum_exp, "rng_state": ops.rng_state},
+    random=True,
 )
-ops.differentiable(_train, _backward, operands=4)

@@ -27,6 +27,7 @@ from attnpass.emit import ops
 from attnpass.emit.emitter import Emitter, Operands
 from attnpass.emit.layout import bhsd, bshd, multiple_of
 from attnpass.emit.padding import by_length
+from attnpass.emit.undecorated import undecorated
 from attnpass.graph.symbolic import known, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import BOTTOM_RIGHT, Code, Limits, Rejection
@@ -34,10 +35,9 @@ from attnpass.ir.mask import Term
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine import library
 from attnpass.machine.library import Library
-from attnpass.machine.machine import Machine, sm_number
+from attnpass.machine.machine import LITTLE_SHARED_MEMORY, Machine, sm_number
 
 FLASH_ATTN = Library("flash-attn", "2.6.3", modules=("flash_attn.flash_attn_interface", "flash_attn_2_cuda"))
-LITTLE_SHARED_MEMORY = (86, 89, 120, 121)
 
 
 class Flash2(Kernel):
@@ -74,50 +74,43 @@ class Flash2(Kernel):
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         args, lengths = by_length(emitter, call, args)
         q, k, v = bshd(emitter, args, multiple_of(8, call.D))
-        numbers = (args.scale, *call.mask.band(), call.softcap or 0.0, call.dropout_p)
-        if call.needs_grad:
-            out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
-        elif lengths is not None:
-            out = emitter(_padded, q, k, v, lengths, args.scale, call.softcap or 0.0)
+        softcap = call.softcap or 0.0
+        if lengths is not None:
+            out = _padded.emit(emitter, call, q, k, v, lengths, args.scale, softcap)
         else:
-            out = emitter(_infer, q, k, v, *numbers)
+            numbers = (args.scale, *call.mask.band(), softcap, call.dropout_p)
+            out = _attention.emit(emitter, call, q, k, v, *numbers)
         return bhsd(emitter, out, call.Dv)
 
 
-def _window(left: int, right: int) -> dict[str, Any]:
-    """The window's arguments, and causal; 2.6 takes the window as one tuple."""
-    causal = left < 0 and right == 0
+def _shared(scale: float, left: int, right: int, softcap: float, dropout_p: float) -> dict[str, Any]:
+    """The keyword arguments of forward and backward; 2.6 takes the window as one tuple."""
+    window: dict[str, Any] = {"window_size": (left, right)}
     if library.at_least(FLASH_ATTN, "2.7"):
-        return {"causal": causal, "window_size_left": left, "window_size_right": right}
-    return {"causal": causal, "window_size": (left, right)}
+        window = {"window_size_left": left, "window_size_right": right}
+    return {
+        "dropout_p": dropout_p,
+        "softmax_scale": scale,
+        "causal": left < 0 and right == 0,
+        "softcap": softcap,
+        "alibi_slopes": None,
+        **window,
+    }
 
 
-def _call(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, left: int, right: int, softcap: float, dropout_p: float
-) -> Any:
+def _forward(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D) in q's layout.
+
+    And its log-sum-exp (B, H, Sq) in fp32, and the state of the dropout's random numbers.
+    """
     from flash_attn import flash_attn_interface as flash
 
-    return ops.undecorated(flash._flash_attn_forward)(
-        q=q,
-        k=k,
-        v=v,
-        dropout_p=dropout_p,
-        softmax_scale=scale,
-        softcap=softcap,
-        alibi_slopes=None,
-        return_softmax=False,
-        **_window(left, right),
-    )
+    results = undecorated(flash._flash_attn_forward)(q=q, k=k, v=v, return_softmax=False, **_shared(*numbers))
+    return results[0], results[-3], results[-1]  # 2.6 returns the padded operands in between
 
 
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> Tensor:
-    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D) in q's layout."""
-    out: Tensor = _call(q, k, v, *numbers)[0]
-    return out
-
-
-def _padded_impl(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float, softcap: float) -> Tensor:
-    """As `_infer_impl`, of the first ``lengths`` (B,) int32 keys."""
+def _padded_forward(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float, softcap: float) -> Tensor:
+    """The output of `_forward`, of the first ``lengths`` (B,) int32 keys."""
     from flash_attn import flash_attn_interface as flash
 
     out: Tensor = flash.flash_attn_with_kvcache(
@@ -126,80 +119,42 @@ def _padded_impl(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float,
     return out
 
 
-def _infer_fake(q: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(q)
-
-
-def _train_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, its log-sum-exp (B, H, Sq) in fp32, and the state of the dropout's random numbers."""
-    results = _call(q, k, v, *numbers)
-    return results[0], results[-3], results[-1]  # 2.6 returns the padded operands in between
-
-
-def _train_fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    B, Sq, H, _D = q.shape
-    return torch.empty_like(q), q.new_empty((B, H, Sq), dtype=torch.float32), q.new_empty(2, dtype=torch.int64)
-
-
-def _backward_impl(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    rng_state: Tensor,
-    scale: float,
-    left: int,
-    right: int,
-    softcap: float,
-    dropout_p: float,
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, rng_state: Tensor, *numbers: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     from flash_attn import flash_attn_interface as flash
 
-    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    ops.undecorated(flash._flash_attn_backward)(
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    undecorated(flash._flash_attn_backward)(
         dout=ops.aligned(grad),
         q=q,
         k=k,
         v=v,
         out=out,
         softmax_lse=lse,
-        dq=grads[0],
-        dk=grads[1],
-        dv=grads[2],
-        dropout_p=dropout_p,
-        softmax_scale=scale,
-        softcap=softcap,
-        alibi_slopes=None,
+        dq=dq,
+        dk=dk,
+        dv=dv,
         deterministic=torch.are_deterministic_algorithms_enabled(),
         rng_state=rng_state,
-        **_window(left, right),
+        **_shared(*numbers),
     )
-    return grads
+    return dq, dk, dv
 
 
-_NUMBERS = "float scale, SymInt left, SymInt right, float softcap, float dropout_p"
-_infer = ops.define(
-    f"flash2(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, random=True, vmap=True
-)
-_padded = ops.define(
-    "flash2_padded(Tensor q, Tensor k, Tensor v, Tensor lengths, float scale, float softcap) -> Tensor",
-    _padded_impl,
-    _infer_fake,
-    vmap=True,
-)
-_train = ops.define(
-    f"flash2_train(Tensor q, Tensor k, Tensor v, {_NUMBERS}) -> (Tensor out, Tensor lse, Tensor rng_state)",
-    _train_impl,
-    _train_fake,
+_attention = ops.attention(
+    "flash2(Tensor q, Tensor k, Tensor v, float scale, SymInt left, SymInt right, float softcap, float dropout_p)",
+    train=_forward,
+    backward=_backward,
+    output=ops.output_like_q,
+    saved={"lse": ops.log_sum_exp, "rng_state": ops.rng_state},
+    gradients=ops.gradients_like_operands,
     random=True,
     vmap=True,
 )
-_backward = ops.define(
-    "flash2_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor rng_state, "
-    f"{_NUMBERS}) -> (Tensor, Tensor, Tensor)",
-    _backward_impl,
-    ops.gradients_like_operands,
+_padded = ops.attention(
+    "flash2_padded(Tensor q, Tensor k, Tensor v, Tensor lengths, float scale, float softcap)",
+    _padded_forward,
+    output=ops.output_like_q,
+    vmap=True,
 )
-ops.differentiable(_train, _backward, operands=3)

@@ -33,6 +33,7 @@ from attnpass.emit import ops
 from attnpass.emit.emitter import Emitter, Operands
 from attnpass.emit.layout import bhsd, bshd, multiple_of
 from attnpass.emit.padding import by_order
+from attnpass.emit.undecorated import undecorated
 from attnpass.graph.symbolic import known, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import BOTTOM_RIGHT, Code, Limits, Rejection
@@ -126,13 +127,11 @@ class Flash3(Kernel):
         args, lengths, order = by_order(emitter, call, args)
         q, k, v = bshd(emitter, args, multiple_of(8, call.D))
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
-        if call.needs_grad:
-            out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
-        elif lengths is not None and order is not None:
+        if lengths is not None and order is not None:
             out = flash3_pages.emit(emitter, (q, k, v), order, lengths, (args.scale, numbers[-1]), args.heads_first)
         else:
             sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
-            out = emitter(_infer, q, k, v, sinks, lengths, *numbers, args.heads_first)
+            out = _attention.emit(emitter, call, q, k, v, sinks, lengths, *numbers, args.heads_first)
         return bhsd(emitter, out, call.Dv)
 
 
@@ -162,7 +161,7 @@ def _forward(operands: dict[str, Tensor], lse: bool, scale: float, left: int, ri
     return flash_attn_interface.flash_attn_func(**given, causal=causal, window_size=(left, right), **more)
 
 
-def _infer_impl(
+def _infer(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -187,38 +186,33 @@ def _infer_impl(
     return stored.copy_(out)  # a distribution that cannot write there
 
 
-def _infer_fake(q: Tensor, *rest: Any) -> Tensor:
+def _output(q: Tensor, *rest: Any) -> Tensor:
     return flash3_pages.empty_output(q, heads_first=rest[-1] is True)
 
 
-def _train_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
+def _train(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
     """The output and its log-sum-exp, (B, H, Sq) in fp32."""
     out, lse, *_ = _forward({"q": q, "k": k, "v": v}, True, *numbers)
     return out, lse
 
 
-def _train_fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    B, Sq, H, _D = q.shape
-    return q.new_empty(q.shape), q.new_empty((B, H, Sq), dtype=torch.float32)
-
-
-def _backward_impl(
+def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *numbers: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     import flash_attn_interface
 
     scale, left, right, softcap = numbers
-    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    ops.undecorated(flash_attn_interface._flash_attn_backward)(
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    undecorated(flash_attn_interface._flash_attn_backward)(
         dout=ops.aligned(grad),
         q=q,
         k=k,
         v=v,
         out=out,
         softmax_lse=lse,
-        dq=grads[0],
-        dk=grads[1],
-        dv=grads[2],
+        dq=dq,
+        dk=dk,
+        dv=dv,
         softmax_scale=scale,
         is_causal=left < 0 and right == 0,
         window_size_left=left,
@@ -226,23 +220,17 @@ def _backward_impl(
         softcap=softcap,
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
-    return grads
+    return dq, dk, dv
 
 
-_OPERANDS = "Tensor q, Tensor k, Tensor v"
-_NUMBERS = "float scale, SymInt left, SymInt right, float softcap"
-_infer = ops.define(
-    f"flash3({_OPERANDS}, Tensor? sinks, Tensor? lengths, {_NUMBERS}, bool heads_first=False) -> Tensor",
-    _infer_impl,
-    _infer_fake,
+_attention = ops.attention(
+    "flash3(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? lengths, "
+    "float scale, SymInt left, SymInt right, float softcap, bool heads_first=False)",
+    _infer,
+    _train,
+    _backward,
+    output=_output,
+    gradients=ops.gradients_like_operands,
+    inference_only=("sinks", "lengths", "heads_first"),
     vmap=True,
 )
-_train = ops.define(
-    f"flash3_train({_OPERANDS}, {_NUMBERS}) -> (Tensor out, Tensor lse)", _train_impl, _train_fake, vmap=True
-)
-_backward = ops.define(
-    f"flash3_backward(Tensor grad, {_OPERANDS}, Tensor out, Tensor lse, {_NUMBERS}) -> (Tensor, Tensor, Tensor)",
-    _backward_impl,
-    ops.gradients_like_operands,
-)
-ops.differentiable(_train, _backward, operands=3)

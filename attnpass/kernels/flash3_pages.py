@@ -56,7 +56,7 @@ def emit(
 
     key = ("flash3 pages", order, lengths, size, str(emitter.value(q).shape[1]))
     tables = emitter.once(key, lambda: emitter.inline(compute, order, lengths, q))
-    return emitter(_paged, q, k, v, lengths, *tables, *numbers, heads_first)
+    return emitter(_paged.infer, q, k, v, lengths, *tables, *numbers, heads_first)
 
 
 def page_size(head_dim: int) -> int:
@@ -94,7 +94,7 @@ def empty_output(q: Tensor, heads_first: bool) -> Tensor:
     return q.new_empty((B, H, Sq, D)).transpose(1, 2) if heads_first else q.new_empty(q.shape)
 
 
-def _paged_impl(
+def _paged_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -124,7 +124,7 @@ def _paged_impl(
     return out
 
 
-def _paged_fake(q: Tensor, *rest: object) -> Tensor:
+def _paged_output(q: Tensor, *rest: object) -> Tensor:
     return empty_output(q, heads_first=rest[-1] is True)
 
 
@@ -158,10 +158,10 @@ def pages(x: Tensor, size: int) -> Tensor:
     return x.as_strided((count, size, Hkv, D), (x.stride(1), *x.stride()[1:]))
 
 
-_paged = ops.define(
+_paged = ops.attention(
     "flash3_paged(Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor tables, Tensor in_runs, Tensor queries, "
-    "float scale, float softcap, bool heads_first) -> Tensor",
-    _paged_impl,
-    _paged_fake,
+    "float scale, float softcap, bool heads_first)",
+    _paged_forward,
+    output=_paged_output,
     vmap=True,
 )

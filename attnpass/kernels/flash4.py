@@ -127,11 +127,8 @@ class Flash4(Kernel):
         args, lengths = by_length(emitter, call, args)
         q, k, v = bshd(emitter, args, _trained_dim(call) if call.needs_grad else None)
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
-        if call.needs_grad:
-            out = emitter.item(emitter(_train, q, k, v, *numbers), 0)
-        else:
-            sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
-            out = emitter(_infer, q, k, v, sinks, lengths, *numbers)
+        sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
+        out = _attention.emit(emitter, call, q, k, v, sinks, lengths, *numbers)
         return bhsd(emitter, out, call.Dv)
 
 
@@ -140,110 +137,65 @@ def _trained_dim(call: AttentionCall) -> int:
     return next(dim for dim in TRAINED_DIMS if dim >= int(call.D))
 
 
-def _sides(left: int, right: int) -> tuple[int | None, int | None]:
-    """The window with None for no bound; a causal mask is not a window."""
-    return (None if left < 0 else left, None if right < 0 or (left < 0 and right == 0) else right)
+def _shared(scale: float, left: int, right: int, softcap: float) -> dict[str, Any]:
+    """The keyword arguments of forward and backward. No bound of a window is None; a causal mask is not a window."""
+    causal = left < 0 and right == 0
+    return {
+        "softmax_scale": scale,
+        "causal": causal,
+        "window_size_left": None if left < 0 else left,
+        "window_size_right": None if right < 0 or causal else right,
+        "softcap": softcap,
+    }
 
 
-def _call(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    lengths: Tensor | None,
-    scale: float,
-    left: int,
-    right: int,
-    softcap: float,
-    *,
-    lse: bool = False,
-) -> tuple[Tensor, Any]:
-    from flash_attn.cute.interface import _flash_attn_fwd
-
-    low, high = _sides(left, right)
-    out, found, *_ = _flash_attn_fwd(
-        q=q,
-        k=k,
-        v=v,
-        softmax_scale=scale,
-        causal=left < 0 and right == 0,
-        window_size_left=low,
-        window_size_right=high,
-        learnable_sink=sinks,
-        seqused_k=lengths,
-        softcap=softcap,
-        num_splits=1,
-        return_lse=lse,
-    )
-    return out, found
-
-
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None, *numbers: Any) -> Tensor:
+def _infer(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, lengths: Tensor | None, *numbers: Any) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, Dv) -> (B, Sq, H, Dv), contiguous.
 
     ``lengths``: (B,) int32, how many keys are read.
     """
-    return _call(q, k, v, sinks, lengths, *numbers)[0]
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    how = {"learnable_sink": sinks, "seqused_k": lengths, "num_splits": 1, "return_lse": False}
+    out: Tensor = _flash_attn_fwd(q=q, k=k, v=v, **how, **_shared(*numbers))[0]
+    return out
 
 
-def _infer_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
-    return q.new_empty((*q.shape[:3], v.shape[3]))
-
-
-def _train_impl(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
+def _train(q: Tensor, k: Tensor, v: Tensor, *numbers: Any) -> tuple[Tensor, Tensor]:
     """The output and its log-sum-exp, (B, H, Sq) in fp32."""
-    return _call(q, k, v, None, None, *numbers, lse=True)
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    out, lse, *_ = _flash_attn_fwd(q=q, k=k, v=v, num_splits=1, return_lse=True, **_shared(*numbers))
+    return out, lse
 
 
-def _train_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    B, Sq, H, _D = q.shape
-    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty((B, H, Sq), dtype=torch.float32)
-
-
-def _backward_impl(
+def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *numbers: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     from flash_attn.cute.interface import _flash_attn_bwd
 
-    scale, left, right, softcap = numbers
-    low, high = _sides(left, right)
-    grads = _flash_attn_bwd(
+    dq, dk, dv, *_ = _flash_attn_bwd(
         q=q,
         k=k,
         v=v,
         out=out,
         dout=grad.contiguous(),
         lse=lse,
-        softmax_scale=scale,
-        causal=left < 0 and right == 0,
-        softcap=softcap,
-        window_size_left=low,
-        window_size_right=high,
         deterministic=torch.are_deterministic_algorithms_enabled(),
         dq=torch.empty_like(q, memory_format=torch.contiguous_format),
         dk=torch.empty_like(k, memory_format=torch.contiguous_format),
         dv=torch.empty_like(v, memory_format=torch.contiguous_format),
+        **_shared(*numbers),
     )
-    return grads[0], grads[1], grads[2]
+    return dq, dk, dv
 
 
-_OPERANDS = "Tensor q, Tensor k, Tensor v"
-_NUMBERS = "float scale, SymInt left, SymInt right, float softcap"
-_infer = ops.define(
-    f"flash4({_OPERANDS}, Tensor? sinks, Tensor? lengths, {_NUMBERS}) -> Tensor",
-    _infer_impl,
-    _infer_fake,
+_attention = ops.attention(
+    "flash4(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? lengths, "
+    "float scale, SymInt left, SymInt right, float softcap)",
+    _infer,
+    _train,
+    _backward,
+    inference_only=("sinks", "lengths"),
     vmap=True,
 )
-_train = ops.define(
-    f"flash4_train({_OPERANDS}, {_NUMBERS}) -> (Tensor out, Tensor lse)",
-    _train_impl,
-    _train_fake,
-    vmap=True,
-)
-_backward = ops.define(
-    f"flash4_backward(Tensor grad, {_OPERANDS}, Tensor out, Tensor lse, {_NUMBERS}) -> (Tensor, Tensor, Tensor)",
-    _backward_impl,
-    ops.contiguous_gradients,
-)
-ops.differentiable(_train, _backward, operands=3)

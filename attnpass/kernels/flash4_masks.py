@@ -57,7 +57,7 @@ def refusals(call: AttentionCall) -> Iterator[Rejection]:
 def emit(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
     """The call with its mask as a function: (B, Sq, H, D)."""
     mask = _shared(emitter, call, args)
-    return emitter(_masked, *bshd(emitter, args), *mask, args.scale, call.softcap or 0.0)
+    return _masked.emit(emitter, call, *bshd(emitter, args), *mask, args.scale, call.softcap or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _mask_function(left: int | None, right: int | None) -> Callable[..., Any]:
     return function
 
 
-def _masked_impl(
+def _masked_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -174,9 +174,8 @@ def _masked_impl(
     return out
 
 
-_masked = ops.define(
-    "flash4_masked(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices, Tensor full_counts,"
-    " Tensor full_indices, Tensor keys, int? left, int? right, float scale, float softcap) -> Tensor",
-    _masked_impl,
-    lambda q, *_: q.new_empty(q.shape),
+_masked = ops.attention(
+    "flash4_masked(Tensor q, Tensor k, Tensor v, Tensor counts, Tensor indices, Tensor full_counts, "
+    "Tensor full_indices, Tensor keys, int? left, int? right, float scale, float softcap)",
+    _masked_forward,
 )

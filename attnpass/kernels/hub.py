@@ -82,9 +82,10 @@ class HubKernel(Kernel):
         numbers = (args.scale, *call.mask.band())
         if family in (SAGE_1, SAGE_2):
             layout, q, k, v = either_layout(emitter, args, multiple_of(64, call.D) if family == SAGE_2 else None)
-            return from_layout(emitter, emitter(_infer, q, k, v, self.name, layout, *numbers), layout, call.Dv)
+            out = _attention.emit(emitter, call, q, k, v, self.name, layout, *numbers)
+            return from_layout(emitter, out, layout, call.Dv)
         q, k, v = bshd(emitter, args, None if family == FLASH_4 else multiple_of(8, call.D))
-        return bhsd(emitter, emitter(_infer, q, k, v, self.name, BSHD, *numbers), call.Dv)
+        return bhsd(emitter, _attention.emit(emitter, call, q, k, v, self.name, BSHD, *numbers), call.Dv)
 
 
 @cache
@@ -120,7 +121,7 @@ def _function(wish: str) -> Function:
     return load(wish, Config.load().trust_remote_code)
 
 
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, wish: str, layout: str, scale: float, left: int, right: int) -> Tensor:
+def _forward(q: Tensor, k: Tensor, v: Tensor, wish: str, layout: str, scale: float, left: int, right: int) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, Dv) -> (B, Sq, H, Dv), contiguous; "HND" is BHSD."""
     function = _function(wish)
     causal = left < 0 and right == 0
@@ -147,14 +148,9 @@ def _window(function: Function, left: int, right: int) -> dict[str, Any]:
     return {"window_size": (none if left < 0 else left, none if right < 0 else right)}
 
 
-def _infer_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
-    return q.new_empty((*q.shape[:3], v.shape[3]))
-
-
-_infer = ops.define(
-    "hub(Tensor q, Tensor k, Tensor v, str wish, str layout, float scale, SymInt left, SymInt right) -> Tensor",
-    _infer_impl,
-    _infer_fake,
+_attention = ops.attention(
+    "hub(Tensor q, Tensor k, Tensor v, str wish, str layout, float scale, SymInt left, SymInt right)",
+    _forward,
     vmap=True,
     graphs=False,  # SageAttention's launches are not recorded
 )

@@ -28,9 +28,7 @@ from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import ALL_FLOATS, BOTTOM_RIGHT, TOP_LEFT, Code, Limits, Rejection
 from attnpass.ir.mask import Term
 from attnpass.kernels.kernel import Kernel
-from attnpass.machine.machine import Machine, sm_number
-
-SMALL_SHARED_MEMORY = (86, 89, 120, 121)  # generations whose backward cannot hold every head dim
+from attnpass.machine.machine import LITTLE_SHARED_MEMORY, Machine, sm_number
 
 
 class NativeFlash(Kernel):
@@ -84,7 +82,7 @@ class NativeFlash(Kernel):
             yield Rejection(Code.DISABLED, "torch.backends.cuda.flash_sdp_enabled()", False, "True")
         if machine.kind == "cpu":
             return
-        if call.needs_grad and sm_number(machine.capability) in SMALL_SHARED_MEMORY:
+        if call.needs_grad and sm_number(machine.capability) in LITTLE_SHARED_MEMORY:
             large_without_dropout = call.dropout_p == 0 and known(call.D > 224)
             if not (known(call.D <= 192) or large_without_dropout):
                 wanted = "at most 192, or above 224 without dropout, in training on this GPU"
@@ -115,7 +113,7 @@ def _emit_padded(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
     q, k, v = bshd(emitter, args, multiple_of(8, call.D))
     key = ("native_flash starts", str(call.B), str(call.Sq), str(call.Sk), call.device)
     starts = emitter.once(key, lambda: emitter.inline(_starts, q, k))
-    return bhsd(emitter, emitter(_padded, q, k, v, lengths, *starts, args.scale), call.Dv)
+    return bhsd(emitter, _padded.emit(emitter, call, q, k, v, lengths, *starts, args.scale), call.Dv)
 
 
 def _starts(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +122,7 @@ def _starts(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return example * q.shape[1], example * k.shape[1]
 
 
-def _padded_impl(
+def _padded_forward(
     q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, starts_q: Tensor, starts_k: Tensor, scale: float
 ) -> Tensor:
     """(B, Sq, H, D), twice (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous: of the first ``lengths`` (B,) int32 keys."""
@@ -137,11 +135,9 @@ def _padded_impl(
 
 
 variable_length: Callable[..., Any] = aten._flash_attention_forward.default
-_padded = ops.define(
-    "native_flash_padded(Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor starts_q, Tensor starts_k, float scale)"
-    " -> Tensor",
-    _padded_impl,
-    lambda q, *_: q.new_empty(q.shape),
+_padded = ops.attention(
+    "native_flash_padded(Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor starts_q, Tensor starts_k, float scale)",
+    _padded_forward,
 )
 
 

@@ -100,8 +100,8 @@ class Npu(Kernel):
         if args.mask is not None:
             rows = rows_with_keys(emitter, args.mask)
             pse, hidden = _mask(emitter, call, args, with_empty_rows_shown(emitter, args.mask, rows))
-        operands = (args.q, args.k, args.v, pse, hidden, args.scale, sparse_mode, left, right, call.dropout_p)
-        out = emitter.item(emitter(_train, *operands), 0) if call.needs_grad else emitter(_infer, *operands)
+        operands = (args.q, args.k, args.v, pse, hidden)
+        out = _attention.emit(emitter, call, *operands, args.scale, sparse_mode, left, right, call.dropout_p)
         return with_empty_rows_zero(emitter, out, rows)
 
 
@@ -138,7 +138,7 @@ def _mask(emitter: Emitter, call: AttentionCall, args: Operands, mask: Node) -> 
     return pse, expanded(emitter, call, args, hidden, batch=heads, heads=False)
 
 
-def _call(
+def _shared(
     q: Tensor,
     pse: Tensor | None,
     hidden: Tensor | None,
@@ -162,37 +162,29 @@ def _call(
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, pse: Tensor | None, hidden: Tensor | None, scale: float, *numbers: Any
-) -> Any:
+) -> tuple[Tensor, ...]:
+    """(B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, D) -> (B, H, Sq, D), contiguous.
+
+    And maximum and sum of the softmax (B, H, Sq, 8) in fp32, and the seed and offset of dropout.
+    """
     import torch_npu
 
-    call = _call(q, pse, hidden, *numbers)
+    call = _shared(q, pse, hidden, *numbers)
     q, k, v = (x.contiguous() for x in (q, k, v))
-    return torch_npu.npu_fusion_attention_v3(query=q, key=k, value=v, scale=scale, **call)
-
-
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
-    """(B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, D) -> (B, H, Sq, D), contiguous."""
-    out: Tensor = _forward(q, k, v, *rest)[0]
-    return out
-
-
-def _infer_fake(q: Tensor, *_: object) -> Tensor:
-    return q.new_empty(q.shape)
-
-
-def _train_impl(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """The output, maximum and sum of the softmax (B, H, Sq, 8) in fp32, and the seed and offset of dropout."""
-    out, largest, total, _, seed, offset = _forward(q, k, v, *rest)
+    results = torch_npu.npu_fusion_attention_v3(query=q, key=k, value=v, scale=scale, **call)
+    out, largest, total, _, seed, offset = results
     return out, largest, total, seed, offset
 
 
-def _train_fake(q: Tensor, *_: object) -> tuple[Tensor, ...]:
-    largest, total = (q.new_empty((*q.shape[:3], 8), dtype=torch.float32) for _ in range(2))
-    seed, offset = (q.new_empty(1, dtype=torch.int64) for _ in range(2))  # on q's device, as in the library's own fake
-    return q.new_empty(q.shape), largest, total, seed, offset
+def _each_row(q: Tensor, *_: object) -> Tensor:
+    return q.new_empty((*q.shape[:3], 8), dtype=torch.float32)
 
 
-def _backward_impl(
+def _one_number(q: Tensor, *_: object) -> Tensor:
+    return q.new_empty(1, dtype=torch.int64)  # on q's device, as in the library's own fake
+
+
+def _backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -209,7 +201,7 @@ def _backward_impl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     import torch_npu
 
-    call = _call(q, pse, hidden, *numbers)
+    call = _shared(q, pse, hidden, *numbers)
     dq, dk, dv, *_ = torch_npu.npu_fusion_attention_grad_v3(
         query=q.contiguous(),
         key=k.contiguous(),
@@ -226,17 +218,12 @@ def _backward_impl(
     return dq, dk, dv
 
 
-_OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor? pse, Tensor? hidden"
-_NUMBERS = "float scale, int sparse_mode, SymInt left, SymInt right, float dropout_p"
-_RESULTS = "Tensor out, Tensor largest, Tensor total, Tensor seed, Tensor offset"
-_infer = ops.define(f"npu({_OPERANDS}, {_NUMBERS}) -> Tensor", _infer_impl, _infer_fake, random=True, layout="BHSD")
-_train = ops.define(
-    f"npu_train({_OPERANDS}, {_NUMBERS}) -> ({_RESULTS})", _train_impl, _train_fake, random=True, layout="BHSD"
-)
-_backward = ops.define(
-    f"npu_backward(Tensor grad, {_OPERANDS}, {_RESULTS}, {_NUMBERS}) -> (Tensor, Tensor, Tensor)",
-    _backward_impl,
-    ops.contiguous_gradients,
+_attention = ops.attention(
+    "npu(Tensor q, Tensor k, Tensor v, Tensor? pse, Tensor? hidden, "
+    "float scale, int sparse_mode, SymInt left, SymInt right, float dropout_p)",
+    train=_forward,
+    backward=_backward,
+    saved={"largest": _each_row, "total": _each_row, "seed": _one_number, "offset": _one_number},
     layout="BHSD",
+    random=True,
 )
-ops.differentiable(_train, _backward, operands=5)

@@ -35,6 +35,7 @@ from torch.fx import Node
 from attnpass.emit import ops
 from attnpass.emit.emitter import Emitter, Operands
 from attnpass.emit.layout import either_layout, from_layout, multiple_of
+from attnpass.emit.undecorated import undecorated_inside
 from attnpass.graph.symbolic import known_multiple, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import SQUARE_ONLY, Code, Limits, Rejection
@@ -78,10 +79,9 @@ class EntryPoint:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-TRITON = EntryPoint("sageattn_qk_int8_pv_fp16_triton", "", ("sm_80", "sm_86", "sm_89", "sm_90"))
-FP16 = EntryPoint(
-    "sageattn_qk_int8_pv_fp16_cuda", "sm80", ("sm_80", "sm_86", "sm_89", "sm_90"), {"pv_accum_dtype": "fp32"}
-)
+UP_TO_HOPPER = ("sm_80", "sm_86", "sm_89", "sm_90")
+TRITON = EntryPoint("sageattn_qk_int8_pv_fp16_triton", "", UP_TO_HOPPER)
+FP16 = EntryPoint("sageattn_qk_int8_pv_fp16_cuda", "sm80", UP_TO_HOPPER, {"pv_accum_dtype": "fp32"})
 FP8 = EntryPoint("sageattn_qk_int8_pv_fp8_cuda", "sm89", ("sm_89",), {"pv_accum_dtype": "fp32+fp16"})
 FP8_120 = replace(FP8, gpus=("sm_120", "sm_121"), options={**FP8.options, "qk_quant_gran": "per_warp"})
 FP8_90 = EntryPoint("sageattn_qk_int8_pv_fp8_cuda_sm90", "sm90", ("sm_90",), {"pv_accum_dtype": "fp32+fp32"})
@@ -140,7 +140,7 @@ class SageKernel(Kernel):
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         layout, q, k, v = either_layout(emitter, args, multiple_of(64, call.D))
         smooth = without_mean(emitter, k, layout)
-        out = emitter(_infer, q, smooth, v, self.name, layout, call.is_causal, args.scale)
+        out = _attention.emit(emitter, call, q, smooth, v, self.name, layout, call.is_causal, args.scale)
         return from_layout(emitter, out, layout, call.Dv)
 
 
@@ -199,10 +199,10 @@ def _function(kernel: str, device: torch.device) -> tuple[Any, Mapping[str, Any]
 
     entry = KERNELS[kernel].entry("sm_{}{}".format(*torch.cuda.get_device_capability(device)))
     assert entry is not None, f"{kernel} was chosen for a GPU that it does not run on"
-    return ops.undecorated_inside(getattr(sageattention, entry.function)), {**entry.options, "smooth_k": False}
+    return undecorated_inside(getattr(sageattention, entry.function)), {**entry.options, "smooth_k": False}
 
 
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_causal: bool, scale: float) -> Tensor:
+def _forward(q: Tensor, k: Tensor, v: Tensor, kernel: str, layout: str, is_causal: bool, scale: float) -> Tensor:
     """(B, Sq, H, D), twice (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous; "HND" is BHSD. K is best `without_mean`."""
     function, options = _function(kernel, q.device)
     if _is_on_default_stream(q.device):
@@ -238,10 +238,9 @@ def on_default_stream(*operands: Tensor) -> Iterator[Callable[[Tensor], None]]:
     current.wait_stream(default)
 
 
-_infer = ops.define(
-    "sage(Tensor q, Tensor k, Tensor v, str kernel, str layout, bool is_causal, float scale) -> Tensor",
-    _infer_impl,
-    lambda q, *_: q.new_empty(q.shape),
+_attention = ops.attention(
+    "sage(Tensor q, Tensor k, Tensor v, str kernel, str layout, bool is_causal, float scale)",
+    _forward,
     vmap=True,
     graphs=False,
 )

@@ -95,7 +95,7 @@ class Sage1(Kernel):
         q, q_steps = _rounded(emitter, q, layout, QUERY_BLOCK, (args.scale or 0.0) * LOG2_E)
         k, k_steps = _rounded(emitter, without_mean(emitter, k, layout), layout, KEY_BLOCK, 1.0)
         v = emitter.cast(v, torch.float16)
-        out = emitter(_infer, q, k, v, q_steps, k_steps, layout, call.is_causal, call.dtype)
+        out = _attention.emit(emitter, call, q, k, v, q_steps, k_steps, layout, call.is_causal, call.dtype)
         return from_layout(emitter, out, layout, call.Dv)
 
 
@@ -127,7 +127,7 @@ def int8_blocks(x: Tensor, layout: str, block: int, factor: float) -> tuple[Tens
     return rounded, (steps if layout == "HND" else steps.transpose(1, 2)).contiguous()
 
 
-def _infer_impl(
+def _forward(
     q: Tensor, k: Tensor, v: Tensor, q_steps: Tensor, k_steps: Tensor, layout: str, is_causal: bool, dtype: torch.dtype
 ) -> Tensor:
     """(B, Sq, H, D) and (B, Sk, Hkv, D) int8, (B, Sk, Hkv, D) fp16, their steps -> (B, Sq, H, D), contiguous.
@@ -142,17 +142,12 @@ def _infer_impl(
     return out
 
 
-def _infer_fake(q: Tensor, *rest: Any) -> Tensor:
-    return q.new_empty(q.shape, dtype=rest[-1])
-
-
 _int8_blocks = ops.compose(
     "int8_blocks(Tensor x, str layout, int block, float factor) -> (Tensor, Tensor)", int8_blocks
 )
-_infer = ops.define(
-    "sage1(Tensor q, Tensor k, Tensor v, Tensor q_steps, Tensor k_steps, str layout, bool is_causal, ScalarType dtype)"
-    " -> Tensor",
-    _infer_impl,
-    _infer_fake,
+_attention = ops.attention(
+    "sage1(Tensor q, Tensor k, Tensor v, Tensor q_steps, Tensor k_steps, str layout, bool is_causal, ScalarType dtype)",
+    _forward,
+    output=lambda q, *rest: q.new_empty(q.shape, dtype=rest[-1]),
     vmap=True,
 )

@@ -60,10 +60,10 @@ class Sage3(Kernel):
             yield Rejection(Code.SCALE, "scale", call.scale, "1/sqrt(head_dim), the library takes no other")
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-        return emitter(_infer, args.q, args.k, args.v, call.is_causal)
+        return _attention.emit(emitter, call, args.q, args.k, args.v, call.is_causal)
 
 
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+def _forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
     """(B, H, Sq, D), (B, H, Sk, D), (B, H, Sk, D) -> (B, H, Sq, D), contiguous. K is not changed."""
     from sageattn3 import sageattn3_blackwell
 
@@ -71,15 +71,6 @@ def _infer_impl(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
     return out
 
 
-def _infer_fake(q: Tensor, *_: object) -> Tensor:
-    return q.new_empty(q.shape)
-
-
-_infer = ops.define(
-    "sage3(Tensor q, Tensor k, Tensor v, bool is_causal) -> Tensor",
-    _infer_impl,
-    _infer_fake,
-    vmap=True,
-    graphs=False,
-    layout="BHSD",
+_attention = ops.attention(
+    "sage3(Tensor q, Tensor k, Tensor v, bool is_causal)", _forward, vmap=True, graphs=False, layout="BHSD"
 )

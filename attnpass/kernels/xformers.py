@@ -110,8 +110,7 @@ class Xformers(Kernel):
         full = call.needs_grad or (_operator(call) == CUTLASS and may_misread_stride_0(call))
         q, k, v = bshd(emitter, _full_heads(emitter, call, args) if full else args)
         bias = None if args.mask is None else aligned_bias(emitter, call, args)
-        operands = (q, k, v, bias, _operator(call), call.is_causal, args.scale)
-        out = emitter.item(emitter(_train, *operands), 0) if call.needs_grad else emitter(_infer, *operands)
+        out = _attention.emit(emitter, call, q, k, v, bias, _operator(call), call.is_causal, args.scale)
         return bhsd(emitter, out, call.Dv)
 
 
@@ -166,7 +165,7 @@ def _operators(name: str) -> tuple[Any, Any]:
     return module.FwOp, module.BwOp
 
 
-def _infer_impl(
+def _infer(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, operator: str, is_causal: bool, scale: float
 ) -> Tensor:
     """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, Dv) -> (B, Sq, H, Dv), contiguous."""
@@ -177,11 +176,7 @@ def _infer_impl(
     return out.flatten(2, 3).contiguous() if out.ndim == 5 else out.contiguous()
 
 
-def _infer_fake(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
-    return q.new_empty((*q.shape[:3], v.shape[3]))
-
-
-def _train_impl(
+def _train(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, operator: str, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The output and its log-sum-exp, (B, H, at least Sq) in fp32."""
@@ -192,15 +187,13 @@ def _train_impl(
     return out.contiguous(), lse.contiguous()
 
 
-def _train_fake(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, operator: str, *_: object
-) -> tuple[Tensor, Tensor]:
-    B, Sq, H, _D = q.shape
+def _log_sum_exp(q_BHSD: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, operator: str, *_: object) -> Tensor:
+    B, H, Sq, _D = q_BHSD.shape
     rows = Sq if operator == FLASH else (Sq + 31) // 32 * 32  # cutlass pads the rows of its log-sum-exp
-    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty((B, H, rows), dtype=torch.float32)
+    return q_BHSD.new_empty((B, H, rows), dtype=torch.float32)
 
 
-def _backward_impl(
+def _backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -221,19 +214,10 @@ def _backward_impl(
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 
-_ARGUMENTS = "str operator, bool is_causal, float scale"
-_infer = ops.define(
-    f"xformers(Tensor q, Tensor k, Tensor v, Tensor? bias, {_ARGUMENTS}) -> Tensor", _infer_impl, _infer_fake
+_attention = ops.attention(
+    "xformers(Tensor q, Tensor k, Tensor v, Tensor? bias, str operator, bool is_causal, float scale)",
+    _infer,
+    _train,
+    _backward,
+    saved={"lse": _log_sum_exp},
 )
-_train = ops.define(
-    f"xformers_train(Tensor q, Tensor k, Tensor v, Tensor? bias, {_ARGUMENTS}) -> (Tensor out, Tensor lse)",
-    _train_impl,
-    _train_fake,
-)
-_backward = ops.define(
-    "xformers_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor out, Tensor lse, "
-    f"{_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
-    _backward_impl,
-    ops.contiguous_gradients,
-)
-ops.differentiable(_train, _backward, operands=4)

@@ -82,8 +82,7 @@ class Xla(Kernel):
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         k, v = (repeated_heads(emitter, node, call.H, call.Hkv) for node in (args.k, args.v))
         bias, rows = (None, None) if args.mask is None else _bias(emitter, call, args, args.mask)
-        operands = (args.q, k, v, bias, call.is_causal, args.scale)
-        out = emitter.item(emitter(_train, *operands), 0) if call.needs_grad else emitter(_infer, *operands)
+        out = _attention.emit(emitter, call, args.q, k, v, bias, call.is_causal, args.scale)
         return with_empty_rows_zero(emitter, out, rows)
 
 
@@ -121,7 +120,7 @@ def _bias(emitter: Emitter, call: AttentionCall, args: Operands, mask: Node) -> 
     return expanded(emitter, call, args, bias, batch=True, heads=True), rows
 
 
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float) -> Tensor:
+def _infer(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float) -> Tensor:
     """(B, H, Sq, D), (B, H, Sk, D), (B, H, Sk, D) -> (B, H, Sq, D), contiguous."""
     from torch_xla.experimental.custom_kernel import flash_attention
 
@@ -131,11 +130,7 @@ def _infer_impl(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal:
     return out
 
 
-def _infer_fake(q: Tensor, *_: object) -> Tensor:
-    return q.new_empty(q.shape)
-
-
-def _call(bias: Tensor | None, is_causal: bool, scale: float) -> dict[str, Any]:
+def _shared(bias: Tensor | None, is_causal: bool, scale: float) -> dict[str, Any]:
     """The keyword arguments that forward and backward share."""
     return {
         "causal": is_causal,
@@ -149,23 +144,18 @@ def _call(bias: Tensor | None, is_causal: bool, scale: float) -> dict[str, Any]:
     }
 
 
-def _train_impl(
+def _train(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output, and sum and maximum of the softmax, (B, H, Sq) in fp32."""
     from torch_xla.experimental.custom_kernel import fa_custom_forward
 
     q, k, v = (x.contiguous() for x in (q, k, v))
-    out, _q, _k, _v, total, largest, _ab = fa_custom_forward(q=q, k=k, v=v, **_call(bias, is_causal, scale))
+    out, _q, _k, _v, total, largest, _ab = fa_custom_forward(q=q, k=k, v=v, **_shared(bias, is_causal, scale))
     return out, total, largest
 
 
-def _train_fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    total, largest = (q.new_empty(q.shape[:3], dtype=torch.float32) for _ in range(2))
-    return q.new_empty(q.shape), total, largest
-
-
-def _backward_impl(
+def _backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -190,25 +180,16 @@ def _backward_impl(
         q_full_shape=list(q.shape),
         kv_full_shape=list(k.shape),
         ab_full_shape=None if bias is None else list(bias.shape),
-        **_call(bias, is_causal, scale),
+        **_shared(bias, is_causal, scale),
     )
     return dq, dk, dv
 
 
-_OPERANDS = "Tensor q, Tensor k, Tensor v, Tensor? bias"
-_ARGUMENTS = "bool is_causal, float scale"
-_infer = ops.define(f"xla({_OPERANDS}, {_ARGUMENTS}) -> Tensor", _infer_impl, _infer_fake, layout="BHSD")
-_train = ops.define(
-    f"xla_train({_OPERANDS}, {_ARGUMENTS}) -> (Tensor out, Tensor total, Tensor largest)",
-    _train_impl,
-    _train_fake,
+_attention = ops.attention(
+    "xla(Tensor q, Tensor k, Tensor v, Tensor? bias, bool is_causal, float scale)",
+    _infer,
+    _train,
+    _backward,
+    saved={"total": ops.log_sum_exp, "largest": ops.log_sum_exp},
     layout="BHSD",
 )
-_backward = ops.define(
-    f"xla_backward(Tensor grad, {_OPERANDS}, Tensor out, Tensor total, Tensor largest, {_ARGUMENTS}) "
-    "-> (Tensor, Tensor, Tensor)",
-    _backward_impl,
-    ops.contiguous_gradients,
-    layout="BHSD",
-)
-ops.differentiable(_train, _backward, operands=4)

@@ -19,6 +19,7 @@ from attnpass.machine.library import Build, Library
 
 DRIVERS = {"cuda": "/proc/driver/nvidia/version", "rocm": "/sys/module/amdgpu/version"}
 SDP_BACKENDS = ("flash", "efficient", "math", "cudnn")
+LITTLE_SHARED_MEMORY = (86, 89, 120, 121)  # NVIDIA generations on which FlashAttention-2's backward is short of it
 
 
 @dataclass(frozen=True, slots=True)

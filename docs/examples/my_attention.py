@@ -30,11 +30,9 @@ from attnpass.plugin import (
     Operands,
     Rejection,
     Term,
+    attention,
     bhsd,
     bshd,
-    contiguous_gradients,
-    define,
-    differentiable,
     known,
     multiple_of,
     shown,
@@ -65,56 +63,29 @@ class MyAttention(Kernel):
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         q, k, v = bshd(emitter, args, multiple_of(8, call.D))
-        if call.needs_grad:
-            out = emitter.item(emitter(_train, q, k, v, args.scale, call.is_causal), 0)
-        else:
-            out = emitter(_infer, q, k, v, args.scale, call.is_causal)
+        out = _attention.emit(emitter, call, q, k, v, args.scale, call.is_causal)
         return bhsd(emitter, out, call.Dv)
 
 
-def _infer_impl(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Tensor:
-    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous."""
-    return library_forward(q=q, k=k, v=v, scale=scale, causal=causal)[0]  # a real library is imported here
+def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), contiguous.
+
+    And its log-sum-exp, (B, H, Sq) in fp32.
+    """
+    return library_forward(q=q, k=k, v=v, scale=scale, causal=causal)  # a real library is imported here
 
 
-def _infer_fake(q: Tensor, *_: object) -> Tensor:
-    return q.new_empty(q.shape)
-
-
-def _train_impl(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """The output and its log-sum-exp, (B, H, Sq) in fp32."""
-    return library_forward(q=q, k=k, v=v, scale=scale, causal=causal)
-
-
-def _train_fake(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    B, Sq, H, _D = q.shape
-    return q.new_empty(q.shape), q.new_empty((B, H, Sq), dtype=torch.float32)
-
-
-def _backward_impl(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any) -> Any:
+def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *rest: Any) -> Any:
     scale, causal = rest
     return library_backward(grad=grad, q=q, k=k, v=v, out=out, lse=lse, scale=scale, causal=causal)
 
 
-_infer = define(
-    "my_attention(Tensor q, Tensor k, Tensor v, float scale, bool causal) -> Tensor",
-    _infer_impl,
-    _infer_fake,
+_attention = attention(
+    "my_attention(Tensor q, Tensor k, Tensor v, float scale, bool causal)",
+    train=_forward,
+    backward=_backward,
     vmap=True,
 )
-_train = define(
-    "my_attention_train(Tensor q, Tensor k, Tensor v, float scale, bool causal) -> (Tensor out, Tensor lse)",
-    _train_impl,
-    _train_fake,
-    vmap=True,
-)
-_backward = define(
-    "my_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, float scale, bool causal)"
-    " -> (Tensor, Tensor, Tensor)",
-    _backward_impl,
-    contiguous_gradients,
-)
-differentiable(_train, _backward, operands=3)
 
 
 # What follows stands for the library.
