@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from attnpass.index.expr import (
-    FALSE,
-    TRUE,
     And,
     Apply,
     Bool,
     Expr,
     Float,
+    Join,
     Lin,
     Load,
     NonNeg,
@@ -72,24 +71,30 @@ def _negated(arg: Expr) -> Expr:
 
 def all_of(args: Iterable[Expr]) -> Expr:
     """All of them hold."""
-    return _joined(args, And, absorbing=FALSE, neutral=TRUE)
+    return _joined(args, And)
 
 
 def any_of(args: Iterable[Expr]) -> Expr:
     """One of them holds."""
-    return _joined(args, Or, absorbing=TRUE, neutral=FALSE)
+    return _joined(args, Or)
 
 
-def _joined(args: Iterable[Expr], join: type[And] | type[Or], absorbing: Bool, neutral: Bool) -> Expr:
+def _joined(args: Iterable[Expr], join: type[And] | type[Or]) -> Expr:
     flat: set[Expr] = set()
     for arg in args:
         flat.update(arg.args if isinstance(arg, join) and len(arg.args) <= FLAT else (arg,))
-    flat.discard(neutral)
-    if absorbing in flat or any(negated(arg) in flat for arg in flat if not isinstance(arg, (And, Or))):
+    return as_one(flat, join)
+
+
+def as_one(parts: set[Expr], join: type[And] | type[Or]) -> Expr:
+    """Parts joined on one level; one of them decides where it leaves no choice."""
+    neutral, absorbing = Bool(join is And), Bool(join is Or)
+    parts.discard(neutral)
+    if absorbing in parts or any(negated(part) in parts for part in parts if not isinstance(part, Join)):
         return absorbing
-    if len(flat) <= 1:
-        return flat.pop() if flat else neutral
-    return join(frozenset(flat))
+    if len(parts) <= 1:
+        return parts.pop() if parts else neutral
+    return join(frozenset(parts))
 
 
 def flattened(expr: Expr, join: type[And] | type[Or]) -> list[Expr]:
