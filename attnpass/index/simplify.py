@@ -55,8 +55,7 @@ from attnpass.index.logic import (
     where,
     written_out,
 )
-from attnpass.index.promotion import is_float
-from attnpass.index.scalars import Element, StopError, within
+from attnpass.index.scalars import Element, StopError, is_float, within
 
 # Inductor writes a shared part out wherever it is used: 1,900 parts take it 10 s (CPU), 7,500 take 29 s.
 MOST_WRITTEN_OUT = 2000

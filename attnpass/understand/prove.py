@@ -32,10 +32,20 @@ from attnpass.index.expr import (
     plus,
 )
 from attnpass.index.interned import remembered
-from attnpass.index.logic import all_of, any_of, axes_of, dtype_of, is_boolean, loads_of, negated, walk, where
+from attnpass.index.logic import (
+    all_of,
+    any_of,
+    axes_of,
+    dtype_of,
+    is_boolean,
+    loads_of,
+    negated,
+    substituted,
+    walk,
+    where,
+)
 from attnpass.index.scalars import StopError
 from attnpass.index.simplify import conjuncts, simplified
-from attnpass.index.substitute import substituted
 from attnpass.ir.hidden import Low, hides, may_be_low, when_empty
 from attnpass.ir.mask import EmptyRows, MaskSpec, MaskTerm, Term
 from attnpass.ir.meaning import Meaning
