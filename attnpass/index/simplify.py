@@ -28,11 +28,13 @@ from attnpass.index.expr import (
     Expr,
     Float,
     Join,
+    K,
     Lin,
     Load,
     NonNeg,
     Not,
     Or,
+    Q,
     Rule,
     Where,
     Zero,
@@ -282,3 +284,13 @@ _RULES: dict[type[Expr], Callable[[Bounds, Any], Expr]] = {
 def conjuncts(expr: Expr) -> list[Expr]:
     """The parts that all have to hold; none for True."""
     return list(expr.args) if isinstance(expr, And) else [] if expr == Bool(True) else [expr]
+
+
+def side_of(part: Expr) -> tuple[int, Size] | None:
+    """A bound on one side of the diagonal: ``(1, left)`` for ``q - left <= k``, ``(-1, right)`` for ``k <= q + right``.
+
+    None for anything else.
+    """
+    if not isinstance(part, NonNeg) or dict(part.form.terms) not in ({K: 1, Q: -1}, {K: -1, Q: 1}):
+        return None
+    return part.form.factor(K), part.form.const

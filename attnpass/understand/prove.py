@@ -45,7 +45,7 @@ from attnpass.index.logic import (
     where,
 )
 from attnpass.index.scalars import StopError
-from attnpass.index.simplify import conjuncts, simplified
+from attnpass.index.simplify import conjuncts, side_of, simplified
 from attnpass.ir.hidden import Low, hides, may_be_low, when_empty
 from attnpass.ir.mask import EmptyRows, MaskSpec, MaskTerm, Term
 from attnpass.ir.meaning import Meaning
@@ -185,9 +185,9 @@ def _witnesses(allowed: Expr, sizes: Mapping[str, Size]) -> Iterator[Lin]:
 
 
 def _terms(parts: Sequence[Expr], sizes: Mapping[str, Size]) -> Iterator[MaskTerm]:
-    right = [_shift(part) for part in parts if _is_diagonal(part, -1)]
-    left = [_shift(part) for part in parts if _is_diagonal(part, 1)]
-    rest = [part for part in parts if not _is_diagonal(part, -1) and not _is_diagonal(part, 1)]
+    sides = [side_of(part) for part in parts]
+    left, right = ([side[1] for side in sides if side and side[0] == sign] for sign in (1, -1))
+    rest = [part for part, side in zip(parts, sides, strict=True) if side is None]
     if len(right) > 1 or len(left) > 1:  # two bounds of which neither is known to be the tighter
         yield MaskTerm(Term.FUNCTION)
     elif right and (not left or _at_a_corner(right[0], sizes)):
@@ -202,16 +202,6 @@ def _terms(parts: Sequence[Expr], sizes: Mapping[str, Size]) -> Iterator[MaskTer
 
 def _at_a_corner(offset: Size, sizes: Mapping[str, Size]) -> bool:
     return known_equal(offset, 0) or known_equal(offset, sizes[K] - sizes[Q])
-
-
-def _is_diagonal(part: Expr, sign: int) -> bool:
-    """``k <= q + c`` (sign -1) or ``k >= q - c`` (sign 1)."""
-    return isinstance(part, NonNeg) and dict(part.form.terms) == {K: sign, Q: -sign}
-
-
-def _shift(part: Expr) -> Size:
-    assert isinstance(part, NonNeg)
-    return part.form.const
 
 
 def _term(part: Expr) -> Term:
