@@ -52,6 +52,7 @@ from attnpass.index.rules.pointwise import band, chosen, elementwise
 from attnpass.index.rules.views import _roll
 from attnpass.index.scalars import StopError, constant
 from attnpass.index.simplify import MOST_WRITTEN_OUT, conjuncts, simpler, simplified
+from attnpass.understand import prove
 from attnpass.understand.prove import taken_apart
 
 S = 256
@@ -312,3 +313,21 @@ def test_the_tables_hold_nothing_alive() -> None:
     del expr
     gc.collect()
     assert (len(Where.table), len(Load.table)) == before
+
+
+def test_few_keys_are_tried_as_one_that_every_query_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    n, tried = 100, list[Expr]()
+
+    def counted(expr: Expr, *rest: object) -> Expr:
+        tried.append(expr)
+        return substituted(expr, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prove, "substituted", counted)
+    bound = [is_positive(plus(number(3 * i + 5), axis(K), -1)) for i in range(n)]
+    loads = [Load(NODE, (axis(Q), linear({K: 1}, i)), torch.bool) for i in range(n)]
+    some = all_of(any_of(pair) for pair in zip(bound, loads, strict=True))
+    sizes = {"b": 1, "h": 1, Q: S, K: 4 * S}
+    assert not prove._rows_may_be_empty(some, Bounds.of(sizes), sizes)
+    last = any_of((Load(NODE, (axis(K), axis(Q)), torch.bool), all_of((loads[0], loads[1], loads[2]))))
+    assert prove._rows_may_be_empty(all_of((some, last)), Bounds.of(sizes), sizes)
+    assert len(tried) <= (prove.MOST_WITNESSES + 1) * (n + 1)
