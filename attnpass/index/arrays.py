@@ -10,7 +10,7 @@ linear time; past `MOST_STEPS` the mask is not followed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import local
@@ -165,7 +165,7 @@ def _make(array: Array, index: Index) -> None:
         raise _TooMuchError
     _STATE.depth += 1
     try:
-        with within(_bounds(index, array.shape)):
+        with within(lambda: Bounds.inside(index, array.shape)):
             array.made[index] = array.element(index)
     except StopError as stop:
         array.made[index] = StopError(*stop.args)  # without the traceback, which holds what it went through
@@ -192,22 +192,5 @@ def _from_the_ground(array: Array, index: Index) -> None:
     finally:
         _STATE.depth = -1
     made = array.made[index]
-    if isinstance(made, Expr) and size(made) > MOST_PARTS:
+    if isinstance(made, Expr) and any(True for _ in islice(walk(made), MOST_PARTS, None)):
         array.made[index] = StopError(f"a mask too large to be followed: more than {MOST_PARTS} parts")
-
-
-def size(expr: Expr) -> int:
-    """How many different parts an expression has, counted up to one more than `MOST_PARTS`."""
-    return sum(1 for _ in islice(walk(expr), MOST_PARTS + 1))
-
-
-def _bounds(index: Index, shape: Sequence[Size]) -> Callable[[], Bounds]:
-    """Where the axes lie if ``index`` lies inside of ``shape``, found out when it is first asked for."""
-    found: list[Bounds] = []
-
-    def bounds() -> Bounds:
-        if not found:
-            found.append(Bounds.inside(index, shape))
-        return found[0]
-
-    return bounds

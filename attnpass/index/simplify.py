@@ -98,10 +98,6 @@ def simpler(expr: Expr, bounds: Bounds) -> Expr:
     return bounds.seen[expr]
 
 
-def _same(bounds: Bounds, expr: Expr) -> Expr:
-    return expr
-
-
 def _lin(bounds: Bounds, form: Lin) -> Lin:
     """An axis that has one value is that value."""
     result = form
@@ -130,10 +126,6 @@ def _zero(bounds: Bounds, expr: Zero) -> Expr:
     return is_zero(form)
 
 
-def _not(bounds: Bounds, expr: Not) -> Expr:
-    return negated(simpler(expr.arg, bounds))
-
-
 def _load(bounds: Bounds, expr: Load) -> Expr:
     return Load(expr.node, tuple(simpler(i, bounds) for i in expr.index), expr.dtype)
 
@@ -142,8 +134,8 @@ def _where(bounds: Bounds, expr: Where) -> Expr:
     test = simpler(expr.test, bounds)
     if isinstance(test, Bool):
         return simpler(expr.yes if test.value else expr.no, bounds)
-    yes = simpler(expr.yes, bounds.narrowed(test, True))
-    no = simpler(expr.no, bounds.narrowed(test, False))
+    yes = simpler(expr.yes, bounds.narrowed([test]))
+    no = simpler(expr.no, bounds.narrowed([negated(test)]))
     return where(test, yes, no)
 
 
@@ -246,7 +238,7 @@ def _in_context(bounds: Bounds, args: set[Expr], hold: bool) -> set[Expr]:
     singles = [arg for arg in in_order(args) if isinstance(arg, Rule) and len(arg.form.terms) == 1][:FEW]
     for arg in in_order(args) if singles else ():
         beside = [single for single in singles if single is not arg and single in args]
-        context = bounds.narrowed_by(beside if hold else map(negated, beside)) if beside else bounds
+        context = bounds.narrowed(beside if hold else map(negated, beside)) if beside else bounds
         read = simpler(arg, context) if context is not bounds else arg
         if read == Bool(not hold):
             return {read}
@@ -267,12 +259,12 @@ def _factored(expr: Expr) -> Expr:
 
 
 _RULES: dict[type[Expr], Callable[[Bounds, Any], Expr]] = {
-    Bool: _same,
-    Float: _same,
+    Bool: lambda bounds, expr: expr,
+    Float: lambda bounds, expr: expr,
     Lin: _lin,
     NonNeg: _nonneg,
     Zero: _zero,
-    Not: _not,
+    Not: lambda bounds, expr: negated(simpler(expr.arg, bounds)),
     Load: _load,
     Where: _where,
     Apply: _apply,
