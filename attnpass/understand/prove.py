@@ -69,6 +69,13 @@ class Split:
     bias: Expr | None = None
     lows: frozenset[Low] = frozenset()
 
+    def plus(self, other: Split, dtype: torch.dtype) -> Split:
+        """Both masks, added in ``dtype``."""
+        bias = self.bias or other.bias
+        if self.bias and other.bias:
+            bias = Apply("add", (self.bias, other.bias), dtype)
+        return Split(all_of((self.allowed, other.allowed)), bias, self.lows | other.lows)
+
 
 def taken_apart(expr: Expr) -> Split:
     """An additive mask as the keys that it hides and the bias on the others.
@@ -89,21 +96,17 @@ def _sides(expr: Expr) -> tuple[Expr, ...]:
 def _taken_apart(expr: Expr) -> Split:
     if is_boolean(expr):
         return Split(expr, lows=frozenset({Low(-INF)}))
-    if isinstance(expr, Float):
-        if expr.value == 0:
-            return Split(TRUE)
-        return (
-            Split(FALSE, lows=frozenset({Low(expr.value, expr.dtype)}))
-            if hides(expr.value, expr.dtype)
-            else Split(TRUE, expr)
-        )
+    if isinstance(expr, Float) and expr.value == 0:
+        return Split(TRUE)
+    if isinstance(expr, Float) and hides(expr.value, expr.dtype):
+        return Split(FALSE, lows=frozenset({Low(expr.value, expr.dtype)}))
     if isinstance(expr, Where):
         yes, no = taken_apart(expr.yes), taken_apart(expr.no)
         allowed = any_of((all_of((expr.test, yes.allowed)), all_of((negated(expr.test), no.allowed))))
         return Split(allowed, _chosen_bias(expr.test, yes, no), yes.lows | no.lows)
     if isinstance(expr, Apply) and expr.op == "add":
         left, right = (taken_apart(arg) for arg in expr.args)
-        return Split(all_of((left.allowed, right.allowed)), _sum(expr, left, right), left.lows | right.lows)
+        return left.plus(right, expr.dtype)
     if isinstance(expr, Lin):
         raise StopError("an additive mask of integers")
     return Split(TRUE, expr)
@@ -111,26 +114,15 @@ def _taken_apart(expr: Expr) -> Split:
 
 def _chosen_bias(test: Expr, yes: Split, no: Split) -> Expr | None:
     """The bias of a ``where``; on the side that is hidden altogether it does not matter."""
-    if yes.bias is None and no.bias is None:
+    dtypes = [dtype_of(side.bias) for side in (yes, no) if side.bias]
+    if not dtypes:
         return None
     if no.allowed == FALSE:
         return yes.bias
     if yes.allowed == FALSE:
         return no.bias
-    found = yes.bias if yes.bias is not None else no.bias
-    dtype = _dtype(found)
-    zero = Float(0.0, dtype)
-    return where(test, zero if yes.bias is None else yes.bias, zero if no.bias is None else no.bias)
-
-
-def _sum(expr: Apply, left: Split, right: Split) -> Expr | None:
-    if left.bias is None or right.bias is None:
-        return left.bias if right.bias is None else right.bias
-    return Apply("add", (left.bias, right.bias), expr.dtype)
-
-
-def _dtype(expr: Expr | None) -> torch.dtype:
-    return (None if expr is None else dtype_of(expr)) or torch.float32
+    zero = Float(0.0, dtypes[0] or torch.float32)
+    return where(test, yes.bias or zero, no.bias or zero)
 
 
 def prove(split: Split, sizes: Mapping[str, Size], by_hand: bool, spelled: TensorSpec | None, several: bool) -> Meaning:
@@ -166,7 +158,7 @@ def _bias_spec(bias: Expr | None, spelled: TensorSpec | None) -> TensorSpec | No
 
 
 def _rows_may_be_empty(allowed: Expr, bounds: Bounds, sizes: Mapping[str, Size]) -> bool:
-    """Is there a key that every query is known to see? The first, the last, or one on a diagonal."""
+    """May a row see no key? Not if all see the same one: the first, the last, or one on a diagonal."""
     if allowed == TRUE:
         return False
     parts = sorted(conjuncts(allowed), key=written_out)  # a small one soon says no
