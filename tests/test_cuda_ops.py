@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnpass.emit.blocks import band_blocks
+from attnpass.emit.mask_blocks import band_blocks
 from attnpass.emit.padding import in_order
 from attnpass.kernels import flash3_pages
 from attnpass.kernels.registry import registry

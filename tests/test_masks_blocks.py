@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
-from attnpass.emit.blocks import BLOCK, band_blocks, blocks
+from attnpass.emit.mask_blocks import BLOCK, band_blocks, blocks
 from attnpass.index.bounds import Bounds
 from attnpass.index.evaluate import Values, as_tensor, evaluate, outside_loads
 from attnpass.index.expr import AXES, Apply, B, Expr, K, Lin, Load, Q, axis, number, plus

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnpass.index import asked, bounds
-from attnpass.index.arrays import Array, Like, band, chosen, elementwise
+from attnpass.index import arrays, bounds
+from attnpass.index.arrays import Array, Like
 from attnpass.index.bounds import Bounds
 from attnpass.index.evaluate import Values, as_tensor, evaluate
 from attnpass.index.expr import (
@@ -41,16 +41,18 @@ from attnpass.index.logic import (
     is_zero,
     loads_of,
     negated,
+    substituted,
     walk,
     where,
     written_out,
 )
 from attnpass.index.rules.joins import Span, _cat
 from attnpass.index.rules.joins import assigned as assigned_to
+from attnpass.index.rules.pointwise import band, chosen, elementwise
 from attnpass.index.rules.views import _roll
 from attnpass.index.scalars import StopError, constant
 from attnpass.index.simplify import MOST_WRITTEN_OUT, conjuncts, simpler, simplified
-from attnpass.index.substitute import substituted
+from attnpass.understand import prove
 from attnpass.understand.prove import taken_apart
 
 S = 256
@@ -162,7 +164,7 @@ class Cost:
 
 def cost(array: Array) -> Cost:
     expr = array.at((axis(Q), axis(K)))
-    steps = asked.steps()
+    steps = arrays.steps()
     inside = Bounds.of({Q: S, K: S})
     allowed = taken_apart(expr).allowed
     result = simpler(allowed, inside)
@@ -186,7 +188,7 @@ def test_absolute_values_inside_one_another_are_followed_or_not(n: int) -> None:
             array.at((axis(Q), axis(K)))
     else:
         assert axes_of(array.at((axis(Q), axis(K)))) == {Q, K}
-    assert asked.steps() <= 4 * n + 4
+    assert arrays.steps() <= 4 * n + 4
 
 
 @pytest.mark.parametrize("shape", ("and", "or", "xor", "mixed"))
@@ -219,7 +221,7 @@ def test_rolls_end_in_a_reason(n: int) -> None:
         assert n == 32
     except StopError as stop:
         assert "too large to be followed" in str(stop)
-    assert asked.steps() <= asked.MOST_STEPS + 1
+    assert arrays.steps() <= arrays.MOST_STEPS + 1
 
 
 @pytest.mark.parametrize(("make", "n"), [(SHAPES["xor"], 30), (SHAPES["xor"], 200)])
@@ -240,10 +242,10 @@ def test_what_is_too_large_is_not_asked_twice() -> None:
     for _ in range(2):
         with pytest.raises(StopError, match="too large to be followed: more than"):
             array.at((axis(Q), axis(K)))
-    before = asked.steps()
+    before = arrays.steps()
     with pytest.raises(StopError):
         array.at((axis(Q), axis(K)))
-    assert asked.steps() == before
+    assert arrays.steps() == before
 
 
 def test_an_expression_of_too_many_parts_is_not_followed() -> None:
@@ -313,3 +315,21 @@ def test_the_tables_hold_nothing_alive() -> None:
     del expr
     gc.collect()
     assert (len(Where.table), len(Load.table)) == before
+
+
+def test_few_keys_are_tried_as_one_that_every_query_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    n, tried = 100, list[Expr]()
+
+    def counted(expr: Expr, *rest: object) -> Expr:
+        tried.append(expr)
+        return substituted(expr, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prove, "substituted", counted)
+    bound = [is_positive(plus(number(3 * i + 5), axis(K), -1)) for i in range(n)]
+    loads = [Load(NODE, (axis(Q), linear({K: 1}, i)), torch.bool) for i in range(n)]
+    some = all_of(any_of(pair) for pair in zip(bound, loads, strict=True))
+    sizes = {"b": 1, "h": 1, Q: S, K: 4 * S}
+    assert not prove._rows_may_be_empty(some, Bounds.of(sizes), sizes)
+    last = any_of((Load(NODE, (axis(K), axis(Q)), torch.bool), all_of((loads[0], loads[1], loads[2]))))
+    assert prove._rows_may_be_empty(all_of((some, last)), Bounds.of(sizes), sizes)
+    assert len(tried) <= (prove.MOST_WITNESSES + 1) * (n + 1)

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from attnpass.index.arrays import Array, Like, chosen, elementwise
+from attnpass.index.arrays import Array, Like
 from attnpass.index.constants import recognised
 from attnpass.index.evaluate import Values, as_tensor, evaluate
 from attnpass.index.expr import K, Load, axis, number, plus
-from attnpass.index.indexing import indexed
 from attnpass.index.logic import is_positive
+from attnpass.index.rules.pointwise import chosen, elementwise
+from attnpass.index.rules.views import indexed
 from attnpass.index.scalars import StopError, constant, fitting
 
 N = 5
@@ -297,4 +298,4 @@ def test_tables_keep_the_sign_of_zeros_and_refuse_odd_dtypes() -> None:
 def test_bytes_as_an_index_are_truth_values() -> None:
     x = Like((N,), torch.int64).made_of(lambda i: i[0])
     with pytest.raises(StopError, match="truth"):
-        indexed(x, [counted(0, torch.uint8)[0]], Like((N,), torch.int64))
+        indexed(Like((N,), torch.int64), x, [counted(0, torch.uint8)[0]])

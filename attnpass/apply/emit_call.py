@@ -83,9 +83,7 @@ def _rows_that_read_scores(
     if not call.mask.rows_may_be_empty or call.mask.bias is None:
         return None
     if call.mask.empty is EmptyRows.AVERAGE and all(each.fill is not None for each in additions):  # written, as one sum
-        seen = [emitter.apply(each.operand) for each in additions]
-        both = reduce(lambda one, other: emitter(aten.logical_and.default, one, other), seen)
-        return emitter(aten.any.dim, both, -1, True)
+        return rows_with_keys(emitter, _all_of(emitter, additions))
     if call.mask.empty is EmptyRows.ROUNDED:
         return emitter(aten.any.dim, emitter(aten.gt.Scalar, mask, ABSORBS_IN_FP16), -1, True)
     return None
@@ -108,20 +106,24 @@ def _mask(emitter: Emitter, additions: Sequence[Addition[Node]], call: Attention
     if call.pattern is not Pattern.HANDWRITTEN:
         (only,) = additions
         return _operand(emitter, only.operand, call)
-    nodes = [emitter.apply(each.operand) for each in additions]
     if call.mask.bias is None:
-        return reduce(lambda one, other: emitter(aten.logical_and.default, one, other), nodes)
+        return _all_of(emitter, additions)
     total, dtype = None, call.mask.bias.dtype
-    for node, fill in zip(nodes, (each.fill for each in additions), strict=True):
+    for node, fill in [(emitter.apply(each.operand), each.fill) for each in additions]:
         if fill is None:
             node = narrowed(emitter, node, dtype)
             total = node if total is None else emitter(aten.add.Tensor, total, node)
         else:
-            fill = absorbing(fill, dtype)
-            lowest = emitter(aten.full.default, [], fill, dtype=dtype, device=call.device)
+            lowest = emitter(aten.full.default, [], absorbing(fill, dtype), dtype=dtype, device=call.device)
             kept = emitter(aten.full.default, [], 0.0, dtype=dtype, device=call.device) if total is None else total
             total = emitter(aten.where.self, node, kept, lowest)
     return total
+
+
+def _all_of(emitter: Emitter, additions: Sequence[Addition[Node]]) -> Node:
+    """Bool masks as one: a key takes part where all of them say so."""
+    seen = [emitter.apply(each.operand) for each in additions]
+    return reduce(lambda one, other: emitter(aten.logical_and.default, one, other), seen)
 
 
 def _as_softmax_leaves_empty_rows(
@@ -140,11 +142,9 @@ def _as_softmax_leaves_empty_rows(
         return emitter(aten.where.self, rows, out, emitter.cast(_average(emitter, call, args, out), dtype))
     mask = args.mask or _mask(emitter, wiring.additions, replace(call, mask=call.mask.as_spelled()))
     assert mask is not None
-    written = [emitter.apply(each.operand) for each in wiring.additions if each.fill is not None]
-    read = None  # rows of which a score is not written over; written over as a whole, they give only V a gradient
-    if written:
-        both = reduce(lambda one, other: emitter(aten.logical_and.default, one, other), written)
-        read = emitter(aten.any.dim, both, -1, True)
+    written = [each for each in wiring.additions if each.fill is not None]
+    # rows of which a score is not written over; written over as a whole, they give only V a gradient
+    read = rows_with_keys(emitter, _all_of(emitter, written)) if written else None
     if len(written) < len(wiring.additions):  # -inf is added: a factor, so that gradients are NaN too
         rows = rows_with_keys(emitter, mask)
         if read is not None:

@@ -44,11 +44,7 @@ def computed(
 
     def compute(q: Tensor, k: Tensor, *tensors: Tensor) -> Tensor:
         sizes = dict(zip(AXES, (*q.shape[:3], k.shape[2]), strict=True))
-        places = {
-            a: torch.arange(sizes[a], device=q.device).reshape([-1 if a == other else 1 for other in AXES])
-            for a in AXES
-            if a in present
-        }
+        places = {a: along(a, torch.arange(sizes[a], device=q.device)) for a in AXES if a in present}
         value = evaluate(expr, values_of(expr, places, q, k, nodes, tensors, outside))
         whole = as_tensor(value, torch.bool, q.device).expand([sizes[a] if a in present else 1 for a in AXES])
         return finish(whole).reshape([sizes[a] for a in kept if a in present])
@@ -57,6 +53,11 @@ def computed(
     outside = outside_loads(expr, bounds_of(call))  # asked here: arithmetic on sizes would be traced in there
     node: Node = emitter.inline(compute, q, k, *nodes)
     return node
+
+
+def along(axis: str, index: Tensor) -> Tensor:
+    """Places along one axis, so that they broadcast over (B, H, Sq, Sk)."""
+    return index.reshape([-1 if axis == other else 1 for other in AXES])
 
 
 def values_of(

@@ -1,26 +1,33 @@
 """Operators on expressions: what a program's arithmetic on single elements means, with everything known folded away.
 
-Folding a number uses PyTorch itself on one element of the program's dtype, so that rounding, overflow and ``-0.0`` come
-out as they would. What has no meaning here raises `StopError`; the tracer then reads the node's value at run time.
+Linear arithmetic, comparisons, logic and casts have a meaning here; some of the rest stays as the program wrote it.
+What has none raises `StopError`; the tracer then reads the node's value at run time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from attnpass.index.expr import Bool, Expr, Float, Lin, Where, as_number, scaled
-from attnpass.index.interned import remembered
-from attnpass.index.logic import all_of, any_of, is_boolean, is_constant, is_positive, where
-from attnpass.index.operators import LOGIC, SYMBOLIC
-from attnpass.index.promotion import is_float
-from attnpass.index.scalars import Element, StopError, constant
+from attnpass.index.expr import Apply, Bool, Expr, Float, Lin, Load, Where, as_number, number, plus, scaled
+from attnpass.index.interned import in_order, remembered
+from attnpass.index.logic import all_of, any_of, dtype_of, is_boolean, is_constant, is_positive, is_zero, negated, where
+from attnpass.index.scalars import (
+    Element,
+    StopError,
+    as_integer,
+    brought,
+    common_dtype,
+    fitting,
+    folded,
+    is_float,
+)
 
 LEAVES = 16  # a pointwise operation is pushed into so many alternatives
-HALVES = (torch.float16, torch.bfloat16)
 
 
 def pointwise(name: str, function: Callable[..., Any], operands: Sequence[Element], dtype: torch.dtype) -> Expr:
@@ -47,12 +54,17 @@ def pointwise(name: str, function: Callable[..., Any], operands: Sequence[Elemen
 
             return where(split.test, branch(split.yes), branch(split.no))
     if all(is_constant(each.expr) for each in operands):
-        return _folded(name, function, operands, dtype)
+        return folded(name, function, operands, dtype)
     symbolic = SYMBOLIC.get(name)
     result = None if symbolic is None else symbolic(operands, dtype)
     if result is not None:
         return result
     raise StopError(f"{name} of {', '.join(str(each.expr)[:80] for each in operands)}"[:200])
+
+
+def converted(expr: Expr, source: torch.dtype, dtype: torch.dtype) -> Expr:
+    """An element of dtype ``source`` as one of ``dtype``."""
+    return pointwise("cast", lambda t: t.to(dtype), [Element(expr, source, 1)], dtype)
 
 
 def _distance(name: str, function: Callable[..., Any], operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
@@ -84,63 +96,207 @@ def _count(expr: Expr) -> int:
     return 2 if is_boolean(expr) and not isinstance(expr, Bool) else 1
 
 
-def _folded(name: str, function: Callable[..., Any], operands: Sequence[Element], dtype: torch.dtype) -> Expr:
-    """What PyTorch gives for numbers, if it gives the same on every device."""
-    given = [_value(each) for each in operands]
-    if name == "cast" and not is_float(dtype) and dtype != torch.bool:
-        for each in operands:
-            constant(math.trunc(_finite(each.expr)), dtype)  # another number is undefined behaviour in C, or wraps
-    found = {_result(way, values, dtype) for way, values in _ways(name, function, given)}
-    if len(found) > 1:
-        raise StopError(f"{name} of {', '.join(map(str, given))}: rounded in one way or another"[:200])
-    return found.pop()
+def _add(operands: Sequence[Element], dtype: torch.dtype, times: int = 1) -> Expr | None:
+    if dtype == torch.bool:
+        return any_of(each.expr for each in operands) if times == 1 else None
+    left, right = (brought(each, dtype) for each in operands)
+    if isinstance(left, Lin) and isinstance(right, Lin):
+        return None if is_float(dtype) else fitting(plus(left, right, times), dtype)
+    if is_float(dtype):  # x + 0.0 is x but for the sign of -0.0; x + -0.0 is x
+        if _is_zero(right, -times) and dtype_of(left) == dtype:
+            return left
+        if times == 1 and _is_zero(left, -1) and dtype_of(right) == dtype:
+            return right
+    return Apply("add" if times == 1 else "sub", (left, right), dtype)
 
 
-def _value(element: Element) -> Any:
-    value: Any = element.expr.value if isinstance(element.expr, (Bool, Float)) else as_number(element.expr)
-    if element.dtype is None:
-        return value
-    return torch.tensor(value, dtype=element.dtype, device="cpu").reshape((1,) * min(element.ndim, 1))
+def _is_zero(expr: Expr, sign: int) -> bool:
+    return isinstance(expr, Float) and expr.value == 0 and math.copysign(1.0, expr.value) == sign
 
 
-def _finite(expr: Expr) -> Any:
-    value = expr.value if isinstance(expr, (Bool, Float)) else as_number(expr)
-    if value is None or not math.isfinite(value):
-        raise StopError(f"{expr} as an integer")
-    return value
+def _subtract(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    return _add(operands, dtype, -1)
 
 
-def _ways(
-    name: str, function: Callable[..., Any], given: Sequence[Any]
-) -> Iterator[tuple[Callable[..., Any], Sequence[Any]]]:
-    """How devices compute it: CUDA's kernels keep a number of Python's in float32, and multiply by its inverse."""
-    yield function, given
-    single = [not isinstance(value, torch.Tensor) or value.ndim == 0 for value in given]
-    if name == "cast" or not any(single) or not any(isinstance(value, torch.Tensor) for value in given):
-        return
-    halves = any(isinstance(value, torch.Tensor) and value.dtype in HALVES for value in given)
-    widened = [value.float() if isinstance(value, torch.Tensor) and halves else value for value in given]
-    if name != "truediv":
-        if halves:
-            yield lambda *values: _narrowed(function(*values), given), widened
-    elif isinstance(given[0], torch.Tensor) and single[1] and widened[1] != 0:
-        yield lambda left, right: _narrowed(left * _inverse(left, right), given), widened
+def _multiply(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    if dtype == torch.bool:
+        return all_of(each.expr for each in operands)
+    if is_float(dtype):
+        return None
+    left, right = (brought(each, dtype) for each in operands)
+    if not (isinstance(left, Lin) and isinstance(right, Lin)):
+        return Apply("mul", (left, right), dtype)
+    for one, other in ((left, right), (right, left)):
+        times = as_number(other)
+        if isinstance(times, int):
+            return fitting(scaled(one, times), dtype)
+        if times is not None and not one.terms:
+            return fitting(number(one.const * times), dtype)
+    return None
 
 
-def _inverse(left: Any, right: Any) -> Any:
-    dtype = left.dtype if isinstance(left, torch.Tensor) and is_float(left.dtype) else torch.float32
-    return (1.0 / torch.as_tensor(right, dtype=dtype, device="cpu")).item()
+def _divide(operands: Sequence[Element], dtype: torch.dtype, op: str = "floordiv") -> Expr | None:
+    if is_float(dtype) or dtype == torch.bool:
+        return None
+    left, right = (brought(each, dtype) for each in operands)
+    divisor, value = as_number(right), as_number(left)
+    if not isinstance(divisor, int) or divisor <= 0:
+        return None
+    if value is not None:
+        return number(value // divisor if op == "floordiv" else value % divisor)
+    return Apply(op, (left, right), dtype)
 
 
-def _narrowed(result: torch.Tensor, given: Sequence[Any]) -> torch.Tensor:
-    first = next(value for value in given if isinstance(value, torch.Tensor))
-    return result.to(first.dtype) if result.dtype.is_floating_point and first.dtype in HALVES else result
+def _negative(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    form = operands[0].expr
+    return fitting(scaled(form, -1), dtype) if isinstance(form, Lin) else None
 
 
-def _result(function: Callable[..., Any], given: Sequence[Any], dtype: torch.dtype) -> Expr:
-    try:
-        result = function(*given)
-        value = result.to(dtype).item() if isinstance(result, torch.Tensor) else result
-    except (RuntimeError, ArithmeticError, TypeError, ValueError) as error:
-        raise StopError(str(error)[:200]) from error
-    return constant(value, dtype)
+def _absolute(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    form = operands[0].expr
+    if not isinstance(form, Lin) or not dtype.is_signed:
+        return form if isinstance(form, Lin) else None
+    opposite = fitting(scaled(form, -1), dtype)
+    return where(is_positive(form), form, opposite)
+
+
+def _sides(left: Element, right: Element) -> tuple[Expr, Expr]:
+    """Both sides of a comparison as expressions that compare as PyTorch compares the operands.
+
+    Raises:
+        StopError: there are none.
+    """
+    common = common_dtype((left, right))
+    if is_float(common):
+        one, other = as_integer(left, common), as_integer(right, common)
+        floats = [is_float(dtype_of(each.expr) or each.dtype) for each in (one, other)]
+        if not any(floats):
+            return one.expr, other.expr
+        number_beside = [each.dtype is None and isinstance(each.expr, Float) for each in (one, other)]
+        read = [dtype_of(each.expr) not in (None, torch.bool) for each in (one, other)]
+        if floats == number_beside and all(read):
+            return one.expr, other.expr  # integers that are read, beside 0.5: lower compares them as the program does
+    return brought(left, common), brought(right, common)
+
+
+def _computed(form: Lin) -> Lin:
+    """A difference that decides a comparison, or its opposite: it is computed in int64, however the program did it."""
+    fitting(scaled(form, -1), torch.int64)
+    return fitting(form, torch.int64)
+
+
+def at_most(left: Element, right: Element, strictly: bool = False) -> Expr | None:
+    """``left <= right``, or ``left < right``."""
+    one, other = _sides(left, right)
+    if isinstance(one, Lin) and isinstance(other, Lin):
+        return is_positive(_computed(plus(plus(other, one, -1), number(-int(strictly)))))
+    return Apply("lt" if strictly else "le", (one, other), torch.bool)
+
+
+def equal(left: Element, right: Element) -> Expr | None:
+    """``left == right``."""
+    if is_boolean(left.expr) and is_boolean(right.expr):
+        both, neither = all_of((left.expr, right.expr)), all_of((negated(left.expr), negated(right.expr)))
+        return any_of((both, neither))
+    one, other = _sides(left, right)
+    if isinstance(one, Lin) and isinstance(other, Lin):
+        return is_zero(_computed(plus(one, other, -1)))
+    if one == other and not is_float(dtype_of(one)):
+        return Bool(True)
+    return Apply("eq", tuple(sorted(in_order((one, other)), key=is_constant)), torch.bool)
+
+
+def _compare(test: Callable[[Element, Element], Expr | None], swapped: bool = False, no: bool = False) -> Any:
+    def rule(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+        left, right = reversed(operands) if swapped else operands
+        result = test(left, right)
+        return negated(result) if no and result is not None else result
+
+    return rule
+
+
+def _smallest(operands: Sequence[Element], dtype: torch.dtype, largest: bool = False) -> Expr | None:
+    if is_float(dtype) or dtype == torch.bool:
+        return None
+    one, other = operands
+    test = at_most(one, other)
+    left, right = brought(one, dtype), brought(other, dtype)
+    if test is None or {dtype_of(left), dtype_of(right)} - {None, dtype}:
+        return None
+    return where(test, right, left) if largest else where(test, left, right)
+
+
+def cast(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    """A conversion of dtype; one of a value that is read stays in the graph."""
+    (element,) = operands
+    expr, source = element.expr, element.dtype
+    if source == dtype:
+        return expr
+    if dtype == torch.bool and isinstance(expr, Lin):
+        return negated(is_zero(_computed(expr)))
+    if dtype == torch.bool and isinstance(expr, (Load, Apply)):
+        zero: Expr = Float(0.0, expr.dtype) if expr.dtype.is_floating_point else number(0)
+        return negated(Apply("eq", (expr, zero), torch.bool))
+    return fitting(expr, dtype) if isinstance(expr, Lin) and not is_float(dtype) else None
+
+
+def _and(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    return all_of(_truths(operands)) if dtype == torch.bool else None
+
+
+def _or(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    return any_of(_truths(operands)) if dtype == torch.bool else None
+
+
+def _not(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    return negated(_truth(operands[0])) if dtype == torch.bool else None
+
+
+def _xor(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    if dtype != torch.bool:
+        return None
+    left, right = _truths(operands)
+    return any_of((all_of((left, negated(right))), all_of((negated(left), right))))
+
+
+def _truths(operands: Sequence[Element]) -> list[Expr]:
+    """The truth of each operand in the dtype of all: 2 ** 31 without dimensions is 0, and false, beside int16."""
+    if all(is_boolean(each.expr) for each in operands):
+        return [each.expr for each in operands]
+    common = common_dtype(operands)
+    whole = [e if is_boolean(e.expr) else Element(brought(e, common), common, e.ndim) for e in operands]
+    return [_truth(each) for each in whole]
+
+
+def _truth(element: Element) -> Expr:
+    if is_boolean(element.expr):
+        return element.expr
+    truth = cast((element,), torch.bool)
+    if truth is None:
+        raise StopError(f"the truth of {element.expr}")
+    return truth
+
+
+SYMBOLIC: dict[str, Callable[[Sequence[Element], torch.dtype], Expr | None]] = {
+    "add": _add,
+    "sub": _subtract,
+    "mul": _multiply,
+    "floordiv": _divide,
+    "mod": lambda operands, dtype: _divide(operands, dtype, "mod"),
+    "neg": _negative,
+    "abs": _absolute,
+    "le": _compare(at_most),
+    "ge": _compare(at_most, swapped=True),
+    "lt": _compare(partial(at_most, strictly=True)),
+    "gt": _compare(partial(at_most, strictly=True), swapped=True),
+    "eq": _compare(equal),
+    "ne": _compare(equal, no=True),
+    "minimum": _smallest,
+    "maximum": lambda operands, dtype: _smallest(operands, dtype, largest=True),
+    "cast": cast,
+    "and": _and,
+    "or": _or,
+    "not": _not,
+    "xor": _xor,
+}
+LOGIC = frozenset({"and", "or", "not", "xor"})

@@ -1,23 +1,33 @@
 """Tensors as functions of their indices: an `Array` gives the expression of any element, and is never materialised.
 
 A view is another way to ask the same array; ``tril`` is a condition on two indices. Nothing in here knows a graph.
+
+Each element is asked for once, within bounds on depth and on work. An element asks for those of the arrays below it,
+which is as deep as the program is long; past `DEEPEST` the one that is too deep is made first, from the ground, and
+what waits for it starts again. An array asked at ever more places (one ``roll`` doubles them) would take more than
+linear time; past `MOST_STEPS` the mask is not followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from threading import local
 
 import torch
 
 from attnpass.graph.symbolic import Size, known, known_equal
-from attnpass.index.arithmetic import pointwise
-from attnpass.index.asked import Index as Index
-from attnpass.index.asked import answer, ask
-from attnpass.index.expr import ZERO, Expr, Lin, number, plus, scaled
-from attnpass.index.logic import is_boolean, is_positive, where
-from attnpass.index.scalars import Element, StopError, constant
+from attnpass.index.bounds import Bounds
+from attnpass.index.expr import ZERO, Expr, Lin
+from attnpass.index.logic import walk
+from attnpass.index.scalars import StopError, within
+
+# An element takes about four frames of Python's 1000, and Dynamo has used 200 of them when it calls a backend.
+DEEPEST, SLACK = 40, 20
+MOST_STEPS = 6000  # 1.4 s; 300 chained operations take 3000, as each node asks its meaning, which asks its operands
+MOST_PARTS = 4000  # different parts of one mask, before it is simplified
+Index = tuple[Expr, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -71,71 +81,116 @@ def replaced(index: Index, position: int, *others: Expr) -> Index:
     return (*index[:position], *others, *index[position + 1 :])
 
 
-def elementwise(name: str, function: Callable[..., Any], like: Like, operands: Sequence[Any]) -> Array:
-    """A pointwise operation on arrays and numbers."""
+def form_of(expr: Expr) -> Lin:
+    """An index as a linear form.
 
-    def element(index: Index) -> Expr:
-        parts = []
-        for each in operands:
-            if isinstance(each, Array):
-                parts.append(Element(each.broadcast_at(index), each.dtype, each.ndim))
-            else:
-                parts.append(Element(constant(each)))
-        return pointwise(name, function, parts, like.dtype)
-
-    return like.made_of(element)
+    Raises:
+        StopError: it is something else.
+    """
+    if not isinstance(expr, Lin):
+        raise StopError(f"arithmetic on the index {expr}")
+    return expr
 
 
-def permuted(x: Array, order: Sequence[int]) -> Array:
-    """Dimension i of the result is dimension ``order[i]`` of ``x``."""
-    order = [axis_of(x, dim) for dim in order]
-    shape = tuple(x.shape[dim] for dim in order)
-    return Array(shape, x.dtype, lambda index: x.at(tuple(index[order.index(dim)] for dim in range(x.ndim))))
+def not_negative(index: Expr) -> Expr:
+    """An index, if it is known to be at least 0 from the fact alone that all axes are.
 
-
-def shifted(index: Expr, times: int, offset: Size) -> Expr:
-    """``times * index + offset``."""
-    if times == 1 and isinstance(offset, int) and offset == 0:
+    Raises:
+        StopError: it may count from the end.
+    """
+    if isinstance(index, Lin) and all(n > 0 for _, n in index.terms) and known(index.const >= 0):
         return index
-    if not isinstance(index, Lin):
-        raise StopError(f"arithmetic on the index {index}")
-    return plus(scaled(index, times), number(offset))
+    raise StopError(f"an index that may be negative: {index}")
 
 
-def not_negative(index: Expr) -> bool:
-    """Is an index known to be at least 0, from the fact alone that all axes are?"""
-    if not isinstance(index, Lin):
-        return False
-    return all(n > 0 for _, n in index.terms) and known(index.const >= 0)
+class _TooDeepError(Exception):
+    def __init__(self, array: Array, index: Index) -> None:
+        self.array, self.index = array, index
 
 
-def band(x: Array, like: Like, diagonal: Size, lower: bool) -> Array:
-    """``tril`` (keep where column - row <= diagonal) or ``triu`` (>=); the rest is 0."""
-
-    def element(index: Index) -> Expr:
-        row, column = index[-2:]
-        if not (isinstance(row, Lin) and isinstance(column, Lin)):
-            raise StopError(f"a triangle at {row}, {column}")
-        distance = plus(plus(column, row, -1), number(-diagonal))
-        kept = is_positive(scaled(distance, -1) if lower else distance)
-        return where(kept, x.at(index), constant(0, x.dtype))
-
-    return like.made_of(element)
+class _TooMuchError(Exception):
+    pass
 
 
-def chosen(test: Array, yes: Any, no: Any, like: Like) -> Array:
-    """``where(test, yes, no)``: arrays or numbers, in the result's dtype."""
+class _State(local):
+    """What is being asked: the depth, and how often something too deep was met and may be passed.
 
-    def part(value: Any, index: Index) -> Expr:
-        if not isinstance(value, Array):
-            return constant(value, like.dtype)
-        element = Element(value.broadcast_at(index), value.dtype, value.ndim)
-        return pointwise("cast", lambda t: t.to(like.dtype), [element], like.dtype)
+    Attributes:
+        depth: of the element that is being made; -1 if there is none.
+        allowed: how many elements past `DEEPEST` may still be made in place, since an attempt before has made what is
+            below them. They are made again where their array is: one that an element makes for itself is new each time.
+        steps: since the outermost element was asked for.
+    """
 
-    def element(index: Index) -> Expr:
-        condition = test.broadcast_at(index)
-        if not is_boolean(condition):
-            raise StopError(f"a condition that is no truth value: {condition}")
-        return where(condition, part(yes, index), part(no, index))
+    depth, allowed, steps = -1, 0, 0
 
-    return like.made_of(element)
+
+_STATE = _State()
+
+
+def ask(array: Array, index: Index) -> Expr:
+    """The element at ``index``, which the array does not hold yet.
+
+    Raises:
+        StopError: its meaning is not known, or it is too large.
+    """
+    if _STATE.depth < 0:
+        _from_the_ground(array, index)
+    else:
+        past = _STATE.depth - DEEPEST
+        if past in (0, SLACK):
+            _STATE.allowed -= 1
+        if past >= 2 * SLACK or (past in (0, SLACK) and _STATE.allowed < 0):
+            raise _TooDeepError(array, index)
+        _make(array, index)
+    return answer(array, index)
+
+
+def answer(array: Array, index: Index) -> Expr:
+    """What was made before: the element, or why there is none."""
+    found = array.made[index]
+    if isinstance(found, StopError):
+        raise StopError(*found.args)
+    return found
+
+
+def steps() -> int:
+    """How many elements were made for the last one that was asked for: what tests count."""
+    return _STATE.steps
+
+
+def _make(array: Array, index: Index) -> None:
+    _STATE.steps += 1
+    if _STATE.steps > MOST_STEPS:
+        raise _TooMuchError
+    _STATE.depth += 1
+    try:
+        with within(lambda: Bounds.inside(index, array.shape)):
+            array.made[index] = array.element(index)
+    except StopError as stop:
+        array.made[index] = StopError(*stop.args)  # without the traceback, which holds what it went through
+    finally:
+        _STATE.depth -= 1
+
+
+def _from_the_ground(array: Array, index: Index) -> None:
+    """Make an element, and before it whatever is too deep below it."""
+    waiting: list[tuple[Array, Index, int]] = [(array, index, 0)]
+    _STATE.steps = 0
+    try:
+        while waiting:
+            one, there, passed = waiting[-1]
+            _STATE.depth, _STATE.allowed = 0, passed
+            try:
+                _make(one, there)
+                waiting.pop()
+            except _TooDeepError as deep:
+                waiting[-1] = (one, there, passed + 1)
+                waiting.append((deep.array, deep.index, 0))
+    except _TooMuchError:
+        array.made[index] = StopError(f"a mask too large to be followed: more than {MOST_STEPS} steps")
+    finally:
+        _STATE.depth = -1
+    made = array.made[index]
+    if isinstance(made, Expr) and any(True for _ in islice(walk(made), MOST_PARTS, None)):
+        array.made[index] = StopError(f"a mask too large to be followed: more than {MOST_PARTS} parts")

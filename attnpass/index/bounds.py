@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from attnpass.graph.symbolic import Size, known
 from attnpass.index.expr import And, Expr, Lin, NonNeg, Zero, size_key
-from attnpass.index.logic import axes_of, flattened, negated
+from attnpass.index.logic import axes_of, flattened
 
 Range: TypeAlias = "tuple[Size, Size | None]"  # inclusive; None where no end is known
 DEEPEST = 12  # contexts inside one another; models nest two or three
@@ -89,11 +89,7 @@ class Bounds:
         most = self.most(form)
         return most is not None and known(most < 0)
 
-    def narrowed(self, test: Expr, holds: bool) -> Bounds:
-        """These bounds where a comparison of one index with a number is known to hold, or not to."""
-        return self.narrowed_by([test if holds else negated(test)])
-
-    def narrowed_by(self, tests: Iterable[Expr]) -> Bounds:
+    def narrowed(self, tests: Iterable[Expr]) -> Bounds:
         """These bounds where all ``tests`` hold; these themselves if that says nothing, or would be too much work."""
         if self.depth >= DEEPEST or self.work.left <= 0:
             return self

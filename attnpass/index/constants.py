@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from attnpass.index.arrays import Array, Index
+from attnpass.index.arrays import Array, Index, form_of
 from attnpass.index.expr import Expr, linear, number, plus, scaled
 from attnpass.index.logic import is_positive, where
-from attnpass.index.rules.table import form_of
 from attnpass.index.scalars import StopError, constant, fitting
 
 LARGEST = 1 << 26  # elements that are looked at

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
@@ -89,14 +90,6 @@ def _lin(form: Lin, values: Values, go: Callable[[Expr], Any]) -> Any:
     return total if isinstance(form.const, int) and form.const == 0 else total + _size(form.const, values)
 
 
-def _nonneg(expr: NonNeg, values: Values, go: Callable[[Expr], Any]) -> Any:
-    return go(expr.form) >= 0
-
-
-def _zero(expr: Zero, values: Values, go: Callable[[Expr], Any]) -> Any:
-    return go(expr.form) == 0
-
-
 def _load(expr: Load, values: Values, go: Callable[[Expr], Any]) -> Any:
     tensor = values.tensors[expr.node]
     if not expr.index:
@@ -113,20 +106,9 @@ def _not(expr: Not, values: Values, go: Callable[[Expr], Any]) -> Any:
     return not value if isinstance(value, bool) else torch.logical_not(value)
 
 
-def _and(expr: And, values: Values, go: Callable[[Expr], Any]) -> Any:
-    parts = [as_tensor(go(arg), torch.bool, values.device) for arg in in_order(expr.args)]
-    result = parts[0]
-    for part in parts[1:]:
-        result = result & part
-    return result
-
-
-def _or(expr: Or, values: Values, go: Callable[[Expr], Any]) -> Any:
-    parts = [as_tensor(go(arg), torch.bool, values.device) for arg in in_order(expr.args)]
-    result = parts[0]
-    for part in parts[1:]:
-        result = result | part
-    return result
+def _join(expr: And | Or, values: Values, go: Callable[[Expr], Any]) -> Any:
+    parts = (as_tensor(go(arg), torch.bool, values.device) for arg in in_order(expr.args))
+    return reduce(operator.and_ if isinstance(expr, And) else operator.or_, parts)
 
 
 def _where(expr: Where, values: Values, go: Callable[[Expr], Any]) -> Any:
@@ -165,12 +147,12 @@ _EVALUATE: dict[type[Expr], Callable[[Any, Values, Callable[[Expr], Any]], Any]]
     Bool: lambda expr, values, go: expr.value,
     Float: lambda expr, values, go: expr.value,
     Lin: _lin,
-    NonNeg: _nonneg,
-    Zero: _zero,
+    NonNeg: lambda expr, values, go: go(expr.form) >= 0,
+    Zero: lambda expr, values, go: go(expr.form) == 0,
     Load: _load,
     Not: _not,
-    And: _and,
-    Or: _or,
+    And: _join,
+    Or: _join,
     Where: _where,
     Apply: _apply,
 }

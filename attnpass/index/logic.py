@@ -1,19 +1,20 @@
-"""Truth and choice on expressions: built here, simplified on the way, and walked."""
+"""Truth and choice on expressions: built here, simplified on the way, walked, and built again from other parts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
+from torch.fx import Node
 
 from attnpass.index.expr import (
-    FALSE,
-    TRUE,
     And,
     Apply,
     Bool,
     Expr,
     Float,
+    Join,
     Lin,
     Load,
     NonNeg,
@@ -26,7 +27,7 @@ from attnpass.index.expr import (
     plus,
     scaled,
 )
-from attnpass.index.interned import in_order, remembered
+from attnpass.index.interned import bottom_up, in_order, remembered
 
 FLAT = 64  # larger conjunctions are joined as they are: taken apart each time, n of them in a row would take n * n
 
@@ -72,24 +73,30 @@ def _negated(arg: Expr) -> Expr:
 
 def all_of(args: Iterable[Expr]) -> Expr:
     """All of them hold."""
-    return _joined(args, And, absorbing=FALSE, neutral=TRUE)
+    return _joined(args, And)
 
 
 def any_of(args: Iterable[Expr]) -> Expr:
     """One of them holds."""
-    return _joined(args, Or, absorbing=TRUE, neutral=FALSE)
+    return _joined(args, Or)
 
 
-def _joined(args: Iterable[Expr], join: type[And] | type[Or], absorbing: Bool, neutral: Bool) -> Expr:
+def _joined(args: Iterable[Expr], join: type[And] | type[Or]) -> Expr:
     flat: set[Expr] = set()
     for arg in args:
         flat.update(arg.args if isinstance(arg, join) and len(arg.args) <= FLAT else (arg,))
-    flat.discard(neutral)
-    if absorbing in flat or any(negated(arg) in flat for arg in flat if not isinstance(arg, (And, Or))):
+    return as_one(flat, join)
+
+
+def as_one(parts: set[Expr], join: type[And] | type[Or]) -> Expr:
+    """Parts joined on one level; one of them decides where it leaves no choice."""
+    neutral, absorbing = Bool(join is And), Bool(join is Or)
+    parts.discard(neutral)
+    if absorbing in parts or any(negated(part) in parts for part in parts if not isinstance(part, Join)):
         return absorbing
-    if len(flat) <= 1:
-        return flat.pop() if flat else neutral
-    return join(frozenset(flat))
+    if len(parts) <= 1:
+        return parts.pop() if parts else neutral
+    return join(frozenset(parts))
 
 
 def flattened(expr: Expr, join: type[And] | type[Or]) -> list[Expr]:
@@ -177,3 +184,46 @@ def loads_of(expr: Expr) -> list[Load]:
     if "loads" not in expr.memo:
         expr.memo["loads"] = tuple(part for part in walk(expr) if isinstance(part, Load))
     return list(expr.memo["loads"])
+
+
+def substituted(expr: Expr, axis: str, value: Lin) -> Expr:
+    """The expression with an axis replaced by a linear form of others."""
+
+    def lin(form: Lin) -> Lin:
+        factor = form.factor(axis)
+        return plus(plus(form, Lin(((axis, factor),)), -1), value, factor) if factor else form
+
+    return _rebuilt(expr, lin, lambda node: node)
+
+
+def with_nodes(expr: Expr, mapped: Callable[[Any], Node]) -> Expr:
+    """The expression with each load's node replaced."""
+    return _rebuilt(expr, lambda form: form, mapped)
+
+
+def _rebuilt(expr: Expr, lin: Callable[[Lin], Lin], node: Callable[[Any], Any]) -> Expr:
+    """The expression with every linear form and every node replaced."""
+    done: dict[Expr, Expr] = {}
+
+    def rebuilt(part: Expr) -> Expr:
+        if isinstance(part, Lin):
+            return lin(part)
+        if isinstance(part, (NonNeg, Zero)):
+            form = lin(part.form)
+            return is_positive(form) if isinstance(part, NonNeg) else is_zero(form)
+        parts = [done[each] for each in part.parts()]
+        if isinstance(part, Not):
+            return negated(parts[0])
+        if isinstance(part, And):
+            return all_of(parts)
+        if isinstance(part, Or):
+            return any_of(parts)
+        if isinstance(part, Where):
+            return where(*parts)
+        if isinstance(part, Load):
+            return Load(node(part.node), tuple(parts), part.dtype)
+        return Apply(part.op, tuple(parts), part.dtype) if isinstance(part, Apply) else part
+
+    for part in bottom_up(expr, done.__contains__):
+        done[part] = rebuilt(part)
+    return done[expr]

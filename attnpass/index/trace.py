@@ -54,7 +54,7 @@ class Tracer:
             value = value_behind(Operand(operand.node, operand.steps[: count + 1]))
             if step.op.namespace != "aten" or not isinstance(value, Tensor):  # type: ignore[attr-defined]
                 raise StopError("a step that is not known")
-            array = STEPS[str(step.op._opname)](_like(value), array, *step.args)  # type: ignore[attr-defined]
+            array = MEANINGS[STEPS[str(step.op._opname)]](_like(value), array, *step.args)  # type: ignore[attr-defined]
         return array
 
     def array(self, value: Value, place: Node) -> Array:
@@ -139,21 +139,9 @@ def _like(value: Any) -> Like:
     return Like(tuple(value.shape), value.dtype)
 
 
-def _viewed(like: Like, x: Array, *_: Any) -> Array:
-    return MEANINGS["view"](like, x)
-
-
-def _transposed(like: Like, x: Array, *dims: Any) -> Array:
-    return MEANINGS["permute"](like, x, dims[0])
-
-
 # The steps of `attnpass.find.handwritten.axes.arranged`, in the spelling that they are emitted in.
-STEPS: dict[str, Callable[..., Array]] = {
-    **dict.fromkeys(("unsqueeze", "squeeze", "unflatten", "flatten"), _viewed),
-    "permute": _transposed,
-    "expand": lambda like, x, *_: MEANINGS["expand"](like, x),
-    "clone": lambda like, x, *_: x,
-    "contiguous": lambda like, x, *_: x,
-    "mul": lambda like, x, by: MEANINGS["mul"](like, x, by),
-    "logical_not": lambda like, x: MEANINGS["logical_not"](like, x),
+STEPS = {
+    **dict.fromkeys(("unsqueeze", "squeeze", "unflatten", "flatten"), "view"),
+    **dict.fromkeys(("clone", "contiguous"), "clone"),
+    **{name: name for name in ("permute", "expand", "mul", "logical_not")},
 }

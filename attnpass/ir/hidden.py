@@ -38,21 +38,12 @@ FOLLOWED = 200  # values between a bias and what it is learned from
 PROJECTIONS = frozenset({"linear", "addmm", "matmul", "mm", "embedding", "convolution"})
 # Of moderate numbers these make moderate ones. A logarithm or a quotient need not be one; what is not here is unknown.
 MODERATE = frozenset(
-    {"add", "sub", "rsub", "mul", "neg", "abs", "to", "view", "permute", "expand", "clone", "detach", "repeat", "flip"}
-    | {"full", "arange", "cat", "stack", "slice", "select", "index", "index_select", "gather", "where", "masked_fill"}
-    | {
-        "cumsum",
-        "sigmoid",
-        "tanh",
-        "clamp",
-        "minimum",
-        "maximum",
-        "repeat_interleave",
-        "slice_scatter",
-        "select_scatter",
-    }
-    | {"lt", "le", "gt", "ge", "eq", "ne", "bitwise_and", "bitwise_or", "bitwise_not", "logical_and", "logical_or"}
-    | {"logical_not", "tril", "triu", "constant_pad_nd", "roll", "select_scatter"}
+    {"add", "sub", "rsub", "mul", "neg", "abs", "sigmoid", "tanh", "clamp", "minimum", "maximum", "cumsum", "to"}
+    | {"lt", "le", "gt", "ge", "eq", "ne", "bitwise_and", "bitwise_or", "bitwise_not"}
+    | {"logical_and", "logical_or", "logical_not", "where", "masked_fill", "tril", "triu", "full", "arange"}
+    | {"view", "permute", "expand", "clone", "detach", "repeat", "repeat_interleave", "flip", "roll"}
+    | {"slice", "select", "index", "index_select", "gather", "slice_scatter", "select_scatter"}
+    | {"cat", "stack", "constant_pad_nd"}
 )
 LOWEST = -1e38  # as good as -inf beside any score, and finite after a factor of log2(e)
 

@@ -9,8 +9,7 @@ from typing import Any
 from torch.fx import Node
 
 from attnpass.index.expr import TRUE, Expr, K, Q, linear, plus
-from attnpass.index.logic import all_of, is_positive
-from attnpass.index.substitute import with_nodes
+from attnpass.index.logic import all_of, is_positive, with_nodes
 from attnpass.ir.mask import MaskSpec, Term
 
 

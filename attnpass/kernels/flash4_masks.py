@@ -23,15 +23,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from attnpass.emit import ops
-from attnpass.emit.blocks import BLOCK
 from attnpass.emit.emitter import EmitRefusedError, Emitter, Operands
 from attnpass.emit.layout import bshd
-from attnpass.emit.mask_blocks import block_lists, side_of
+from attnpass.emit.mask_blocks import BLOCK, block_lists
 from attnpass.emit.mask_values import computed, sizes_of
 from attnpass.graph.symbolic import as_int, known, shown
 from attnpass.index.expr import TRUE, B, Expr, K
 from attnpass.index.logic import all_of, axes_of
-from attnpass.index.simplify import conjuncts
+from attnpass.index.simplify import conjuncts, side_of
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import Code, Rejection
 from attnpass.ir.mask import Term

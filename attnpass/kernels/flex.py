@@ -18,10 +18,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn.attention import flex_attention as flex
 from torch.torch_version import TorchVersion
 
-from attnpass.emit.blocks import BLOCK
 from attnpass.emit.emitter import Emitter, Operands, aten
 from attnpass.emit.fixed_layout import fixed, own_buffers
-from attnpass.emit.mask_blocks import block_lists
+from attnpass.emit.mask_blocks import BLOCK, block_lists
 from attnpass.graph.symbolic import hint, known, known_equal, shown
 from attnpass.index.expr import AXES, TRUE, Expr, Load, axis, number
 from attnpass.index.logic import all_of

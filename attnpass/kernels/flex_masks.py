@@ -20,9 +20,8 @@ from attnpass.emit.fixed_layout import fixed
 from attnpass.emit.mask_values import Outside, bounds_of, computed, number_of, sizes_of, symbols_of
 from attnpass.index.evaluate import Values, as_tensor, evaluate, outside_loads, symbolic_sizes
 from attnpass.index.expr import AXES, B, Expr, H, K, Load, Q, axis
-from attnpass.index.logic import all_of, any_of, axes_of, loads_of
+from attnpass.index.logic import all_of, any_of, axes_of, loads_of, with_nodes
 from attnpass.index.simplify import conjuncts
-from attnpass.index.substitute import with_nodes
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.mask import EmptyRows
 from attnpass.ir.meaning import Meaning

@@ -32,15 +32,27 @@ from attnpass.index.expr import (
     plus,
 )
 from attnpass.index.interned import remembered
-from attnpass.index.logic import all_of, any_of, axes_of, dtype_of, is_boolean, loads_of, negated, walk, where
+from attnpass.index.logic import (
+    all_of,
+    any_of,
+    axes_of,
+    dtype_of,
+    is_boolean,
+    loads_of,
+    negated,
+    substituted,
+    walk,
+    where,
+    written_out,
+)
 from attnpass.index.scalars import StopError
-from attnpass.index.simplify import conjuncts, simplified
-from attnpass.index.substitute import substituted
+from attnpass.index.simplify import conjuncts, side_of, simplified
 from attnpass.ir.hidden import Low, hides, may_be_low, when_empty
 from attnpass.ir.mask import EmptyRows, MaskSpec, MaskTerm, Term
 from attnpass.ir.meaning import Meaning
 
 INF = float("inf")
+MOST_WITNESSES = 16  # keys that are tried, each in the whole mask: 200 of them would take a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,13 @@ class Split:
     allowed: Expr
     bias: Expr | None = None
     lows: frozenset[Low] = frozenset()
+
+    def plus(self, other: Split, dtype: torch.dtype) -> Split:
+        """Both masks, added in ``dtype``."""
+        bias = self.bias or other.bias
+        if self.bias and other.bias:
+            bias = Apply("add", (self.bias, other.bias), dtype)
+        return Split(all_of((self.allowed, other.allowed)), bias, self.lows | other.lows)
 
 
 def taken_apart(expr: Expr) -> Split:
@@ -77,21 +96,17 @@ def _sides(expr: Expr) -> tuple[Expr, ...]:
 def _taken_apart(expr: Expr) -> Split:
     if is_boolean(expr):
         return Split(expr, lows=frozenset({Low(-INF)}))
-    if isinstance(expr, Float):
-        if expr.value == 0:
-            return Split(TRUE)
-        return (
-            Split(FALSE, lows=frozenset({Low(expr.value, expr.dtype)}))
-            if hides(expr.value, expr.dtype)
-            else Split(TRUE, expr)
-        )
+    if isinstance(expr, Float) and expr.value == 0:
+        return Split(TRUE)
+    if isinstance(expr, Float) and hides(expr.value, expr.dtype):
+        return Split(FALSE, lows=frozenset({Low(expr.value, expr.dtype)}))
     if isinstance(expr, Where):
         yes, no = taken_apart(expr.yes), taken_apart(expr.no)
         allowed = any_of((all_of((expr.test, yes.allowed)), all_of((negated(expr.test), no.allowed))))
         return Split(allowed, _chosen_bias(expr.test, yes, no), yes.lows | no.lows)
     if isinstance(expr, Apply) and expr.op == "add":
         left, right = (taken_apart(arg) for arg in expr.args)
-        return Split(all_of((left.allowed, right.allowed)), _sum(expr, left, right), left.lows | right.lows)
+        return left.plus(right, expr.dtype)
     if isinstance(expr, Lin):
         raise StopError("an additive mask of integers")
     return Split(TRUE, expr)
@@ -99,26 +114,15 @@ def _taken_apart(expr: Expr) -> Split:
 
 def _chosen_bias(test: Expr, yes: Split, no: Split) -> Expr | None:
     """The bias of a ``where``; on the side that is hidden altogether it does not matter."""
-    if yes.bias is None and no.bias is None:
+    dtypes = [dtype_of(side.bias) for side in (yes, no) if side.bias]
+    if not dtypes:
         return None
     if no.allowed == FALSE:
         return yes.bias
     if yes.allowed == FALSE:
         return no.bias
-    found = yes.bias if yes.bias is not None else no.bias
-    dtype = _dtype(found)
-    zero = Float(0.0, dtype)
-    return where(test, zero if yes.bias is None else yes.bias, zero if no.bias is None else no.bias)
-
-
-def _sum(expr: Apply, left: Split, right: Split) -> Expr | None:
-    if left.bias is None or right.bias is None:
-        return left.bias if right.bias is None else right.bias
-    return Apply("add", (left.bias, right.bias), expr.dtype)
-
-
-def _dtype(expr: Expr | None) -> torch.dtype:
-    return (None if expr is None else dtype_of(expr)) or torch.float32
+    zero = Float(0.0, dtypes[0] or torch.float32)
+    return where(test, yes.bias or zero, no.bias or zero)
 
 
 def prove(split: Split, sizes: Mapping[str, Size], by_hand: bool, spelled: TensorSpec | None, several: bool) -> Meaning:
@@ -154,12 +158,13 @@ def _bias_spec(bias: Expr | None, spelled: TensorSpec | None) -> TensorSpec | No
 
 
 def _rows_may_be_empty(allowed: Expr, bounds: Bounds, sizes: Mapping[str, Size]) -> bool:
-    """Is there a key that every query is known to see? The first, the last, or one on a diagonal."""
+    """May a row see no key? Not if all see the same one: the first, the last, or one on a diagonal."""
     if allowed == TRUE:
         return False
-    for key in _witnesses(allowed, sizes):
+    parts = sorted(conjuncts(allowed), key=written_out)  # a small one soon says no
+    for key in list(dict.fromkeys(_witnesses(allowed, sizes)))[:MOST_WITNESSES]:
         inside = bounds.always(key) and bounds.always(plus(number(sizes[K] - 1), key, -1))
-        if inside and simplified(substituted(allowed, K, key), bounds) == TRUE:
+        if inside and all(simplified(substituted(part, K, key), bounds) == TRUE for part in parts):
             return False
     return True
 
@@ -175,9 +180,9 @@ def _witnesses(allowed: Expr, sizes: Mapping[str, Size]) -> Iterator[Lin]:
 
 
 def _terms(parts: Sequence[Expr], sizes: Mapping[str, Size]) -> Iterator[MaskTerm]:
-    right = [_shift(part) for part in parts if _is_diagonal(part, -1)]
-    left = [_shift(part) for part in parts if _is_diagonal(part, 1)]
-    rest = [part for part in parts if not _is_diagonal(part, -1) and not _is_diagonal(part, 1)]
+    sides = [side_of(part) for part in parts]
+    left, right = ([side[1] for side in sides if side and side[0] == sign] for sign in (1, -1))
+    rest = [part for part, side in zip(parts, sides, strict=True) if side is None]
     if len(right) > 1 or len(left) > 1:  # two bounds of which neither is known to be the tighter
         yield MaskTerm(Term.FUNCTION)
     elif right and (not left or _at_a_corner(right[0], sizes)):
@@ -192,16 +197,6 @@ def _terms(parts: Sequence[Expr], sizes: Mapping[str, Size]) -> Iterator[MaskTer
 
 def _at_a_corner(offset: Size, sizes: Mapping[str, Size]) -> bool:
     return known_equal(offset, 0) or known_equal(offset, sizes[K] - sizes[Q])
-
-
-def _is_diagonal(part: Expr, sign: int) -> bool:
-    """``k <= q + c`` (sign -1) or ``k >= q - c`` (sign 1)."""
-    return isinstance(part, NonNeg) and dict(part.form.terms) == {K: sign, Q: -sign}
-
-
-def _shift(part: Expr) -> Size:
-    assert isinstance(part, NonNeg)
-    return part.form.const
 
 
 def _term(part: Expr) -> Term:

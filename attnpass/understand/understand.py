@@ -17,8 +17,8 @@ from attnpass.graph.reading import Reading
 from attnpass.graph.symbolic import Size, known_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import source_of
-from attnpass.index.expr import AXES, Apply, B, Expr, H, K, Q, axis
-from attnpass.index.logic import all_of, loads_of
+from attnpass.index.expr import AXES, TRUE, B, H, K, Q, axis
+from attnpass.index.logic import loads_of
 from attnpass.index.scalars import StopError
 from attnpass.index.trace import Constants, Tracer
 from attnpass.ir.call import Pattern
@@ -95,10 +95,7 @@ def _combined(
 ) -> tuple[Split, int]:
     """All additions as one split mask, and how many of them hide keys."""
     index = tuple(axis(name) for name in AXES)
-    allowed: list[Expr] = []
-    bias: Expr | None = None
-    lows: frozenset[Low] = frozenset()
-    hiding = 0
+    total, hiding = Split(TRUE), 0
     for addition in additions:
         array = tracer.operand(addition.operand, found.node)
         if array.ndim > 4 or not _broadcasts(array.shape, sizes):
@@ -114,12 +111,9 @@ def _combined(
             part = Split(expr, lows=frozenset({Low(addition.fill, written=True)}))
         else:
             raise StopError(f"scores are replaced by {addition.fill:g}, which does not hide a key")
-        allowed.append(part.allowed)
-        lows |= part.lows
+        total = total.plus(part, torch.float32)
         hiding += bool(part.lows)
-        if part.bias is not None:
-            bias = part.bias if bias is None else Apply("add", (bias, part.bias), torch.float32)
-    return Split(all_of(allowed), bias, lows), hiding
+    return total, hiding
 
 
 def _rounded(low: Low, dtype: torch.dtype) -> Low:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from attnpass.graph.symbolic import Size
-from attnpass.index.arrays import Array, Like, shifted
-from attnpass.index.rules.table import filled, form_of, meaning
-from attnpass.index.scalars import StopError, fitting
+from attnpass.index.arrays import Array, Like, form_of
+from attnpass.index.expr import number, plus, scaled
+from attnpass.index.rules.table import meaning
+from attnpass.index.scalars import StopError, constant, fitting
 
 
 @meaning("arange")
@@ -18,9 +19,9 @@ def _arange(like: Like, start: Size, end: Size, step: Size = 1, **_: Any) -> Arr
         raise StopError("arange of floats")
     if not isinstance(step, int):
         raise StopError(f"arange with the step {step}")
-    return like.made_of(lambda index: fitting(form_of(shifted(index[0], step, start)), like.dtype))
+    return like.made_of(lambda index: fitting(plus(scaled(form_of(index[0]), step), number(start)), like.dtype))
 
 
 @meaning("full")
 def _full(like: Like, size: Any, fill_value: Any, **_: Any) -> Array:
-    return filled(like, fill_value)
+    return like.made_of(lambda _: constant(fill_value, like.dtype))

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnpass.graph.symbolic import Size, known
-from attnpass.index.arithmetic import pointwise
-from attnpass.index.arrays import Array, Index, Like, axis_of, replaced
+from attnpass.index.arithmetic import converted
+from attnpass.index.arrays import Array, Index, Like, axis_of, form_of, replaced
 from attnpass.index.bounds import Bounds
 from attnpass.index.expr import Expr, Lin, as_number, number, plus, scaled
-from attnpass.index.indexing import from_start, slice_start
 from attnpass.index.logic import all_of, is_positive, where
-from attnpass.index.rules.table import cast_to, form_of, meaning
-from attnpass.index.scalars import Element, StopError, constant, fitting
+from attnpass.index.rules.table import cast_to, meaning
+from attnpass.index.rules.views import from_start, slice_start
+from attnpass.index.scalars import StopError, constant, fitting
 from attnpass.index.simplify import simplified
 
 
@@ -85,9 +85,8 @@ def _cat(like: Like, tensors: Any, dim: int = 0, **_: Any) -> Array:
         result: Expr | None = None
         for part in reversed(parts):
             start = end - part.shape[dim]
-            value = part.at(replaced(index, dim, plus(here, number(start), -1)))
-            cast = pointwise("cast", lambda t: t.to(like.dtype), [Element(value, part.dtype, 1)], like.dtype)
-            result = cast if result is None else where(is_positive(plus(here, number(end), -1)), result, cast)
+            value = cast_to(part, replaced(index, dim, plus(here, number(start), -1)), like)
+            result = value if result is None else where(is_positive(plus(here, number(end), -1)), result, value)
             end = start
 
         assert result is not None
@@ -137,8 +136,7 @@ def _cumsum(like: Like, x: Array, dim: int, **_: Any) -> Array:
     def element(index: Index) -> Expr:
         probe = "cumsum position"
         value = simplified(x.at(replaced(index, dim, Lin(((probe, 1),)))), Bounds.of({probe: x.shape[dim]}))
-        each = pointwise("cast", lambda t: t.to(like.dtype), [Element(value, x.dtype, 1)], like.dtype)
-        step = as_number(each)
+        step = as_number(converted(value, x.dtype, like.dtype))
         if not isinstance(step, int) or like.dtype.is_floating_point:
             raise StopError(f"cumsum of {value}"[:200].replace(probe, "i"))
         return fitting(plus(scaled(form_of(index[dim]), step), number(step)), like.dtype)

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from attnpass.graph.symbolic import Size
-from attnpass.index.arrays import Array, Like, band, chosen, elementwise
-from attnpass.index.rules.table import MEANINGS, meaning
-from attnpass.index.scalars import StopError
+from attnpass.index.arithmetic import pointwise
+from attnpass.index.arrays import Array, Index, Like
+from attnpass.index.expr import Expr, Lin, number, plus, scaled
+from attnpass.index.logic import is_boolean, is_positive, where
+from attnpass.index.rules.table import MEANINGS, cast_to, meaning
+from attnpass.index.scalars import Element, StopError, constant
+
+
+def elementwise(name: str, function: Callable[..., Any], like: Like, operands: Sequence[Any]) -> Array:
+    """A pointwise operation on arrays and numbers."""
+
+    def element(index: Index) -> Expr:
+        parts = []
+        for each in operands:
+            if isinstance(each, Array):
+                parts.append(Element(each.broadcast_at(index), each.dtype, each.ndim))
+            else:
+                parts.append(Element(constant(each)))
+        return pointwise(name, function, parts, like.dtype)
+
+    return like.made_of(element)
 
 
 def _pointwise(name: str, function: Callable[..., Any], *names: str) -> None:
@@ -58,12 +76,29 @@ def _rsub(like: Like, x: Array, other: Any, alpha: int = 1) -> Array:
 
 @meaning("to")
 def _cast(like: Like, x: Array, *_: Any, **__: Any) -> Array:
-    return elementwise("cast", lambda t: t.to(like.dtype), like, (x,))
+    return like.made_of(lambda index: cast_to(x, index, like))
 
 
 @meaning("clone", "detach")
 def _same(like: Like, x: Array, *_: Any, **__: Any) -> Array:
     return x
+
+
+def chosen(test: Array, yes: Any, no: Any, like: Like) -> Array:
+    """``where(test, yes, no)``: arrays or numbers, in the result's dtype."""
+
+    def part(value: Any, index: Index) -> Expr:
+        if not isinstance(value, Array):
+            return constant(value, like.dtype)
+        return cast_to(value, index, like)
+
+    def element(index: Index) -> Expr:
+        condition = test.broadcast_at(index)
+        if not is_boolean(condition):
+            raise StopError(f"a condition that is no truth value: {condition}")
+        return where(condition, part(yes, index), part(no, index))
+
+    return like.made_of(element)
 
 
 @meaning("where")
@@ -74,6 +109,20 @@ def _where(like: Like, test: Array, yes: Any, no: Any) -> Array:
 @meaning("masked_fill")
 def _masked_fill(like: Like, x: Array, mask: Array, value: Any) -> Array:
     return chosen(mask, value, x, like)
+
+
+def band(x: Array, like: Like, diagonal: Size, lower: bool) -> Array:
+    """``tril`` (keep where column - row <= diagonal) or ``triu`` (>=); the rest is 0."""
+
+    def element(index: Index) -> Expr:
+        row, column = index[-2:]
+        if not (isinstance(row, Lin) and isinstance(column, Lin)):
+            raise StopError(f"a triangle at {row}, {column}")
+        distance = plus(plus(column, row, -1), number(-diagonal))
+        kept = is_positive(scaled(distance, -1) if lower else distance)
+        return where(kept, x.at(index), constant(0, x.dtype))
+
+    return like.made_of(element)
 
 
 @meaning("tril")

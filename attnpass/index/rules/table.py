@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from attnpass.index.arithmetic import pointwise
-from attnpass.index.arrays import Array, Like
-from attnpass.index.expr import Expr, Lin
-from attnpass.index.scalars import Element, StopError, constant
+from attnpass.index.arithmetic import converted
+from attnpass.index.arrays import Array, Index, Like
+from attnpass.index.expr import Expr
 
 Operation = Callable[..., Array]
 MEANINGS: dict[str, Operation] = {}
@@ -24,23 +22,6 @@ def meaning(*names: str) -> Callable[[Operation], Operation]:
     return register
 
 
-def form_of(expr: Expr) -> Lin:
-    """An index as a linear form.
-
-    Raises:
-        StopError: it is something else.
-    """
-    if not isinstance(expr, Lin):
-        raise StopError(f"arithmetic on the index {expr}")
-    return expr
-
-
-def cast_to(value: Array, index: tuple[Expr, ...], like: Like) -> Expr:
+def cast_to(value: Array, index: Index, like: Like) -> Expr:
     """An element of ``value``, in the dtype of ``like``."""
-    element = Element(value.broadcast_at(index), value.dtype, value.ndim)
-    return pointwise("cast", lambda t: t.to(like.dtype), [element], like.dtype)
-
-
-def filled(like: Like, value: Any) -> Array:
-    """One number everywhere."""
-    return like.made_of(lambda _: constant(value, like.dtype))
+    return converted(value.broadcast_at(index), value.dtype, like.dtype)
