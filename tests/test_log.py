@@ -100,7 +100,7 @@ def test_the_block_is_info_and_the_rest_is_debug(caplog: pytest.LogCaptureFixtur
     log.emit_report(examples.video_model())
     block, everything = ours(caplog)
     assert (block.levelname, everything.levelname) == ("INFO", "DEBUG")
-    assert block.name == "attnpass.log"
+    assert block.name == "attnpass.report.log"
     assert "the code before the pass" in everything.getMessage()
 
 
