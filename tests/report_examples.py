@@ -13,6 +13,7 @@ from attnpass.ir.mask import MaskSpec
 from attnpass.machine.machine import Machine
 from attnpass.report.record import Report
 from attnpass.settings.config import Config
+from attnpass.settings.policy import Policy
 
 NEEDS_NO_MASK = Rejection(Code.MASK, "mask", "a bool tensor", "none or causal")
 BAD_HEAD_DIM = Rejection(Code.HEAD_DIM, "head_dim", 80, "64, 96 or 128")
@@ -60,7 +61,13 @@ def cross(module: str, line: int = 240) -> AttentionCall:
 
 
 def report(*decisions: Decision, graph: int = 0, near_misses: tuple[NearMiss, ...] = (), **fields: object) -> Report:
-    values = {"config": Config(kernel=("flex",)), "machines": {DEVICE: H100}, "nodes": 512, "pass_ms": 3.1, **fields}
+    values = {
+        "config": Config(kernel=Policy(default=("flex",))),
+        "machines": {DEVICE: H100},
+        "nodes": 512,
+        "pass_ms": 3.1,
+        **fields,
+    }
     return Report(graph=graph, decisions=decisions, near_misses=near_misses, **values)  # type: ignore[arg-type]
 
 

@@ -18,6 +18,7 @@ from attnpass.machine.machine import Machine
 from attnpass.select.select import select
 from attnpass.select.wishes import check_wishes, resolve_wishes
 from attnpass.settings.config import Config
+from attnpass.settings.policy import Policy
 
 CUDA = torch.device("cuda", 0)
 
@@ -60,13 +61,16 @@ def masked(dtype: torch.dtype = torch.bool, shape: tuple[int, ...] = (2, 1, 1, 1
 
 def decide(attention: AttentionCall, machine: str | Machine, *wishes: str) -> tuple[str, str]:
     where = KNOWN_MACHINES[machine] if isinstance(machine, str) else machine
-    decision = select(attention, registry(), where, Config(kernel=wishes or ("auto",)))
+    decision = select(attention, registry(), where, Config(kernel=Policy(default=wishes or ("auto",))))
     return decision.kernel, decision.reason.value
 
 
 def why_not(kernel: str, attention: AttentionCall, machine: str | Machine = "h100") -> list[str]:
     where = KNOWN_MACHINES[machine] if isinstance(machine, str) else machine
-    return [str(r) for r in select(attention, registry(), where, Config(kernel=(kernel,))).rejections(kernel)]
+    return [
+        str(r)
+        for r in select(attention, registry(), where, Config(kernel=Policy(default=(kernel,)))).rejections(kernel)
+    ]
 
 
 @pytest.mark.parametrize(

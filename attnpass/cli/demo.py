@@ -109,13 +109,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _named(text: str) -> tuple[str, ...]:
-    config = Config.load({"attnpass.kernel": text})
-    if config.clauses:
+    policy = Config.load({"attnpass.kernel": text}).kernel
+    if policy.clauses:
         raise ConfigError(
             f"reading the command line: --kernel is {text!r}, needs kernel names without conditions: the demo "
             "measures each kernel by itself"
         )
-    return config.kernel
+    return policy.default
 
 
 def compare(minilm: MiniLM, exact: torch.Tensor, wishes: Sequence[str], say: Callable[[str], None]) -> Iterator[Result]:

@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _explain_shape(args: argparse.Namespace) -> int:
     config = Config.load({"attnpass.kernel": args.kernel} if args.kernel else None)
-    kernels = registry_for(config.policy.wishes, config.trust_remote_code)
-    named = set(resolve_policy(config.policy, kernels)) - {AUTO}
+    kernels = registry_for(config.kernel.wishes, config.trust_remote_code)
+    named = set(resolve_policy(config.kernel, kernels)) - {AUTO}
     machine = find_machine(args.machine, kernels, {kernels[name].limits.library for name in named})
     decision = select(make_call(args, machine), kernels, machine, config)
     if args.json:
@@ -74,7 +74,7 @@ def _explain_shape(args: argparse.Namespace) -> int:
     print(f"{decision.call.text()}, on {machine_name(machine.to_dict())}")
     if args.machine != HERE:
         print("(an invented machine, on which the library of every kernel is installed)")
-    print(f"{config.policy} -> {status(decision)}: {why(decision)}")
+    print(f"{config.kernel} -> {status(decision)}: {why(decision)}")
     print("".join(f"{skipped_text(each)}\n" for each in decision.skipped))
     chosen = {decision.kernel: " (chosen)"}
     print_table([{"kernel": t.kernel, "answer": verdict(t) + chosen.get(t.kernel, "")} for t in decision.trials])
@@ -83,7 +83,7 @@ def _explain_shape(args: argparse.Namespace) -> int:
 
 def _explain_file(args: argparse.Namespace) -> int:
     with setting(KERNEL_VARIABLE, args.kernel):
-        policy = Config.load().policy
+        policy = Config.load().kernel
         resolve_policy(policy, registry_for(policy.wishes))  # a bad name is an error before the model is loaded
         reports = model_file.load_model(args.file).explained_by(attnpass.explain)
     if args.json:

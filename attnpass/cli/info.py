@@ -26,9 +26,9 @@ from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.registry import registry
 from attnpass.machine.library import Library
 from attnpass.machine.machine import Machine
-from attnpass.report.settings import settings_rows
 from attnpass.select.select import select
 from attnpass.settings.config import Config, unknown_variables
+from attnpass.settings.policy import Policy
 from attnpass.trials import cache, tuner, verdicts
 
 COMPANIONS = (Library("triton"), Library("transformers"), Library("diffusers"))
@@ -63,7 +63,7 @@ def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
     problems = unknown_variables()
     settings: list[tuple[str, str, str]] = []
     try:
-        settings = settings_rows(Config.load())
+        settings = Config.load().rows()
     except ConfigError as error:
         problems.append(str(error))
     return {
@@ -105,7 +105,7 @@ def devices() -> list[torch.device]:
 def usable(kernels: Mapping[str, Kernel], device: torch.device, machine: Machine) -> dict[str, list[str]]:
     """For each kernel what this machine itself has against it; nothing means that it is usable here."""
     call = _easy_call(device)
-    decision = select(call, {NATIVE: kernels[NATIVE], **kernels}, machine, Config(kernel=(NATIVE,)))
+    decision = select(call, {NATIVE: kernels[NATIVE], **kernels}, machine, Config(kernel=Policy(default=(NATIVE,))))
     return {
         trial.kernel: [str(reason) for reason in trial.rejections if reason.code in MACHINE_CODES]
         for trial in decision.trials

@@ -11,7 +11,6 @@ import torch
 
 from attnpass.report.groups import counted, group_calls, group_misses, modules_text, short_source, told_trials
 from attnpass.report.record import Report
-from attnpass.report.settings import settings_rows
 from attnpass.report.text import skipped_text, unmatched_text, verdict, why
 from attnpass.version import __version__
 
@@ -32,7 +31,7 @@ def to_html(report: Report) -> str:
         summary=_summary(report),
         groups=group_calls(report, every_trial=True),
         misses=group_misses(report.near_misses),
-        settings=settings_rows(report.config),
+        settings=report.config.rows(),
         libraries=_libraries(report),
         data=_embedded(report),
         version=__version__,

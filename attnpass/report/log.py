@@ -86,7 +86,7 @@ def _tell(report: Report) -> None:
 
 def _warn_of_unmatched_modules(report: Report) -> None:
     """A typing mistake in a module pattern must not be silent; a pattern for another model is said once at most."""
-    globs = report.config.policy.unmatched(()) if report.decisions else ()
+    globs = report.config.kernel.unmatched(()) if report.decisions else ()
     fresh = set(report.unmatched) - _globs_said
     _globs_said.update(globs)
     if fresh:

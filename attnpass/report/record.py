@@ -62,7 +62,7 @@ class Report:
     def unmatched(self) -> tuple[str, ...]:
         """Module patterns of ``ATTNPASS_KERNEL`` that match no call of this graph; none where there are no calls."""
         modules = [decision.call.module for decision in self.decisions]
-        return self.config.policy.unmatched(modules) if modules else ()
+        return self.config.kernel.unmatched(modules) if modules else ()
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form (``schema`` 1); the graph's code is not in it, since it is long."""

@@ -39,7 +39,7 @@ def select(
         extra: reasons found outside this function for this very call, by kernel name (a failed verification).
         fastest: the kernel that ``auto`` means for this very call, since it was timed, and what the clock said.
     """
-    chosen = config.policy.choose(call)
+    chosen = config.kernel.choose(call)
     made = partial(Decision, call, clause=chosen.clause, skipped=chosen.skipped)
     trials = tuple(_trial(k, call, machine, (extra or {}).get(k.name, ())) for k in kernels.values())
     spelled = {trial.kernel for trial in trials if trial.spelled}
