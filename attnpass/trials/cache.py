@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from attnpass.settings.config import home_of_caches
+
 DAMAGED = ".damaged"
 LARGEST = 1 << 20  # bytes; what is kept here has some hundreds
 NOT_THERE = (FileNotFoundError, NotADirectoryError)
@@ -36,7 +38,7 @@ def cache_folder(chosen: str | None) -> Path:
     if chosen:
         return Path(chosen)
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnpass"
+        folder = home_of_caches() / "attnpass"
         return folder if folder.is_dir() or _can_be_made(folder) else _temporary_folder()
     except (RuntimeError, KeyError, OSError):  # no HOME and no entry in the table of users
         return _temporary_folder()
