@@ -208,9 +208,9 @@ def test_determinism_and_switches() -> None:
 def test_every_machine_has_an_answer_for_every_kernel() -> None:
     for machine in KNOWN_MACHINES.values():
         decision = select(call(), registry(), machine, Config())
-        assert {trial.kernel for trial in decision.trials} == set(registry())
-        for trial in decision.trials:
-            assert all(str(reason) and reason.wanted for reason in trial.rejections)
+        assert {answer.kernel for answer in decision.answers} == set(registry())
+        for answer in decision.answers:
+            assert all(str(reason) and reason.wanted for reason in answer.rejections)
 
 
 def test_aliases_are_diffusers_names() -> None:

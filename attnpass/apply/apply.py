@@ -14,7 +14,7 @@ from attnpass.apply.watcher import Outputs, Watcher, Written
 from attnpass.emit.emitter import COPIED_META, EmitRefusedError, Emitter, aten
 from attnpass.find.found import Findings, FoundCall
 from attnpass.graph.copy import GraphCopy
-from attnpass.ir.decision import NATIVE, Decision, Reason, Trial
+from attnpass.ir.decision import NATIVE, Answer, Decision, Reason
 from attnpass.ir.limits import Rejection
 from attnpass.kernels.kernel import Kernel
 
@@ -87,7 +87,7 @@ def value_meta(node: Node) -> dict[str, Any]:
 
 
 def _put_back(decision: Decision, rejection: Rejection) -> Decision:
-    trials = tuple(
-        Trial(t.kernel, (*t.rejections, rejection)) if t.kernel == decision.kernel else t for t in decision.trials
+    answers = tuple(
+        Answer(t.kernel, (*t.rejections, rejection)) if t.kernel == decision.kernel else t for t in decision.answers
     )
-    return replace(decision, kernel=NATIVE, lowered=False, note="", reason=Reason.NONE_ACCEPTED, trials=trials)
+    return replace(decision, kernel=NATIVE, lowered=False, note="", reason=Reason.NONE_ACCEPTED, answers=answers)

@@ -193,7 +193,7 @@ def _others(reports: Sequence[Report]) -> list[str]:
     """The kernels that would take every call, without the one that ``auto`` took and ``native``, which keeps."""
     decisions = [decision for report in reports for decision in report.decisions]
     done = {NATIVE, *(decision.kernel for decision in decisions)}
-    refusing = {trial.kernel for decision in decisions for trial in decision.trials if not trial.accepted}
+    refusing = {answer.kernel for decision in decisions for answer in decision.answers if not answer.accepted}
     return [name for name in registry() if decisions and name not in done | refusing]
 
 

@@ -77,7 +77,7 @@ def _explain_shape(args: argparse.Namespace) -> int:
     print(f"{config.kernel} -> {status(decision)}: {why(decision)}")
     print("".join(f"{skipped_text(each)}\n" for each in decision.skipped))
     chosen = {decision.kernel: " (chosen)"}
-    print_table([{"kernel": t.kernel, "answer": verdict(t) + chosen.get(t.kernel, "")} for t in decision.trials])
+    print_table([{"kernel": t.kernel, "answer": verdict(t) + chosen.get(t.kernel, "")} for t in decision.answers])
     return 0
 
 
@@ -91,7 +91,7 @@ def _explain_file(args: argparse.Namespace) -> int:
         return 0
     for report in reports:
         print(block(report))
-        for group in group_calls(report, every_trial=True):
+        for group in group_calls(report, every_answer=True):
             print("\n".join(group_lines(group)))
     if not reports:
         print(f"{args.file}: nothing was captured, so there is no graph to look at")

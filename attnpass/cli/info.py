@@ -107,8 +107,8 @@ def usable(kernels: Mapping[str, Kernel], device: torch.device, machine: Machine
     call = _easy_call(device)
     decision = select(call, {NATIVE: kernels[NATIVE], **kernels}, machine, Config(kernel=Policy(default=(NATIVE,))))
     return {
-        trial.kernel: [str(reason) for reason in trial.rejections if reason.code in MACHINE_CODES]
-        for trial in decision.trials
+        answer.kernel: [str(reason) for reason in answer.rejections if reason.code in MACHINE_CODES]
+        for answer in decision.answers
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnpass.report.groups import counted, group_calls, group_misses, modules_text, short_source, told_trials
+from attnpass.report.groups import counted, group_calls, group_misses, modules_text, short_source, told_answers
 from attnpass.report.record import Report
 from attnpass.report.text import skipped_text, unmatched_text, verdict, why
 from attnpass.version import __version__
@@ -29,7 +29,7 @@ def to_html(report: Report) -> str:
     return environment.from_string(template).render(
         report=report,
         summary=_summary(report),
-        groups=group_calls(report, every_trial=True),
+        groups=group_calls(report, every_answer=True),
         misses=group_misses(report.near_misses),
         settings=report.config.rows(),
         libraries=_libraries(report),
@@ -41,7 +41,7 @@ def to_html(report: Report) -> str:
         modules_text=modules_text,
         short_source=short_source,
         skipped_text=skipped_text,
-        told_trials=told_trials,
+        told_answers=told_answers,
         unmatched=unmatched_text(report),
         verdict=verdict,
         why=why,

@@ -96,12 +96,12 @@ def _decision_to_dict(decision: Decision) -> dict[str, Any]:
         "policy_skipped": list(decision.skipped),
         "tried": list(decision.tried),
         "rejections": {
-            trial.kernel: [
+            answer.kernel: [
                 {"code": r.code.value, "field": r.field, "actual": str(r.actual), "wanted": r.wanted, "text": str(r)}
-                for r in trial.rejections
+                for r in answer.rejections
             ]
-            for trial in decision.trials
-            if trial.rejections
+            for answer in decision.answers
+            if answer.rejections
         },
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from attnpass.ir.call import Pattern
-from attnpass.ir.decision import Decision, Reason, Trial
+from attnpass.ir.decision import Answer, Decision, Reason
 from attnpass.ir.limits import Rejection
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine
@@ -30,8 +30,8 @@ def lowered(decision: Decision, native: Kernel, machine: Machine, extra: Sequenc
     # PyTorch may choose a kernel whose gradients are wrong in rows that a large number hides; the chain's are right.
     limits = replace(native.limits, functorch=False, hidden_rows_train=False)
     call = replace(decision.call, mask=decision.call.mask.as_spelled())  # SDPA reads the mask as a tensor
-    answer = Trial(native.name, (*rejections(limits, call, machine), *extra), spelled=True)
-    trials = tuple(answer if trial.kernel == native.name else trial for trial in decision.trials)
+    answer = Answer(native.name, (*rejections(limits, call, machine), *extra), spelled=True)
+    answers = tuple(answer if each.kernel == native.name else each for each in decision.answers)
     if answer.accepted:
-        return replace(decision, trials=trials, lowered=True, reason=Reason.LOWERED, note=NOTE)
-    return replace(decision, trials=trials, tried=(*decision.tried, native.name))
+        return replace(decision, answers=answers, lowered=True, reason=Reason.LOWERED, note=NOTE)
+    return replace(decision, answers=answers, tried=(*decision.tried, native.name))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from attnpass.ir.call import AttentionCall
-from attnpass.ir.decision import AUTO, NATIVE, Decision, Reason, Trial
+from attnpass.ir.decision import AUTO, NATIVE, Answer, Decision, Reason
 from attnpass.ir.limits import Code, Rejection
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine
@@ -41,24 +41,24 @@ def select(
     """
     chosen = config.kernel.choose(call)
     made = partial(Decision, call, clause=chosen.clause, skipped=chosen.skipped)
-    trials = tuple(_trial(k, call, machine, (extra or {}).get(k.name, ())) for k in kernels.values())
-    spelled = {trial.kernel for trial in trials if trial.spelled}
+    answers = tuple(_ask(k, call, machine, (extra or {}).get(k.name, ())) for k in kernels.values())
+    spelled = {answer.kernel for answer in answers if answer.spelled}
     order = spell_out(resolve_wishes(chosen.wishes, kernels), machine, call, spelled, fastest[0] if fastest else "")
     choice = _users_own_choice(call, machine)
     if choice:
-        return made(NATIVE, Reason.USER_CHOICE, _names(order), trials, choice)
-    accepted = {trial.kernel for trial in trials if trial.accepted}
+        return made(NATIVE, Reason.USER_CHOICE, _names(order), answers, choice)
+    accepted = {answer.kernel for answer in answers if answer.accepted}
     as_written = faster_as_written(machine, call)
     for name, reason in order:
         if reason is Reason.AUTO and as_written:
-            return made(NATIVE, Reason.AS_WRITTEN, _names(order), trials, as_written)
+            return made(NATIVE, Reason.AS_WRITTEN, _names(order), answers, as_written)
         inexact = reason is Reason.AUTO and not kernels[name].limits_for(machine).exact
         if name == NATIVE or (name in accepted and not inexact):
             note = fastest[1] if fastest and reason is Reason.TUNED else ""
-            return made(name, reason, _names(order), trials, note)
+            return made(name, reason, _names(order), answers, note)
     if not order:
-        return made(NATIVE, Reason.AUTO, (), trials, f"auto leaves the choice to PyTorch on {machine.kind}")
-    return made(NATIVE, Reason.NONE_ACCEPTED, _names(order), trials)
+        return made(NATIVE, Reason.AUTO, (), answers, f"auto leaves the choice to PyTorch on {machine.kind}")
+    return made(NATIVE, Reason.NONE_ACCEPTED, _names(order), answers)
 
 
 def spell_out(
@@ -89,16 +89,16 @@ def spell_out(
     return tuple(order.items())
 
 
-def _trial(kernel: Kernel, call: AttentionCall, machine: Machine, extra: Sequence[Rejection]) -> Trial:
+def _ask(kernel: Kernel, call: AttentionCall, machine: Machine, extra: Sequence[Rejection]) -> Answer:
     """Ask one kernel; a mask that it cannot compute from its meaning is offered as the tensor that spells it."""
     if kernel.keeps:
-        return Trial(kernel.name, ())
+        return Answer(kernel.name, ())
     found = _reasons(kernel, call, machine)
     if found and call.mask.spelled is not None:
         spelled = replace(call, mask=call.mask.as_spelled())
         if not _reasons(kernel, spelled, machine):
-            return Trial(kernel.name, tuple(extra), spelled=True)
-    return Trial(kernel.name, (*found, *extra))
+            return Answer(kernel.name, tuple(extra), spelled=True)
+    return Answer(kernel.name, (*found, *extra))
 
 
 def _reasons(kernel: Kernel, call: AttentionCall, machine: Machine) -> list[Rejection]:

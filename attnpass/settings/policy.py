@@ -27,7 +27,7 @@ from fnmatch import fnmatchcase
 
 from attnpass.errors import closest
 from attnpass.ir.call import AttentionCall
-from attnpass.settings.conditions import FACTS, SIZES, Answer, Unknown, compare, negated
+from attnpass.settings.conditions import FACTS, SIZES, Holds, Unknown, compare, negated
 
 DEFAULT = ("auto",)
 LEGAL = (
@@ -63,9 +63,9 @@ class Condition:
     def is_glob(self) -> bool:
         return any(sign in self.name for sign in ".*?[")
 
-    def ask(self, call: AttentionCall) -> Answer:
+    def ask(self, call: AttentionCall) -> Holds:
         """Does it hold for ``call``?"""
-        answer: Answer
+        answer: Holds
         if self.comparison:
             answer = compare(call, self.name, self.comparison, self.number)
         else:
