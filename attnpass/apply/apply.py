@@ -90,4 +90,4 @@ def _put_back(decision: Decision, rejection: Rejection) -> Decision:
     answers = tuple(
         Answer(t.kernel, (*t.rejections, rejection)) if t.kernel == decision.kernel else t for t in decision.answers
     )
-    return replace(decision, kernel=NATIVE, lowered=False, note="", reason=Reason.NONE_ACCEPTED, answers=answers)
+    return replace(decision, kernel=NATIVE, note="", reason=Reason.NONE_ACCEPTED, answers=answers)

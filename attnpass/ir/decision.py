@@ -54,12 +54,11 @@ class Decision:
 
     Attributes:
         call: the call.
-        kernel: name of the chosen kernel; ``native`` if the user's call stays as it is.
+        kernel: name of the chosen kernel; ``native`` if the user's call stays as it is, or becomes one call of SDPA.
         reason: why.
         tried: names that were considered, in order of preference, ``auto`` spelled out.
         answers: every registered kernel with all its reasons, so that "why not X?" always has an answer.
         note: one sentence more, where the reason alone does not say it.
-        lowered: a chain written by hand becomes one call of SDPA, and ``kernel`` is ``native``.
         clause: the clause of ``ATTNPASS_KERNEL`` that gave the wish list, "" where it is a plain list.
         skipped: earlier clauses of which the graph does not show whether they hold, with the reason.
         wiring: the nodes that the call was read from, as it was decided; None outside of a graph.
@@ -71,14 +70,14 @@ class Decision:
     tried: tuple[str, ...]
     answers: tuple[Answer, ...]
     note: str = ""
-    lowered: bool = False
     clause: str = ""
     skipped: tuple[str, ...] = ()
     wiring: Wiring[Node] | None = None
 
     @property
     def rewritten(self) -> bool:
-        return self.kernel != NATIVE or self.lowered
+        """Is the call computed in another way than it is written?"""
+        return self.kernel != NATIVE or self.reason is Reason.LOWERED
 
     @property
     def asked(self) -> AttentionCall:
