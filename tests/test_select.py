@@ -15,10 +15,11 @@ from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.registry import registry
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.machine import Machine
+from attnpass.select.evidence import Learnt
 from attnpass.select.select import select
-from attnpass.select.wishes import check_wishes, resolve_wishes
+from attnpass.select.wishes import check_policy, resolve_policy
 from attnpass.settings.config import Config
-from attnpass.settings.policy import Policy
+from attnpass.settings.policy import Policy, parse
 
 CUDA = torch.device("cuda", 0)
 
@@ -215,14 +216,14 @@ def test_every_machine_has_an_answer_for_every_kernel() -> None:
 
 def test_aliases_are_diffusers_names() -> None:
     names = ("_native_cudnn", "_native_flash", "_native_efficient", "_native_math")
-    assert resolve_wishes(names, registry()) == tuple(name[1:] for name in names)
+    assert resolve_policy(Policy(default=names), registry()) == tuple(name[1:] for name in names)
 
 
 def test_unknown_kernel() -> None:
     with pytest.raises(
         UnknownKernelError, match=r"ATTNPASS_KERNEL names 'flax', which is not a kernel, did you mean flex\?"
     ):
-        resolve_wishes(("flax",), registry())
+        resolve_policy(parse("flax"), registry())
 
 
 @pytest.mark.parametrize(("versions", "found"), (({}, "not installed"), ({"torch": "2.4.1"}, "2.4.1")))
@@ -231,14 +232,14 @@ def test_missing_or_old_library(versions: dict[str, str], found: str) -> None:
     with pytest.raises(
         KernelUnavailableError, match=rf"whose library torch is {found} here, needs >= 2.9; run: pip install"
     ):
-        check_wishes(("flex",), registry(), machine)
+        check_policy(parse("flex"), registry(), machine)
 
 
 def test_a_failed_verification_is_a_reason_like_any_other() -> None:
     from attnpass.ir.limits import Code, Rejection
 
     bad = Rejection(Code.VERIFY, "measured error", "0.4", "at most 0.01")
-    decision = select(call(**LONG), registry(), KNOWN_MACHINES["h100"], Config(), {"native_cudnn": [bad]})
+    decision = select(call(**LONG), registry(), KNOWN_MACHINES["h100"], Config(), Learnt({"native_cudnn": [bad]}))
     assert decision.kernel == "native_flash"
     assert decision.reason is Reason.AUTO
     assert decision.rejections("native_cudnn") == (bad,)
