@@ -47,13 +47,13 @@ def _text(text: str) -> str:
     return text.strip()
 
 
-def _says(meaning: str, legal: str, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """What a field of `Config` knows beside its default: see `Variable`."""
-    return {"meaning": meaning, "legal": legal, "parse": parse}
+def _setting(default: Any, meaning: str, legal: str, parse: Callable[[str], Any]) -> Any:
+    """A field of `Config` that knows of itself what `Variable` says."""
+    return field(default=default, metadata={"meaning": meaning, "legal": legal, "parse": parse})
 
 
-def _switch(meaning: str) -> dict[str, Any]:
-    return _says(meaning, "0 or 1", _flag)
+def _switch(default: bool, meaning: str) -> Any:
+    return _setting(default, meaning, "0 or 1", _flag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,83 +63,59 @@ class Config:
     ``origin`` has the variable or option that each setting comes from which is not left to its default.
     """
 
-    kernel: Policy = field(
-        default=Policy(),
-        metadata=_says(
-            "Ordered wish list of kernels; each call takes the first one that can honour it. `auto` is the fastest "
-            "exact kernel on this machine, `native` leaves `F.scaled_dot_product_attention` alone. Conditions give "
-            "some calls a list of their own.",
-            "kernel names separated by commas, such as flex,native_flash (`attnpass kernels` lists them); behind "
-            "semicolons `CONDITION=names` for some calls, such as `sage; cross=native_cudnn; blocks.0.*=flash3`",
-            policy.parse,
-        ),
+    kernel: Policy = _setting(  # noqa: RUF009 (it makes a field)
+        Policy(),
+        "Ordered wish list of kernels; each call takes the first one that can honour it. `auto` is the fastest exact "
+        "kernel on this machine, `native` leaves `F.scaled_dot_product_attention` alone. Conditions give some calls "
+        "a list of their own.",
+        "kernel names separated by commas, such as flex,native_flash (`attnpass kernels` lists them); behind "
+        "semicolons `CONDITION=names` for some calls, such as `sage; cross=native_cudnn; blocks.0.*=flash3`",
+        policy.parse,
     )
-    strict: bool = field(
-        default=False,
-        metadata=_switch(
-            "1: a call that no wished kernel takes is an error with all reasons, instead of being kept as it is."
-        ),
+    strict: bool = _switch(
+        False, "1: a call that no wished kernel takes is an error with all reasons, instead of being kept as it is."
     )
-    log: str = field(
-        default="warning",
-        metadata=_says(
-            "warning; info: one block per graph; debug: every trial of every call, and the graph before and after.",
-            "warning, info or debug",
-            _level,
-        ),
+    log: str = _setting(
+        "warning",
+        "warning; info: one block per graph; debug: every trial of every call, and the graph before and after.",
+        "warning, info or debug",
+        _level,
     )
-    report: str | None = field(
-        default=None,
-        metadata=_says("Folder that gets one JSON and one HTML file per compiled graph.", "a folder", _text),
+    report: str | None = _setting(
+        None, "Folder that gets one JSON and one HTML file per compiled graph.", "a folder", _text
     )
-    verify: bool = field(
-        default=False,
-        metadata=_switch(
-            "1: the first run of each rewritten call is compared with the reference on your own data; a call that is "
-            "off is reported and put back."
-        ),
+    verify: bool = _switch(
+        False,
+        "1: the first run of each rewritten call is compared with the reference on your own data; a call that is off "
+        "is reported and put back.",
     )
-    tune: bool = field(
-        default=False,
-        metadata=_switch(
-            "1: each new kind of call is timed once on this machine, by every exact kernel that takes it, and `auto` "
-            "uses the fastest. What came out is remembered in the cache folder."
-        ),
+    tune: bool = _switch(
+        False,
+        "1: each new kind of call is timed once on this machine, by every exact kernel that takes it, and `auto` uses "
+        "the fastest. What came out is remembered in the cache folder.",
     )
-    probe: bool = field(
-        default=True,
-        metadata=_switch(
-            "1: a library's kernel is tried once on random data before its first use for a kind of call on this "
-            "machine; 0 trusts it."
-        ),
+    probe: bool = _switch(
+        True,
+        "1: a library's kernel is tried once on random data before its first use for a kind of call on this machine; 0 "
+        "trusts it.",
     )
-    cache: str | None = field(
-        default=None,
-        metadata=_says("Folder for what was learnt about kernels on this machine.", "a folder", _text),
+    cache: str | None = _setting(None, "Folder for what was learnt about kernels on this machine.", "a folder", _text)
+    trust_remote_code: bool = _switch(
+        False,
+        "1: `hub:` kernels of any publisher may be loaded and run, not only of those that the Hugging Face Hub trusts.",
     )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata=_switch(
-            "1: `hub:` kernels of any publisher may be loaded and run, not only of those that the Hugging Face Hub "
-            "trusts."
-        ),
+    limit: int | None = _setting(
+        None,
+        "Rewrite only the first n calls of each graph and keep the others, to bisect a wrong result.",
+        "a number, 0 or more",
+        _count,
     )
-    limit: int | None = field(
-        default=None,
-        metadata=_says(
-            "Rewrite only the first n calls of each graph and keep the others, to bisect a wrong result.",
-            "a number, 0 or more",
-            _count,
-        ),
-    )
-    compiler: str = field(
-        default="inductor",
-        metadata=_says(
-            "Who compiles after the pass: any backend that torch.compile knows, or `aot:NAME` to hand NAME the "
-            "ahead-of-time (ATen, forward and backward) graphs.",
-            "inductor, aot_eager, eager, openxla, any registered backend, or aot:NAME",
-            _text,
-        ),
+    compiler: str = _setting(
+        "inductor",
+        "Who compiles after the pass: any backend that torch.compile knows, or `aot:NAME` to hand NAME the "
+        "ahead-of-time (ATen, forward and backward) graphs.",
+        "inductor, aot_eager, eager, openxla, any registered backend, or aot:NAME",
+        _text,
     )
     origin: Mapping[str, str] = field(default_factory=dict, compare=False)
 
