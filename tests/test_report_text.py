@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from attnpass.find.found import NearMiss
 from attnpass.ir.call import Pattern, Source
 from attnpass.ir.decision import Answer, Reason
-from attnpass.report import NearMiss, block, debug_text, no_calls_warning
 from attnpass.report.groups import compress, short_source
+from attnpass.report.text import block, debug_text, no_calls_warning
 from tests import report_examples as examples
 
 SOFTMAX = NearMiss("softmax", "softmax between two matrix products", Source("model.py", 80))

@@ -23,7 +23,8 @@ from attnpass.errors import AttnpassError, ConfigError
 from attnpass.graph.tensor import DTYPE_NAMES, dtype_name
 from attnpass.ir.decision import AUTO, NATIVE
 from attnpass.kernels.registry import registry, registry_for
-from attnpass.report import Report, block
+from attnpass.report.record import Report
+from attnpass.report.text import block
 from attnpass.select.wishes import resolve_policy
 from attnpass.settings.config import Config
 

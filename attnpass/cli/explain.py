@@ -27,9 +27,9 @@ from attnpass.kernels.registry import registry_for
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.library import Library, try_out
 from attnpass.machine.machine import Machine
-from attnpass.report import Report, block
 from attnpass.report.groups import group_calls, status
-from attnpass.report.text import group_lines, skipped_text, verdict, why
+from attnpass.report.record import Report
+from attnpass.report.text import block, group_lines, skipped_text, verdict, why
 from attnpass.select.select import select
 from attnpass.select.wishes import resolve_policy
 from attnpass.settings.config import Config
@@ -69,7 +69,7 @@ def _explain_shape(args: argparse.Namespace) -> int:
     decision = select(make_call(args, machine), kernels, machine, config)
     if args.json:
         report = Report(graph=0, config=config, machines={decision.call.device: machine}, decisions=(decision,))
-        print(json.dumps(report.to_dict(), indent=1))
+        print(report.to_json())
         return 0
     print(f"{decision.call.text()}, on {machine_name(machine.to_dict())}")
     if args.machine != HERE:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -79,7 +78,7 @@ def _embedded(report: Report) -> Markup:
     """The JSON form, safe inside a script element: no ``<`` can end it, and no entity can change it."""
     from markupsafe import Markup
 
-    text = json.dumps(report.to_dict(), default=str)
+    text = report.to_json(indent=None)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)

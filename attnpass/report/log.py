@@ -11,7 +11,8 @@ import sys
 from itertools import chain
 
 from attnpass.errors import ISSUES_HINT
-from attnpass.report import Report, block, debug_text, no_calls_warning, to_json, unmatched_text
+from attnpass.report.record import Report
+from attnpass.report.text import block, debug_text, no_calls_warning, unmatched_text
 from attnpass.settings.config import LOG_LEVELS, unknown_variables
 
 ROOT = logging.getLogger("attnpass")
@@ -99,7 +100,7 @@ def _trace(report: Report) -> None:
     trace_structured(
         "artifact",
         metadata_fn=lambda: {"name": "attnpass_report", "encoding": "json"},
-        payload_fn=lambda: to_json(report),
+        payload_fn=report.to_json,
         expect_trace_id=False,
     )
     trace_structured(

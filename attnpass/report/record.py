@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,10 @@ class Report:
             "near_misses": [miss.to_dict() for miss in self.near_misses],
             "calls": [_decision_to_dict(decision) for decision in self.decisions],
         }
+
+    def to_json(self, indent: int | None = 1) -> str:
+        """The same as text."""
+        return json.dumps(self.to_dict(), indent=indent, default=str)
 
 
 def _decision_to_dict(decision: Decision) -> dict[str, Any]:

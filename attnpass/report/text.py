@@ -93,15 +93,11 @@ def skipped_text(skipped: str) -> str:
 
 
 def _reason(decision: Decision) -> str:
-    """Without the policy: the note, or the sentence of the reason."""
+    """Without the policy: the note, or the sentence of a reason that comes without one."""
     sentences = {
         Reason.REQUESTED: f"{decision.kernel} was asked for by name",
         Reason.AUTO: "the fastest exact kernel here that takes the call",
         Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
-        Reason.LIMIT: "ATTNPASS_LIMIT was reached",
-        Reason.AS_WRITTEN: "the compiler is faster on the chain as it is",
-        Reason.USER_CHOICE: "the program itself chose",
-        Reason.LOWERED: "no kernel that was asked for takes the chain, which became one call of SDPA",
     }
     return decision.note or sentences[decision.reason]
 
@@ -124,14 +120,13 @@ def no_calls_warning(report: Report) -> str:
 
 def _group_lines(report: Report) -> Iterator[str]:
     groups = group_calls(report)
-    rows = [(*_row_head(group), group.first.call.text(), modules_text(group), group.sources) for group in groups]
+    rows = [
+        (status(each.first), f"x{len(each.decisions)}", each.first.call.text(), modules_text(each), each.sources)
+        for each in groups
+    ]
     for group, line in zip(groups, _aligned(rows), strict=True):
         yield line
         yield from (f"      {reason}" for reason in _told(group.first))
-
-
-def _row_head(group: Group) -> tuple[str, str]:
-    return status(group.first), f"x{len(group.decisions)}"
 
 
 def _told(decision: Decision) -> Iterator[str]:
