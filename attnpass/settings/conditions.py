@@ -69,11 +69,6 @@ def compare(call: AttentionCall, size: str, comparison: str, number: int) -> Hol
     return Unknown(f"{size} is {shown(value)}")
 
 
-def negated(answer: Holds) -> Holds:
-    """What is unknown stays unknown."""
-    return answer if isinstance(answer, Unknown) else not answer
-
-
 def _kind(call: AttentionCall, wanted: Kind) -> Holds:
     if call.kind is Kind.UNKNOWN:
         return Unknown("the graph does not show where K comes from")

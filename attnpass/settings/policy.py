@@ -27,7 +27,7 @@ from fnmatch import fnmatchcase
 
 from attnpass.errors import closest
 from attnpass.ir.call import AttentionCall
-from attnpass.settings.conditions import FACTS, SIZES, Holds, Unknown, compare, negated
+from attnpass.settings.conditions import FACTS, SIZES, Holds, Unknown, compare
 
 DEFAULT = ("auto",)
 LEGAL = (
@@ -70,7 +70,7 @@ class Condition:
             answer = compare(call, self.name, self.comparison, self.number)
         else:
             answer = fnmatchcase(call.module, self.name) if self.is_glob else FACTS[self.name].ask(call)
-        return negated(answer) if self.negated else answer
+        return answer if isinstance(answer, Unknown) else answer != self.negated
 
     def __str__(self) -> str:
         number = f"{self.comparison}{self.number}" if self.comparison else ""
