@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from attnpass.compilation.compiler import compile_graph, uses_cuda_graphs
+from attnpass.compilation.compiler import Downstream, compile_graph
 from attnpass.compilation.guards import guard, guard_buffers
 from attnpass.compilation.recomputation import attention_is_expensive
 from attnpass.errors import ISSUES_HINT, AttnpassError, PassError
@@ -56,14 +56,13 @@ def attnpass(
     log.configure("info" if config.verify and config.log == "warning" else config.log)
     say_unknown_variables()
     guard()
-    rewritten = _guarded_pass(gm, config, uses_cuda_graphs(config.compiler, mode, theirs))
+    downstream = Downstream(config.compiler, mode, theirs)
+    rewritten = _guarded_pass(gm, config, downstream.uses_cuda_graphs)
     guard_buffers(rewritten.assumptions.used)
     publish(rewritten.report, config)
     machine = next(iter(rewritten.report.machines.values()), None)
     with attention_is_expensive(rewritten.module):
-        return compile_graph(
-            rewritten.module, example_inputs, config.compiler, mode, theirs, rewritten.compile_options, machine
-        )
+        return compile_graph(rewritten.module, example_inputs, downstream, rewritten.compile_options, machine)
 
 
 def reset() -> None:

@@ -81,7 +81,7 @@ def run_pass(gm: GraphModule, config: Config, report: Report, given: Given = Giv
     assumptions = Assumptions()
     findings = understand(find(gm, given.grad), assumptions)
     with clock.stopped():  # importing a library is not the pass
-        kernels = registry_for(config.policy.wishes, config.trust_remote_code)
+        kernels = registry_for(config.kernel.wishes, config.trust_remote_code)
         machines = look_at(gm, config, kernels, [found.call for found in findings.calls], given.cuda_graphs)
     trials = Trials.of(config, kernels, machines)
     spent = trials.spent
@@ -137,10 +137,10 @@ def _applied(
 
 def _enforce_strict(decisions: Sequence[Decision], config: Config) -> None:
     kept = [d for d in decisions if d.reason in (Reason.NONE_ACCEPTED, Reason.LOWERED)] if config.strict else []
-    kept = [d for d in kept if not {AUTO, NATIVE} & {*config.policy.choose(d.call).wishes}]
+    kept = [d for d in kept if not {AUTO, NATIVE} & {*config.kernel.choose(d.call).wishes}]
     if not kept:
         return
-    wishes = config.policy
+    wishes = config.kernel
     count = f"{len(kept)} of {len(decisions)}"
     lines = [f"rewriting attention: ATTNPASS_STRICT=1 and {count} calls are taken by none of ATTNPASS_KERNEL={wishes}"]
     for decision in kept:

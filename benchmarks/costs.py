@@ -51,7 +51,7 @@ def main() -> int:
     calls = part_of(named, *args.part)
     for start in range(0, len(calls), AT_ONCE):
         with preparing():
-            ready = [Prepared(*call, args.kernels, machine, device) for call in calls[start : start + AT_ONCE]]
+            ready = [Prepared(call, args.kernels, machine, device) for call in calls[start : start + AT_ONCE]]
         for one in ready:
             for kernel, found in one.measured(one.which in args.errors).items():
                 append(args.out, {**one.head, "kernel": kernel, **found, **facts(device.type)})
@@ -85,10 +85,8 @@ class Prepared:
         head: what each of its result lines begins with.
     """
 
-    def __init__(
-        self, which: str, name: str, step: str, kernels: list[str], machine: Machine, device: torch.device
-    ) -> None:
-        self.which, self.name, self.step = which, name, step
+    def __init__(self, asked: tuple[str, str, str], kernels: list[str], machine: Machine, device: torch.device) -> None:
+        self.which, self.name, self.step = which, name, step = asked
         shape = SETS[which][name]
         self.head = {"benchmark": "costs", "set": which, "shape": name, "step": step, **shape.facts}
         self.call = shape.call(step == "train", device)

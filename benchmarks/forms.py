@@ -156,9 +156,9 @@ def main() -> int:
 
 def measure(form: str, compiler: str, train: bool, device: str, sizes: tuple[int, ...]) -> dict[str, Any]:
     """Time, memory and error of one form with one compiler."""
-    B, H, Hkv, S, D = sizes
+    B, S = sizes[0], sizes[3]
     dtype = torch.bfloat16
-    operands = list(_operands(B, H, Hkv, S, D, device, dtype, train))
+    operands = list(_operands(sizes, device, dtype, train))
     lengths = torch.tensor([[int(S * PADDED) if b % 2 else S] for b in range(B)], device=device)
     padding = torch.arange(S, device=device)[None] < lengths
     model = Forms(form, S, dtype).to(device)
@@ -185,9 +185,8 @@ def measure(form: str, compiler: str, train: bool, device: str, sizes: tuple[int
     return record
 
 
-def _operands(
-    B: int, H: int, Hkv: int, S: int, D: int, device: str, dtype: torch.dtype, grad: bool
-) -> Iterator[Tensor]:
+def _operands(sizes: tuple[int, ...], device: str, dtype: torch.dtype, grad: bool) -> Iterator[Tensor]:
+    B, H, Hkv, S, D = sizes
     generator = torch.Generator(device=device).manual_seed(0)
     for heads in (H, Hkv, Hkv):
         stored = torch.randn(B, S, heads, D, device=device, generator=generator).to(dtype)

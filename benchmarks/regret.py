@@ -27,6 +27,7 @@ from attnpass.ir.limits import Code, Rejection
 from attnpass.kernels.registry import registry
 from attnpass.machine.machine import Machine
 from attnpass.select.costs import Features, features, host_ms
+from attnpass.select.evidence import Learnt
 from attnpass.select.select import select
 from attnpass.settings.config import Config
 from benchmarks.fit import LEFT_OUT, measured
@@ -81,7 +82,9 @@ def regrets(
         numbers = features(call)
         assert numbers is not None
         times = {one["kernel"]: _ms(one, numbers, machine) for one in some if "ms" in one}
-        chosen = tuned[name, step] if tuned else select(call, registry(), machine, Config(), _failed(some)).kernel
+        chosen = (
+            tuned[name, step] if tuned else select(call, registry(), machine, Config(), Learnt(_failed(some))).kernel
+        )
         best = min(times, key=lambda kernel: times[kernel])
         if chosen not in times:  # a window that is no tensor here, which no kernel of PyTorch's but flex takes
             print(f"not judged: {name}, {step}: auto chose {chosen}, which was not measured")

@@ -44,7 +44,7 @@ def main() -> int:
     calls = part_of(list(calls_of(args.sets, args.steps)), *args.part)
     for start in range(0, len(calls), AT_ONCE):
         with preparing():
-            ready = [Prepared(*call, args.kernels, machine, device) for call in calls[start : start + AT_ONCE]]
+            ready = [Prepared(call, args.kernels, machine, device) for call in calls[start : start + AT_ONCE]]
             for one in ready:
                 _asked(one, machine, folder, trials)  # so that libraries compile what is missing
         for one in ready:

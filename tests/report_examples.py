@@ -7,12 +7,13 @@ import torch
 from attnpass.find.found import NearMiss
 from attnpass.graph.tensor import TensorSpec
 from attnpass.ir.call import AttentionCall, Pattern, Source
-from attnpass.ir.decision import Decision, Reason, Trial
+from attnpass.ir.decision import Answer, Decision, Reason
 from attnpass.ir.limits import Code, Rejection
 from attnpass.ir.mask import MaskSpec
 from attnpass.machine.machine import Machine
 from attnpass.report.record import Report
 from attnpass.settings.config import Config
+from attnpass.settings.policy import Policy
 
 NEEDS_NO_MASK = Rejection(Code.MASK, "mask", "a bool tensor", "none or causal")
 BAD_HEAD_DIM = Rejection(Code.HEAD_DIM, "head_dim", 80, "64, 96 or 128")
@@ -43,15 +44,15 @@ def call(
     return AttentionCall(q, k, k, q, mask or MaskSpec(), node=node, module=module, source=source, pattern=pattern)
 
 
-def rewritten(attention: AttentionCall, kernel: str = "flex", *refused: Trial) -> Decision:
-    names = (*(trial.kernel for trial in refused), kernel)
-    trials = (Trial("native", ()), *refused, Trial(kernel, ()))
-    return Decision(attention, kernel, Reason.REQUESTED, names, trials)
+def rewritten(attention: AttentionCall, kernel: str = "flex", *refused: Answer) -> Decision:
+    names = (*(answer.kernel for answer in refused), kernel)
+    answers = (Answer("native", ()), *refused, Answer(kernel, ()))
+    return Decision(attention, kernel, Reason.REQUESTED, names, answers)
 
 
-def kept(attention: AttentionCall, *refused: Trial, reason: Reason = Reason.NONE_ACCEPTED, note: str = "") -> Decision:
-    tried = tuple(trial.kernel for trial in refused)
-    return Decision(attention, "native", reason, tried, (Trial("native", ()), *refused), note)
+def kept(attention: AttentionCall, *refused: Answer, reason: Reason = Reason.NONE_ACCEPTED, note: str = "") -> Decision:
+    tried = tuple(answer.kernel for answer in refused)
+    return Decision(attention, "native", reason, tried, (Answer("native", ()), *refused), note)
 
 
 def cross(module: str, line: int = 240) -> AttentionCall:
@@ -60,13 +61,19 @@ def cross(module: str, line: int = 240) -> AttentionCall:
 
 
 def report(*decisions: Decision, graph: int = 0, near_misses: tuple[NearMiss, ...] = (), **fields: object) -> Report:
-    values = {"config": Config(kernel=("flex",)), "machines": {DEVICE: H100}, "nodes": 512, "pass_ms": 3.1, **fields}
+    values = {
+        "config": Config(kernel=Policy(default=("flex",))),
+        "machines": {DEVICE: H100},
+        "nodes": 512,
+        "pass_ms": 3.1,
+        **fields,
+    }
     return Report(graph=graph, decisions=decisions, near_misses=near_misses, **values)  # type: ignore[arg-type]
 
 
 def video_model() -> Report:
     """38 calls rewritten, 2 kept."""
-    refused = (Trial("native_flash", (NEEDS_NO_MASK,)),)
+    refused = (Answer("native_flash", (NEEDS_NO_MASK,)),)
     decisions = [rewritten(call(f"blocks.{number}.attn")) for number in range(38)]
     decisions += [kept(cross(f"blocks.{number}.cross"), *refused) for number in (0, 20)]
     return report(

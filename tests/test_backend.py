@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 
 import attnpass
 from attnpass import backend
-from attnpass.compilation.compiler import uses_cuda_graphs
+from attnpass.compilation.compiler import Downstream
 from attnpass.errors import ConfigError
 from attnpass.kernels.registry import registry
 from attnpass.report import log
@@ -64,8 +64,8 @@ def test_training_through_inductor(kernel: str) -> None:
     ],
 )
 def test_what_makes_inductor_record_cuda_graphs(mode: str | None, options: dict[str, bool], wanted: bool) -> None:
-    assert uses_cuda_graphs("inductor", mode, options) is wanted
-    assert not uses_cuda_graphs("aot_eager", mode, options)
+    assert Downstream("inductor", mode, options).uses_cuda_graphs is wanted
+    assert not Downstream("aot_eager", mode, options).uses_cuda_graphs
 
 
 @pytest.mark.parametrize("mode", ("default", "reduce-overhead", "max-autotune-no-cudagraphs"))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from attnpass.cli import demo, minilm
-from attnpass.ir.decision import Trial
+from attnpass.ir.decision import Answer
 from tests import report_examples as examples
 from tests.cli_examples import forget_settings, run
 from tests.compiled import NOT_ON_2_9
@@ -130,7 +130,7 @@ def test_the_real_model_has_real_weights():
 
 def test_other_kernels_of_the_demo_are_those_that_take_every_call():
     easy = examples.rewritten(examples.call("a"), "native_flash")
-    picky = examples.rewritten(examples.call("b"), "native_flash", Trial("flex", (examples.BAD_HEAD_DIM,)))
+    picky = examples.rewritten(examples.call("b"), "native_flash", Answer("flex", (examples.BAD_HEAD_DIM,)))
     assert demo._others([examples.report(easy)])[:2] == ["native_cudnn", "native_efficient"]
     assert "flex" not in demo._others([examples.report(easy, picky)])
     assert demo._others([examples.report()]) == []

@@ -305,7 +305,7 @@ def test_sinks_are_understood() -> None:
 
 def test_the_log_tells_chains_apart(caplog: pytest.LogCaptureFixture) -> None:
     run(plain, *qkv())
-    text = attnpass.report.block(attnpass.last_report())
+    text = attnpass.report.text.block(attnpass.last_report())
     assert "(handwritten)" in text
     assert "test_handwritten_details.py" in text
 

@@ -11,6 +11,7 @@ import pytest
 from torch._logging import _internal as torch_logging
 
 from attnpass.report import log
+from attnpass.report.record import Report
 from tests import report_examples as examples
 
 
@@ -100,7 +101,7 @@ def test_the_block_is_info_and_the_rest_is_debug(caplog: pytest.LogCaptureFixtur
     log.emit_report(examples.video_model())
     block, everything = ours(caplog)
     assert (block.levelname, everything.levelname) == ("INFO", "DEBUG")
-    assert block.name == "attnpass.log"
+    assert block.name == "attnpass.report.log"
     assert "the code before the pass" in everything.getMessage()
 
 
@@ -120,8 +121,8 @@ def test_no_warning_after_a_graph_with_calls_or_a_failed_pass(caplog: pytest.Log
 
 def test_nothing_is_rendered_that_nobody_listens_to(monkeypatch: pytest.MonkeyPatch):
     rendered: list[object] = []
-    for name in ("block", "debug_text", "to_json"):
-        monkeypatch.setattr(log, name, rendered.append)
+    for where, name in ((log, "block"), (log, "debug_text"), (Report, "to_json")):
+        monkeypatch.setattr(where, name, rendered.append)
     monkeypatch.setattr(torch_logging.trace_log, "handlers", [])
     log.emit_report(examples.video_model())
     assert rendered == []

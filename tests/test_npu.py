@@ -17,7 +17,8 @@ from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.npu import TORCH_NPU
 from attnpass.kernels.registry import registry
 from attnpass.machine.machine import Machine
-from attnpass.select.wishes import resolve_wishes
+from attnpass.select.wishes import resolve_policy
+from attnpass.settings.policy import parse
 from tests.compiled import assert_near, assert_right, decisions, kernels_used, qkv, refused, run
 from tests.emitted import assert_like_brute_force, emitted, window
 from tests.standins import pretend, torch_npu, tried
@@ -55,7 +56,7 @@ def test_the_triangle_does_not_grow_with_the_lengths() -> None:
 
 
 def test_the_alias_of_diffusers() -> None:
-    assert resolve_wishes(("_native_npu",), registry()) == ("npu",)
+    assert resolve_policy(parse("_native_npu"), registry()) == ("npu",)
     assert run(F.scaled_dot_product_attention, *qkv(), kernel="_native_npu") is not None
     assert kernels_used() == ["npu"]
 

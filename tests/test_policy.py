@@ -55,7 +55,7 @@ def test_what_is_printed_is_read_back(policy: Policy, data: st.DataObject) -> No
     assert parse(str(policy)) == policy
     spaced = "".join(f" {sign} " if sign in ",;&" else sign for sign in str(policy))
     assert parse(f";{spaced};;") == policy
-    assert Config.load({"attnpass.kernel": str(policy)}, {}).policy == policy
+    assert Config.load({"attnpass.kernel": str(policy)}, {}).kernel == policy
 
 
 @given(policies)
@@ -68,11 +68,11 @@ def test_every_call_gets_one_answer(policy: Policy) -> None:
 
 def test_a_plain_list_is_as_plain_as_ever() -> None:
     config = Config.load({"attnpass.kernel": " sage , flash3 "}, {})
-    assert config.kernel == ("sage", "flash3") and not config.clauses
-    assert config == Config(kernel=("sage", "flash3"))
-    assert config.policy.choose(CROSS) == Choice(("sage", "flash3"))
+    assert config.kernel.default == ("sage", "flash3") and not config.kernel.clauses
+    assert config == Config(kernel=Policy(default=("sage", "flash3")))
+    assert config.kernel.choose(CROSS) == Choice(("sage", "flash3"))
     assert config.to_dict()["kernel"] == ["sage", "flash3"]
-    assert Config.load({}, {}).policy == Policy() == parse("auto")
+    assert Config.load({}, {}).kernel == Policy() == parse("auto")
 
 
 def test_the_example_of_the_docs() -> None:
@@ -96,7 +96,7 @@ def test_the_default_may_stand_anywhere_and_is_auto_if_missing() -> None:
 
 def test_options_take_lists() -> None:
     def policy(value: Any) -> Policy:
-        return Config.load({"attnpass.kernel": value}, {}).policy
+        return Config.load({"attnpass.kernel": value}, {}).kernel
 
     assert policy(["sage", "flash3"]) == policy(("sage", "flash3")) == parse("sage,flash3")
     assert policy(["sage,flash3", "cross=native", "head_dim>128=flex"]) == parse(

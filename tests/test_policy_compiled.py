@@ -19,7 +19,9 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import attnpass
-from attnpass.report import block, log, to_html
+from attnpass.report import log
+from attnpass.report.html import to_html
+from attnpass.report.text import block
 from tests.cli_examples import run as command
 from tests.compiled import NOT_ON_2_9, assert_near, decisions, run
 

@@ -15,6 +15,7 @@ from attnpass.kernels.registry import registry
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.select.select import select
 from attnpass.settings.config import Config
+from attnpass.settings.policy import parse
 
 CUDA = torch.device("cuda", 0)
 
@@ -29,8 +30,8 @@ def call(
     return AttentionCall(q=q, k=q, v=q, out=q, mask=mask, pattern=pattern)
 
 
-def decide(one: AttentionCall, machine: str = "h100", **settings: object) -> Decision:
-    return select(one, registry(), KNOWN_MACHINES[machine], replace(Config(), **settings))  # type: ignore[arg-type]
+def decide(one: AttentionCall, machine: str = "h100", kernel: str = "auto") -> Decision:
+    return select(one, registry(), KNOWN_MACHINES[machine], Config(kernel=parse(kernel)))
 
 
 CAUSAL, PADDING = MaskTerm(Term.CAUSAL), MaskTerm(Term.KEY_PADDING)
@@ -75,13 +76,13 @@ def test_padding_alone_with_flash_attention_installed(
 
 
 def test_a_kernel_that_cannot_compute_the_mask_reads_it_and_says_nothing_of_it() -> None:
-    decision = decide(call(4096, CAUSAL, PADDING), kernel=("native_efficient",))
+    decision = decide(call(4096, CAUSAL, PADDING), kernel="native_efficient")
     assert decision.kernel == "native_efficient" and decision.asked.mask.tensor is not None
-    assert decide(call(4096, CAUSAL), kernel=("native_efficient",)).asked.mask.spelled is not None
+    assert decide(call(4096, CAUSAL), kernel="native_efficient").asked.mask.spelled is not None
 
 
 def test_a_kernel_without_masks_refuses_what_the_mask_means() -> None:
-    refused = decide(call(4096, CAUSAL, PADDING), kernel=("native_flash",)).rejections("native_flash")
+    refused = decide(call(4096, CAUSAL, PADDING), kernel="native_flash").rejections("native_flash")
     wanted = "mask is causal & key_padding, needs key_padding alone, which is read as a number of keys"
     assert [str(reason) for reason in refused][:1] == [wanted]
 
@@ -129,12 +130,12 @@ def test_auto_trains_with_flex_where_it_was_measured_and_hides_blocks() -> None:
     assert decide(short).kernel == "native_efficient"
     assert decide(replace(padded, mask=MaskSpec())).kernel == "native_cudnn"
     assert decide(padded, "a100").kernel == "native_efficient"
-    assert decide(short, "a100", kernel=("flex",)).kernel == "flex"
+    assert decide(short, "a100", kernel="flex").kernel == "flex"
 
 
 def test_small_windows_by_hand_stay_on_a_gpu_unless_a_kernel_is_named() -> None:
     window = call(49, bias=True, pattern=Pattern.HANDWRITTEN)
     decision = decide(window)
     assert decision.reason is Reason.AS_WRITTEN and not decision.rewritten and "64 tokens" in decision.note
-    assert decide(window, kernel=("native_cudnn",)).kernel == "native_cudnn"
+    assert decide(window, kernel="native_cudnn").kernel == "native_cudnn"
     assert decide(call(49, bias=True)).reason is Reason.AUTO

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from attnpass.find.found import NearMiss
 from attnpass.ir.call import Source
-from attnpass.report import NearMiss, Report, to_html, to_json, write
+from attnpass.report.history import write
+from attnpass.report.html import to_html
+from attnpass.report.record import Report
 from attnpass.settings.config import Config
 from tests import report_examples as examples
 
@@ -96,7 +99,7 @@ def test_everything_is_escaped():
 def test_the_embedded_json_is_the_report():
     report = evil_report()
     page = Page(to_html(report))
-    assert json.loads("".join(page.scripts)) == json.loads(to_json(report))
+    assert json.loads("".join(page.scripts)) == json.loads(report.to_json())
     assert ("script", {"type": "application/json", "id": "report"}) in page.tags
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from attnpass.find.found import NearMiss
 from attnpass.ir.call import Pattern, Source
-from attnpass.ir.decision import Reason, Trial
-from attnpass.report import NearMiss, block, debug_text, no_calls_warning
+from attnpass.ir.decision import Answer, Reason
 from attnpass.report.groups import compress, short_source
+from attnpass.report.text import block, debug_text, no_calls_warning
 from tests import report_examples as examples
 
 SOFTMAX = NearMiss("softmax", "softmax between two matrix products", Source("model.py", 80))
@@ -38,7 +39,7 @@ def test_one_call_is_singular_and_an_unknown_place_is_said():
 
 
 def test_refusals_before_the_chosen_kernel_are_told_with_all_reasons():
-    sage = Trial("sage", (examples.BAD_HEAD_DIM, examples.NEEDS_NO_MASK, examples.BAD_HEAD_DIM))
+    sage = Answer("sage", (examples.BAD_HEAD_DIM, examples.NEEDS_NO_MASK, examples.BAD_HEAD_DIM))
     text = block(examples.report(examples.rewritten(examples.call("a"), "flex", sage)))
     assert text.splitlines()[2:] == [
         "      sage: head_dim is 80, needs 64, 96 or 128; mask is a bool tensor, needs none or causal"
@@ -47,7 +48,7 @@ def test_refusals_before_the_chosen_kernel_are_told_with_all_reasons():
 
 def test_kernels_that_nobody_asked_about_are_not_told():
     decision = examples.rewritten(examples.call("a"))
-    decision = replace(decision, trials=(*decision.trials, Trial("sage", (examples.BAD_HEAD_DIM,))))
+    decision = replace(decision, answers=(*decision.answers, Answer("sage", (examples.BAD_HEAD_DIM,))))
     assert "sage" not in block(examples.report(decision))
     assert "sage" in debug_text(examples.report(decision))
 
@@ -67,14 +68,14 @@ def test_why_a_call_was_kept(reason: Reason, note: str, told: str):
 
 
 def test_a_kept_call_whose_note_says_it_all_lists_no_refusals():
-    refusal = Trial("flex", (examples.BAD_HEAD_DIM,))
+    refusal = Answer("flex", (examples.BAD_HEAD_DIM,))
     decision = examples.kept(examples.call("a"), refusal, reason=Reason.USER_CHOICE, note="the program chose MATH")
     assert "head_dim" not in block(examples.report(decision))
 
 
 def test_calls_with_different_reasons_are_not_grouped():
-    one = examples.kept(examples.call("a"), Trial("flex", (examples.BAD_HEAD_DIM,)))
-    other = examples.kept(examples.call("b"), Trial("flex", (examples.NEEDS_NO_MASK,)))
+    one = examples.kept(examples.call("a"), Answer("flex", (examples.BAD_HEAD_DIM,)))
+    other = examples.kept(examples.call("b"), Answer("flex", (examples.NEEDS_NO_MASK,)))
     assert block(examples.report(one, other)).count("x1") == 2
 
 
@@ -109,7 +110,7 @@ def test_a_failed_pass_is_told():
 
 
 def test_debug_text_has_every_answer_and_the_code():
-    refusal = Trial("sage", (examples.BAD_HEAD_DIM,))
+    refusal = Answer("sage", (examples.BAD_HEAD_DIM,))
     decision = examples.rewritten(examples.call("blocks.0"), "flex", refusal)
     report = examples.report(decision, compile_id="0/1", code_before="before\n", code_after="after\n")
     assert debug_text(report) == lines(

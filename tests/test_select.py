@@ -15,9 +15,11 @@ from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.registry import registry
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.machine import Machine
+from attnpass.select.evidence import Learnt
 from attnpass.select.select import select
-from attnpass.select.wishes import check_wishes, resolve_wishes
+from attnpass.select.wishes import check_policy, resolve_policy
 from attnpass.settings.config import Config
+from attnpass.settings.policy import Policy, parse
 
 CUDA = torch.device("cuda", 0)
 
@@ -60,13 +62,16 @@ def masked(dtype: torch.dtype = torch.bool, shape: tuple[int, ...] = (2, 1, 1, 1
 
 def decide(attention: AttentionCall, machine: str | Machine, *wishes: str) -> tuple[str, str]:
     where = KNOWN_MACHINES[machine] if isinstance(machine, str) else machine
-    decision = select(attention, registry(), where, Config(kernel=wishes or ("auto",)))
+    decision = select(attention, registry(), where, Config(kernel=Policy(default=wishes or ("auto",))))
     return decision.kernel, decision.reason.value
 
 
 def why_not(kernel: str, attention: AttentionCall, machine: str | Machine = "h100") -> list[str]:
     where = KNOWN_MACHINES[machine] if isinstance(machine, str) else machine
-    return [str(r) for r in select(attention, registry(), where, Config(kernel=(kernel,))).rejections(kernel)]
+    return [
+        str(r)
+        for r in select(attention, registry(), where, Config(kernel=Policy(default=(kernel,)))).rejections(kernel)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -204,21 +209,21 @@ def test_determinism_and_switches() -> None:
 def test_every_machine_has_an_answer_for_every_kernel() -> None:
     for machine in KNOWN_MACHINES.values():
         decision = select(call(), registry(), machine, Config())
-        assert {trial.kernel for trial in decision.trials} == set(registry())
-        for trial in decision.trials:
-            assert all(str(reason) and reason.wanted for reason in trial.rejections)
+        assert {answer.kernel for answer in decision.answers} == set(registry())
+        for answer in decision.answers:
+            assert all(str(reason) and reason.wanted for reason in answer.rejections)
 
 
 def test_aliases_are_diffusers_names() -> None:
     names = ("_native_cudnn", "_native_flash", "_native_efficient", "_native_math")
-    assert resolve_wishes(names, registry()) == tuple(name[1:] for name in names)
+    assert resolve_policy(Policy(default=names), registry()) == tuple(name[1:] for name in names)
 
 
 def test_unknown_kernel() -> None:
     with pytest.raises(
         UnknownKernelError, match=r"ATTNPASS_KERNEL names 'flax', which is not a kernel, did you mean flex\?"
     ):
-        resolve_wishes(("flax",), registry())
+        resolve_policy(parse("flax"), registry())
 
 
 @pytest.mark.parametrize(("versions", "found"), (({}, "not installed"), ({"torch": "2.4.1"}, "2.4.1")))
@@ -227,14 +232,14 @@ def test_missing_or_old_library(versions: dict[str, str], found: str) -> None:
     with pytest.raises(
         KernelUnavailableError, match=rf"whose library torch is {found} here, needs >= 2.9; run: pip install"
     ):
-        check_wishes(("flex",), registry(), machine)
+        check_policy(parse("flex"), registry(), machine)
 
 
 def test_a_failed_verification_is_a_reason_like_any_other() -> None:
     from attnpass.ir.limits import Code, Rejection
 
     bad = Rejection(Code.VERIFY, "measured error", "0.4", "at most 0.01")
-    decision = select(call(**LONG), registry(), KNOWN_MACHINES["h100"], Config(), {"native_cudnn": [bad]})
+    decision = select(call(**LONG), registry(), KNOWN_MACHINES["h100"], Config(), Learnt({"native_cudnn": [bad]}))
     assert decision.kernel == "native_flash"
     assert decision.reason is Reason.AUTO
     assert decision.rejections("native_cudnn") == (bad,)

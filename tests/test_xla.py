@@ -14,7 +14,8 @@ from attnpass import testing
 from attnpass.kernels.registry import registry
 from attnpass.kernels.xla import TORCH_XLA
 from attnpass.machine.machine import Machine
-from attnpass.select.wishes import resolve_wishes
+from attnpass.select.wishes import resolve_policy
+from attnpass.settings.policy import parse
 from tests.compiled import assert_right, decisions, qkv, refused, run
 from tests.standins import pretend, torch_xla
 
@@ -52,7 +53,7 @@ def test_head_dims(D: int) -> None:
 
 
 def test_the_alias_of_diffusers() -> None:
-    assert resolve_wishes(("_native_xla",), registry()) == ("xla",)
+    assert resolve_policy(parse("_native_xla"), registry()) == ("xla",)
 
 
 def test_padded_keys_do_not_take_part() -> None:

@@ -17,7 +17,7 @@ from attnpass.find.found import Findings, FoundCall
 from attnpass.graph.copy import GraphCopy
 from attnpass.graph.reading import Reading
 from attnpass.graph.values import value_of
-from attnpass.ir.decision import NATIVE, Decision, Reason, Trial
+from attnpass.ir.decision import NATIVE, Answer, Decision, Reason
 from attnpass.ir.limits import Rejection
 from attnpass.kernels.kernel import Kernel
 
@@ -126,7 +126,7 @@ def value_meta(node: Node) -> dict[str, Any]:
 
 
 def _put_back(decision: Decision, rejection: Rejection) -> Decision:
-    trials = tuple(
-        Trial(t.kernel, (*t.rejections, rejection)) if t.kernel == decision.kernel else t for t in decision.trials
+    answers = tuple(
+        Answer(t.kernel, (*t.rejections, rejection)) if t.kernel == decision.kernel else t for t in decision.answers
     )
-    return replace(decision, kernel=NATIVE, lowered=False, note="", reason=Reason.NONE_ACCEPTED, trials=trials)
+    return replace(decision, kernel=NATIVE, note="", reason=Reason.NONE_ACCEPTED, answers=answers)

@@ -23,8 +23,9 @@ from attnpass.errors import AttnpassError, ConfigError
 from attnpass.graph.tensor import DTYPE_NAMES, dtype_name
 from attnpass.ir.decision import AUTO, NATIVE
 from attnpass.kernels.registry import registry, registry_for
-from attnpass.report import Report, block
-from attnpass.select.wishes import resolve_wishes
+from attnpass.report.record import Report
+from attnpass.report.text import block
+from attnpass.select.wishes import resolve_policy
 from attnpass.settings.config import Config
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point}
@@ -91,8 +92,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare everything with eager; exit code 1 if something is wrong."""
     device = args.device or torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     dtype = DTYPES[args.dtype or ("fp32" if device.type == "cpu" else "fp16")]
-    named = _named(args.kernel) if args.kernel else ()
-    wishes = resolve_wishes(named, registry_for(named))
+    wishes = _named(args.kernel) if args.kernel else ()
     attnpass.clear_reports()
     minilm = load(device, dtype)
     reference = load(torch.device("cpu"), torch.float64)
@@ -109,13 +109,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _named(text: str) -> tuple[str, ...]:
-    config = Config.load({"attnpass.kernel": text})
-    if config.clauses:
+    """The kernels in a list, which may have no conditions."""
+    policy = Config.load({"attnpass.kernel": text}).kernel
+    if policy.clauses:
         raise ConfigError(
             f"reading the command line: --kernel is {text!r}, needs kernel names without conditions: the demo "
             "measures each kernel by itself"
         )
-    return config.kernel
+    return resolve_policy(policy, registry_for(policy.wishes))
 
 
 def compare(minilm: MiniLM, exact: torch.Tensor, wishes: Sequence[str], say: Callable[[str], None]) -> Iterator[Result]:
@@ -193,7 +194,7 @@ def _others(reports: Sequence[Report]) -> list[str]:
     """The kernels that would take every call, without the one that ``auto`` took and ``native``, which keeps."""
     decisions = [decision for report in reports for decision in report.decisions]
     done = {NATIVE, *(decision.kernel for decision in decisions)}
-    refusing = {trial.kernel for decision in decisions for trial in decision.trials if not trial.accepted}
+    refusing = {answer.kernel for decision in decisions for answer in decision.answers if not answer.accepted}
     return [name for name in registry() if decisions and name not in done | refusing]
 
 

@@ -27,9 +27,9 @@ from attnpass.kernels.registry import registry_for
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.library import Library, try_out
 from attnpass.machine.machine import Machine
-from attnpass.report import Report, block
 from attnpass.report.groups import group_calls, status
-from attnpass.report.text import group_lines, skipped_text, verdict, why
+from attnpass.report.record import Report
+from attnpass.report.text import block, group_lines, skipped_text, verdict, why
 from attnpass.select.select import select
 from attnpass.select.wishes import resolve_policy
 from attnpass.settings.config import Config
@@ -63,27 +63,27 @@ def run(args: argparse.Namespace) -> int:
 
 def _explain_shape(args: argparse.Namespace) -> int:
     config = Config.load({"attnpass.kernel": args.kernel} if args.kernel else None)
-    kernels = registry_for(config.policy.wishes, config.trust_remote_code)
-    named = set(resolve_policy(config.policy, kernels)) - {AUTO}
+    kernels = registry_for(config.kernel.wishes, config.trust_remote_code)
+    named = set(resolve_policy(config.kernel, kernels)) - {AUTO}
     machine = find_machine(args.machine, kernels, {kernels[name].limits.library for name in named})
     decision = select(make_call(args, machine), kernels, machine, config)
     if args.json:
         report = Report(graph=0, config=config, machines={decision.call.device: machine}, decisions=(decision,))
-        print(json.dumps(report.to_dict(), indent=1))
+        print(report.to_json())
         return 0
     print(f"{decision.call.text()}, on {machine_name(machine.to_dict())}")
     if args.machine != HERE:
         print("(an invented machine, on which the library of every kernel is installed)")
-    print(f"{config.policy} -> {status(decision)}: {why(decision)}")
+    print(f"{config.kernel} -> {status(decision)}: {why(decision)}")
     print("".join(f"{skipped_text(each)}\n" for each in decision.skipped))
     chosen = {decision.kernel: " (chosen)"}
-    print_table([{"kernel": t.kernel, "answer": verdict(t) + chosen.get(t.kernel, "")} for t in decision.trials])
+    print_table([{"kernel": t.kernel, "answer": verdict(t) + chosen.get(t.kernel, "")} for t in decision.answers])
     return 0
 
 
 def _explain_file(args: argparse.Namespace) -> int:
     with setting(KERNEL_VARIABLE, args.kernel):
-        policy = Config.load().policy
+        policy = Config.load().kernel
         resolve_policy(policy, registry_for(policy.wishes))  # a bad name is an error before the model is loaded
         reports = model_file.load_model(args.file).explained_by(attnpass.explain)
     if args.json:
@@ -91,7 +91,7 @@ def _explain_file(args: argparse.Namespace) -> int:
         return 0
     for report in reports:
         print(block(report))
-        for group in group_calls(report, every_trial=True):
+        for group in group_calls(report, every_answer=True):
             print("\n".join(group_lines(group)))
     if not reports:
         print(f"{args.file}: nothing was captured, so there is no graph to look at")

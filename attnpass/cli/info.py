@@ -27,9 +27,9 @@ from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.registry import registry
 from attnpass.machine.library import Library
 from attnpass.machine.machine import Machine
-from attnpass.report.settings import settings_rows
 from attnpass.select.select import select
 from attnpass.settings.config import Config, unknown_variables
+from attnpass.settings.policy import Policy
 from attnpass.trials.cache import cache_folder
 from attnpass.trials.tuner import TUNED
 from attnpass.trials.validate import VERDICTS
@@ -66,7 +66,7 @@ def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
     problems = unknown_variables()
     settings: list[tuple[str, str, str]] = []
     try:
-        settings = settings_rows(Config.load())
+        settings = Config.load().rows()
     except ConfigError as error:
         problems.append(str(error))
     return {
@@ -108,10 +108,10 @@ def devices() -> list[torch.device]:
 def usable(kernels: Mapping[str, Kernel], device: torch.device, machine: Machine) -> dict[str, list[str]]:
     """For each kernel what this machine itself has against it; nothing means that it is usable here."""
     call = _easy_call(device)
-    decision = select(call, {NATIVE: kernels[NATIVE], **kernels}, machine, Config(kernel=(NATIVE,)))
+    decision = select(call, {NATIVE: kernels[NATIVE], **kernels}, machine, Config(kernel=Policy(default=(NATIVE,))))
     return {
-        trial.kernel: [str(reason) for reason in trial.rejections if reason.code in MACHINE_CODES]
-        for trial in decision.trials
+        answer.kernel: [str(reason) for reason in answer.rejections if reason.code in MACHINE_CODES]
+        for answer in decision.answers
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from attnpass.errors import AttnpassError
-from attnpass.report import Report
+from attnpass.report.record import Report
 
 MODULE_NAME = "attnpass_explained"
 METAVAR = "FILE.py[:name]"

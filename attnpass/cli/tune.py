@@ -20,7 +20,7 @@ from attnpass.cli.shape import BSHD, add_shape, make_call
 from attnpass.cli.table import print_table
 from attnpass.errors import ConfigError
 from attnpass.kernels.registry import libraries, registry
-from attnpass.report import block
+from attnpass.report.text import block
 from attnpass.select.select import select
 from attnpass.settings.config import Config
 from attnpass.trials.cache import cache_folder

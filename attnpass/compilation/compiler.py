@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,34 @@ AHEAD_OF_TIME = "aot:"
 OURSELVES = "attnpass"
 
 
+@dataclass(frozen=True, slots=True)
+class Downstream:
+    """Who compiles after the pass, and what the user told them.
+
+    Attributes:
+        compiler: ``inductor``, a backend that Dynamo knows, or ``aot:NAME``.
+        mode: ``torch.compile``'s mode, or None.
+        options: the user's options for the downstream compiler.
+    """
+
+    compiler: str
+    mode: str | None
+    options: Mapping[str, Any]
+
+    @property
+    def uses_cuda_graphs(self) -> bool:
+        """Will Inductor record CUDA graphs, by its mode (``reduce-overhead``, ...), options or configuration?"""
+        if self.compiler != "inductor":
+            return False
+        name = "triton.cudagraphs"
+        chosen = torch._inductor.list_mode_options().get(self.mode or "", {})
+        return bool({name: torch._inductor.config.triton.cudagraphs, **chosen, **self.options}[name])
+
+
 def compile_graph(
     gm: GraphModule,
     example_inputs: Sequence[Any],
-    compiler: str,
-    mode: str | None,
-    options: Mapping[str, Any],
+    downstream: Downstream,
     kernel_options: Mapping[str, Any],
     machine: Machine | None,
 ) -> Callable[..., Any]:
@@ -31,15 +54,14 @@ def compile_graph(
     Args:
         gm: the rewritten graph.
         example_inputs: as Dynamo gave them.
-        compiler: ``inductor``, a backend that Dynamo knows, or ``aot:NAME``.
-        mode: ``torch.compile``'s mode, or None.
-        options: the user's options for the downstream compiler.
+        downstream: who compiles it.
         kernel_options: Inductor options that the emitted kernels need; the user's own win.
         machine: the device of the calls in the graph, None if it has none.
 
     Raises:
         ConfigError: no such backend.
     """
+    compiler, mode, options = downstream.compiler, downstream.mode, downstream.options
     if compiler == "inductor":
         salted = {**kernel_options, **options, **salt(machine, options.get(SALT_OPTION))}
         return _callable(torch._TorchCompileInductorWrapper(mode, salted, None)(gm, example_inputs))
@@ -55,15 +77,6 @@ def compile_graph(
         return _callable(aot_autograd(fw_compiler=boxed)(gm, example_inputs))
     kwargs = {key: value for key, value in (("mode", mode), ("options", dict(options))) if value}
     return _callable(backend(gm, example_inputs, **kwargs))
-
-
-def uses_cuda_graphs(compiler: str, mode: str | None, options: Mapping[str, Any]) -> bool:
-    """Will Inductor record CUDA graphs, by its mode (``reduce-overhead``, ...), options or configuration?"""
-    if compiler != "inductor":
-        return False
-    name = "triton.cudagraphs"
-    chosen = torch._inductor.list_mode_options().get(mode or "", {})
-    return bool({name: torch._inductor.config.triton.cudagraphs, **chosen, **options}[name])
 
 
 def _callable(compiled: Any) -> Callable[..., Any]:

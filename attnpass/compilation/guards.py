@@ -9,7 +9,6 @@ the same name, a second process got the old gradients (run on PyTorch 2.13).
 from __future__ import annotations
 
 import logging
-import os
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch._guards import TracingContext
 from torch.fx import Node
 
-from attnpass.settings.config import VARIABLES
+from attnpass.settings.config import raw_variables
 from attnpass.trials import verify
 from attnpass.understand.buffers import Place, distrust, place_of
 
@@ -66,12 +65,8 @@ def add_check(manager: Any, check: Callable[[Any], bool], says: str) -> None:
 
 def _unchanged_since_now() -> Callable[[Any], bool]:
     """A check that costs well under a microsecond: it runs before every call of the compiled code."""
-    data = getattr(os.environ, "_data", None)
-    if data is None:
-        data, keys = os.environ, [v.name for v in VARIABLES]
-    else:  # the dict behind os.environ, whose values are not decoded at each look
-        keys = [os.environ.encodekey(v.name) for v in VARIABLES]
-    read, flags, generation = data.get, torch._C, verify.generation
+    read, keys = raw_variables()
+    flags, generation = torch._C, verify.generation
 
     def now() -> tuple[Any, ...]:
         return (

@@ -30,7 +30,7 @@ class Reason(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Answer:
     """One kernel asked about one call: no rejections means that it would take it.
 
     Attributes:
@@ -54,12 +54,11 @@ class Decision:
 
     Attributes:
         call: the call.
-        kernel: name of the chosen kernel; ``native`` if the user's call stays as it is.
+        kernel: name of the chosen kernel; ``native`` if the user's call stays as it is, or becomes one call of SDPA.
         reason: why.
         tried: names that were considered, in order of preference, ``auto`` spelled out.
-        trials: every registered kernel with all its reasons, so that "why not X?" always has an answer.
+        answers: every registered kernel with all its reasons, so that "why not X?" always has an answer.
         note: one sentence more, where the reason alone does not say it.
-        lowered: a chain written by hand becomes one call of SDPA, and ``kernel`` is ``native``.
         clause: the clause of ``ATTNPASS_KERNEL`` that gave the wish list, "" where it is a plain list.
         skipped: earlier clauses of which the graph does not show whether they hold, with the reason.
         wiring: the nodes that the call was read from, as it was decided; None outside of a graph.
@@ -69,31 +68,31 @@ class Decision:
     kernel: str
     reason: Reason
     tried: tuple[str, ...]
-    trials: tuple[Trial, ...]
+    answers: tuple[Answer, ...]
     note: str = ""
-    lowered: bool = False
     clause: str = ""
     skipped: tuple[str, ...] = ()
     wiring: Wiring[Node] | None = None
 
     @property
     def rewritten(self) -> bool:
-        return self.kernel != NATIVE or self.lowered
+        """Is the call computed in another way than it is written?"""
+        return self.kernel != NATIVE or self.reason is Reason.LOWERED
 
     @property
     def asked(self) -> AttentionCall:
         """The call as the chosen kernel takes it: with the meaning of the mask, or with the tensor that spells it."""
-        if any(trial.kernel == self.kernel and trial.spelled for trial in self.trials):
+        if any(answer.kernel == self.kernel and answer.spelled for answer in self.answers):
             return replace(self.call, mask=self.call.mask.as_spelled())
         return self.call
 
     def rejections(self, kernel: str) -> tuple[Rejection, ...]:
         """Why ``kernel`` does not take the call; empty if it would."""
-        return next((t.rejections for t in self.trials if t.kernel == kernel), ())
+        return next((t.rejections for t in self.answers if t.kernel == kernel), ())
 
     @property
-    def refused(self) -> tuple[Trial, ...]:
+    def refused(self) -> tuple[Answer, ...]:
         """The considered kernels that refused before one accepted, in order."""
-        by_name = {t.kernel: t for t in self.trials}
+        by_name = {t.kernel: t for t in self.answers}
         names = self.tried[: self.tried.index(self.kernel)] if self.kernel in self.tried else self.tried
         return tuple(by_name[name] for name in names if name in by_name and not by_name[name].accepted)

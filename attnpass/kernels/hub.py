@@ -33,7 +33,7 @@ from attnpass.ir.mask import Term
 from attnpass.kernels.flash2 import Flash2
 from attnpass.kernels.flash3 import Flash3
 from attnpass.kernels.flash4 import Flash4
-from attnpass.kernels.hub_module import FLASH_4, PREFIX, SAGE_1, SAGE_2, Function, Place, load
+from attnpass.kernels.hub_module import FLASH_4, PREFIX, SAGE_1, SAGE_2, Function, Place, load, loaded
 from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.sage import Sage, on_default_stream
 from attnpass.kernels.sage1 import Sage1
@@ -117,8 +117,8 @@ def _read_build(wish: str, trust_remote_code: bool) -> Build:
 
 
 def _function(wish: str) -> Function:
-    """As it was loaded when the call was decided."""
-    return load(wish, Config.load().trust_remote_code)
+    """As it was loaded when the call was decided; a saved program decides nothing, and asks the environment alone."""
+    return loaded(wish) or load(wish, Config.load().trust_remote_code)
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, wish: str, layout: str, scale: float, left: int, right: int) -> Tensor:

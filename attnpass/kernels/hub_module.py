@@ -75,6 +75,11 @@ def load(wish: str, trust_remote_code: bool) -> Function:
     return _loaded[wish]
 
 
+def loaded(wish: str) -> Function | None:
+    """What `load` gave for ``wish`` before in this process."""
+    return _loaded.get(wish)
+
+
 def _module(place: Place, trust_remote_code: bool) -> ModuleType:
     from kernels import get_kernel, get_local_kernel
 

@@ -1,7 +1,7 @@
 """native: the user's own call, untouched. PyTorch chooses the kernel when AOTAutograd traces it.
 
 A chain written by hand that no kernel takes is written as one call of SDPA, so that PyTorch chooses there too
-(`attnpass.select.as_sdpa`).
+(`attnpass.select.decide`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ ANYWHERE = frozenset({"cuda", "rocm", "cpu", "npu", "tpu", "xpu", "mps", "hpu", 
 
 
 class Native(Kernel):
-    """Keeps the call: nothing can be refused, and nothing is emitted but for a chain written by hand."""
+    """Keeps the call: nothing can be refused, and nothing is emitted but for a chain written by hand.
+
+    The limits are those of the chain: PyTorch may choose a kernel whose gradients are wrong in rows that a large number
+    hides, where the chain's are right.
+    """
 
     name = "native"
     title = "PyTorch's own choice, the call stays as it is"
     keeps = True
-    limits = replace(EVERYTHING, devices=ANYWHERE, functorch=True)
+    limits = replace(EVERYTHING, devices=ANYWHERE, hidden_rows_train=False)
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         return emitter(

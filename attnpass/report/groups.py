@@ -11,7 +11,7 @@ from pathlib import PurePath
 from attnpass.find.found import NearMiss
 from attnpass.graph.values import Source
 from attnpass.ir.call import Pattern
-from attnpass.ir.decision import Decision, Reason, Trial
+from attnpass.ir.decision import Answer, Decision, Reason
 from attnpass.report.record import Report
 
 MAX_NAMES = 3  # module patterns shown for one group
@@ -40,17 +40,17 @@ class Group:
         return places[0] + more
 
 
-def group_calls(report: Report, every_trial: bool = False) -> list[Group]:
+def group_calls(report: Report, every_answer: bool = False) -> list[Group]:
     """The report's calls, equal ones together.
 
     Args:
         report: the report.
-        every_trial: also keep calls apart whose reasons differ only for kernels that nobody asked about.
+        every_answer: also keep calls apart whose reasons differ only for kernels that nobody asked about.
     """
     groups: dict[object, list[Decision]] = {}
     for decision in report.decisions:
-        told = decision.trials if every_trial else told_trials(decision)
-        reasons = tuple((trial.kernel, tuple(map(str, trial.rejections))) for trial in told)
+        told = decision.answers if every_answer else told_answers(decision)
+        reasons = tuple((answer.kernel, tuple(map(str, answer.rejections))) for answer in told)
         call = decision.call
         clause = (decision.clause, decision.skipped)
         key = (decision.kernel, decision.reason, decision.note, clause, call.text(), call.pattern, reasons)
@@ -62,7 +62,7 @@ def group_calls(report: Report, every_trial: bool = False) -> list[Group]:
     ]
 
 
-def told_trials(decision: Decision) -> tuple[Trial, ...]:
+def told_answers(decision: Decision) -> tuple[Answer, ...]:
     """The refusals that explain this decision; none where the note says it all."""
     return () if decision.reason in TOLD_BY_NOTE else decision.refused
 

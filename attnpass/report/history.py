@@ -1,15 +1,17 @@
-"""The reports of this process."""
+"""The reports of this process: kept, logged and written to the folder that ``ATTNPASS_REPORT`` names."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections import deque
+from pathlib import Path
 
 import torch
 from torch._guards import CompileContext
 
-from attnpass import report as rendering
 from attnpass.report import log
+from attnpass.report.html import to_html
 from attnpass.report.log import say_once
 from attnpass.report.record import Report
 from attnpass.settings.config import Config
@@ -48,11 +50,29 @@ def publish(report: Report, config: Config) -> None:
     log.emit_report(report)
     if config.report:
         try:
-            rendering.write(report, config.report)
+            write(report, config.report)
         except Exception as error:
             say_once(
                 f"attnpass: writing the report to {config.report} failed with {error}; choose another ATTNPASS_REPORT"
             )
+
+
+def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
+    """Write ``attnpass-<pid>-graph<N>.json`` and ``.html`` into ``folder``, which is made if need be.
+
+    Returns:
+        The two paths, JSON first.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"attnpass-{os.getpid()}-graph{report.graph}"
+    paths = folder / f"{stem}.json", folder / f"{stem}.html"
+    for path, text in zip(paths, (report.to_json(), to_html(report)), strict=True):
+        path.write_text(text + "\n", encoding="utf-8")
+    return paths
 
 
 def last_report() -> Report | None:

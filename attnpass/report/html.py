@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import torch
 
-from attnpass.report.groups import counted, group_calls, group_misses, modules_text, short_source, told_trials
+from attnpass.report.groups import counted, group_calls, group_misses, modules_text, short_source, told_answers
 from attnpass.report.record import Report
-from attnpass.report.settings import settings_rows
 from attnpass.report.text import skipped_text, unmatched_text, verdict, why
 from attnpass.version import __version__
 
@@ -30,9 +28,9 @@ def to_html(report: Report) -> str:
     return environment.from_string(template).render(
         report=report,
         summary=_summary(report),
-        groups=group_calls(report, every_trial=True),
+        groups=group_calls(report, every_answer=True),
         misses=group_misses(report.near_misses),
-        settings=settings_rows(report.config),
+        settings=report.config.rows(),
         libraries=_libraries(report),
         data=_embedded(report),
         version=__version__,
@@ -42,7 +40,7 @@ def to_html(report: Report) -> str:
         modules_text=modules_text,
         short_source=short_source,
         skipped_text=skipped_text,
-        told_trials=told_trials,
+        told_answers=told_answers,
         unmatched=unmatched_text(report),
         verdict=verdict,
         why=why,
@@ -80,7 +78,7 @@ def _embedded(report: Report) -> Markup:
     """The JSON form, safe inside a script element: no ``<`` can end it, and no entity can change it."""
     from markupsafe import Markup
 
-    text = json.dumps(report.to_dict(), default=str)
+    text = report.to_json(indent=None)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)

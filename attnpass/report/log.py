@@ -11,7 +11,8 @@ import sys
 from itertools import chain
 
 from attnpass.errors import ISSUES_HINT
-from attnpass.report import Report, block, debug_text, no_calls_warning, to_json, unmatched_text
+from attnpass.report.record import Report
+from attnpass.report.text import block, debug_text, no_calls_warning, unmatched_text
 from attnpass.settings.config import LOG_LEVELS, unknown_variables
 
 ROOT = logging.getLogger("attnpass")
@@ -86,7 +87,7 @@ def _tell(report: Report) -> None:
 
 def _warn_of_unmatched_modules(report: Report) -> None:
     """A typing mistake in a module pattern must not be silent; a pattern for another model is said once at most."""
-    globs = report.config.policy.unmatched(()) if report.decisions else ()
+    globs = report.config.kernel.unmatched(()) if report.decisions else ()
     fresh = set(report.unmatched) - _globs_said
     _globs_said.update(globs)
     if fresh:
@@ -99,7 +100,7 @@ def _trace(report: Report) -> None:
     trace_structured(
         "artifact",
         metadata_fn=lambda: {"name": "attnpass_report", "encoding": "json"},
-        payload_fn=lambda: to_json(report),
+        payload_fn=report.to_json,
         expect_trace_id=False,
     )
     trace_structured(

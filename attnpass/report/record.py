@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +63,7 @@ class Report:
     def unmatched(self) -> tuple[str, ...]:
         """Module patterns of ``ATTNPASS_KERNEL`` that match no call of this graph; none where there are no calls."""
         modules = [decision.call.module for decision in self.decisions]
-        return self.config.policy.unmatched(modules) if modules else ()
+        return self.config.kernel.unmatched(modules) if modules else ()
 
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form (``schema`` 1); the graph's code is not in it, since it is long."""
@@ -84,6 +85,10 @@ class Report:
             "calls": [_decision_to_dict(decision) for decision in self.decisions],
         }
 
+    def to_json(self, indent: int | None = 1) -> str:
+        """The same as text."""
+        return json.dumps(self.to_dict(), indent=indent, default=str)
+
 
 def _decision_to_dict(decision: Decision) -> dict[str, Any]:
     return {
@@ -96,12 +101,12 @@ def _decision_to_dict(decision: Decision) -> dict[str, Any]:
         "policy_skipped": list(decision.skipped),
         "tried": list(decision.tried),
         "rejections": {
-            trial.kernel: [
+            answer.kernel: [
                 {"code": r.code.value, "field": r.field, "actual": str(r.actual), "wanted": r.wanted, "text": str(r)}
-                for r in trial.rejections
+                for r in answer.rejections
             ]
-            for trial in decision.trials
-            if trial.rejections
+            for answer in decision.answers
+            if answer.rejections
         },
     }
 

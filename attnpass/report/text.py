@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from attnpass.find.found import NearMiss
-from attnpass.ir.decision import Decision, Reason, Trial
+from attnpass.ir.decision import Answer, Decision, Reason
 from attnpass.report.groups import (
     Group,
     compress,
@@ -19,7 +19,7 @@ from attnpass.report.groups import (
     modules_text,
     short_source,
     status,
-    told_trials,
+    told_answers,
 )
 from attnpass.report.record import Report
 
@@ -77,8 +77,8 @@ def _answers(decision: Decision) -> Iterator[str]:
     names = ", ".join(decision.tried) or "nothing"
     yield f"      {status(decision)}, because {why(decision)}; considered: {names}"
     yield from (f"      {skipped_text(each)}" for each in decision.skipped)
-    width = max((len(trial.kernel) for trial in decision.trials), default=0)
-    yield from (f"      {trial.kernel.ljust(width)}  {verdict(trial)}" for trial in decision.trials)
+    width = max((len(answer.kernel) for answer in decision.answers), default=0)
+    yield from (f"      {answer.kernel.ljust(width)}  {verdict(answer)}" for answer in decision.answers)
 
 
 def why(decision: Decision) -> str:
@@ -93,22 +93,18 @@ def skipped_text(skipped: str) -> str:
 
 
 def _reason(decision: Decision) -> str:
-    """Without the policy: the note, or the sentence of the reason."""
+    """Without the policy: the note, or the sentence of a reason that comes without one."""
     sentences = {
         Reason.REQUESTED: f"{decision.kernel} was asked for by name",
         Reason.AUTO: "the fastest exact kernel here that takes the call",
         Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
-        Reason.LIMIT: "ATTNPASS_LIMIT was reached",
-        Reason.AS_WRITTEN: "the compiler is faster on the chain as it is",
-        Reason.USER_CHOICE: "the program itself chose",
-        Reason.LOWERED: "no kernel that was asked for takes the chain, which became one call of SDPA",
     }
     return decision.note or sentences[decision.reason]
 
 
-def verdict(trial: Trial) -> str:
+def verdict(answer: Answer) -> str:
     """``"takes it"``, or all the reasons why not."""
-    return "takes it" if trial.accepted else _reasons(trial)
+    return "takes it" if answer.accepted else _reasons(answer)
 
 
 def no_calls_warning(report: Report) -> str:
@@ -124,29 +120,28 @@ def no_calls_warning(report: Report) -> str:
 
 def _group_lines(report: Report) -> Iterator[str]:
     groups = group_calls(report)
-    rows = [(*_row_head(group), group.first.call.text(), modules_text(group), group.sources) for group in groups]
+    rows = [
+        (status(each.first), f"x{len(each.decisions)}", each.first.call.text(), modules_text(each), each.sources)
+        for each in groups
+    ]
     for group, line in zip(groups, _aligned(rows), strict=True):
         yield line
         yield from (f"      {reason}" for reason in _told(group.first))
 
 
-def _row_head(group: Group) -> tuple[str, str]:
-    return status(group.first), f"x{len(group.decisions)}"
-
-
 def _told(decision: Decision) -> Iterator[str]:
     """What the block says under a call: why it was kept, and who refused before the chosen kernel."""
-    refused = told_trials(decision)
+    refused = told_answers(decision)
     if decision.note or decision.clause or not (decision.rewritten or refused):
         yield why(decision)
     yield from map(skipped_text, decision.skipped)
-    yield from (f"{trial.kernel}: {_reasons(trial)}" for trial in refused)
+    yield from (f"{answer.kernel}: {_reasons(answer)}" for answer in refused)
     if decision.call.mask.stop:
         yield f"mask not proved: {decision.call.mask.stop}"
 
 
-def _reasons(trial: Trial) -> str:
-    return "; ".join(dict.fromkeys(map(str, trial.rejections)))
+def _reasons(answer: Answer) -> str:
+    return "; ".join(dict.fromkeys(map(str, answer.rejections)))
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

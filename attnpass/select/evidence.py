@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from attnpass.ir.call import AttentionCall
@@ -10,6 +11,22 @@ from attnpass.ir.decision import Decision
 from attnpass.ir.limits import Rejection
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What running kernels has taught of one call.
+
+    Attributes:
+        refusals: reasons by kernel, such as a failed verification.
+        fastest: the kernel that ``auto`` means, since it was timed, and what the clock said.
+    """
+
+    refusals: Mapping[str, Sequence[Rejection]] = field(default_factory=dict)
+    fastest: tuple[str, str] | None = None
+
+
+NOTHING = Learnt()
 
 
 class Evidence(Protocol):

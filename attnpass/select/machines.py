@@ -50,7 +50,7 @@ def look_at(
         UnknownKernelError: no kernel has a name that is wished for.
         KernelUnavailableError: the library of a named kernel is missing or too old.
     """
-    wishes = resolve_policy(config.policy, kernels)
+    wishes = resolve_policy(config.kernel, kernels)
     named = {kernels[name].limits.library for name in wishes if name != AUTO}
     exact = {kernel.limits.library for kernel in kernels.values() if kernel.limits.exact}
     machines = {}
@@ -69,7 +69,7 @@ def look_at(
                 break
             imported |= chosen
             machine = seen(device, imported)
-        check_policy(config.policy, kernels, machine)
+        check_policy(config.kernel, kernels, machine)
         machines[device] = machine
     return machines
 

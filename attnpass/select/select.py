@@ -6,19 +6,21 @@ can be tested with invented machines.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from attnpass.ir.call import AttentionCall
-from attnpass.ir.decision import AUTO, NATIVE, Decision, Reason, Trial
+from attnpass.ir.decision import AUTO, NATIVE, Answer, Decision, Reason
 from attnpass.ir.limits import Code, Rejection
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine
 from attnpass.select.auto import auto_order, faster_as_written
 from attnpass.select.checks import rejections
-from attnpass.select.wishes import resolve_wishes
+from attnpass.select.evidence import NOTHING, Learnt
+from attnpass.select.wishes import resolve_policy
 from attnpass.settings.config import Config
+from attnpass.settings.policy import Policy
 
 
 def select(
@@ -26,8 +28,7 @@ def select(
     kernels: Mapping[str, Kernel],
     machine: Machine,
     config: Config,
-    extra: Mapping[str, Sequence[Rejection]] | None = None,
-    fastest: tuple[str, str] | None = None,
+    learnt: Learnt = NOTHING,
 ) -> Decision:
     """Decide who computes ``call``. Pure.
 
@@ -36,69 +37,65 @@ def select(
         kernels: every registered kernel by name.
         machine: the facts about the device that the call runs on.
         config: the settings in force.
-        extra: reasons found outside this function for this very call, by kernel name (a failed verification).
-        fastest: the kernel that ``auto`` means for this very call, since it was timed, and what the clock said.
+        learnt: what running this very call has taught.
     """
-    chosen = config.policy.choose(call)
-    made = partial(Decision, call, clause=chosen.clause, skipped=chosen.skipped)
-    trials = tuple(_trial(k, call, machine, (extra or {}).get(k.name, ())) for k in kernels.values())
-    spelled = {trial.kernel for trial in trials if trial.spelled}
-    order = spell_out(resolve_wishes(chosen.wishes, kernels), machine, call, spelled, fastest[0] if fastest else "")
+    chosen = config.kernel.choose(call)
+    answers = tuple(_ask(k, call, machine, learnt.refusals.get(k.name, ())) for k in kernels.values())
+    wishes = resolve_policy(Policy(default=chosen.wishes), kernels)
+    spelled = {answer.kernel for answer in answers if answer.spelled}
+    timed, timing = learnt.fastest or ("", "")
+    order = _spelled_out(wishes, machine, call, spelled, timed)
+    made = partial(Decision, call, tried=tuple(order), answers=answers, clause=chosen.clause, skipped=chosen.skipped)
     choice = _users_own_choice(call, machine)
     if choice:
-        return made(NATIVE, Reason.USER_CHOICE, _names(order), trials, choice)
-    accepted = {trial.kernel for trial in trials if trial.accepted}
+        return made(NATIVE, Reason.USER_CHOICE, note=choice)
+    accepted = {answer.kernel for answer in answers if answer.accepted}
     as_written = faster_as_written(machine, call)
-    for name, reason in order:
+    for name, reason in order.items():
         if reason is Reason.AUTO and as_written:
-            return made(NATIVE, Reason.AS_WRITTEN, _names(order), trials, as_written)
+            return made(NATIVE, Reason.AS_WRITTEN, note=as_written)
         inexact = reason is Reason.AUTO and not kernels[name].limits_for(machine).exact
         if name == NATIVE or (name in accepted and not inexact):
-            note = fastest[1] if fastest and reason is Reason.TUNED else ""
-            return made(name, reason, _names(order), trials, note)
+            return made(name, reason, note=timing if reason is Reason.TUNED else "")
     if not order:
-        return made(NATIVE, Reason.AUTO, (), trials, f"auto leaves the choice to PyTorch on {machine.kind}")
-    return made(NATIVE, Reason.NONE_ACCEPTED, _names(order), trials)
+        return made(NATIVE, Reason.AUTO, note=f"auto leaves the choice to PyTorch on {machine.kind}")
+    return made(NATIVE, Reason.NONE_ACCEPTED)
 
 
-def spell_out(
-    wishes: Sequence[str],
-    machine: Machine,
-    call: AttentionCall | None = None,
-    spelled: Collection[str] = (),
-    fastest: str = "",
-) -> tuple[tuple[str, Reason], ...]:
-    """Replace ``auto`` by what it means here for ``call``; each name with the reason that it would be chosen for.
+def _spelled_out(
+    wishes: Iterable[str], machine: Machine, call: AttentionCall, spelled: Collection[str], timed: str
+) -> dict[str, Reason]:
+    """``auto`` replaced by what it means here for ``call``; each name with the reason that it would be chosen for.
 
     Args:
         wishes: registered names and ``auto``.
         machine: where the call runs.
-        call: the call; without one, every name that ``auto`` may mean.
+        call: the call.
         spelled: kernels that would read the call's mask as a tensor.
-        fastest: what the clock said that ``auto`` means, or "".
+        timed: what the clock said that ``auto`` means, or "".
     """
     order: dict[str, Reason] = {}
     for wish in wishes:
         if wish != AUTO:
             order.setdefault(wish, Reason.REQUESTED)
             continue
-        if fastest:
-            order.setdefault(fastest, Reason.TUNED)
+        if timed:
+            order.setdefault(timed, Reason.TUNED)
         for name in auto_order(machine, call, spelled):
             order.setdefault(name, Reason.AUTO)
-    return tuple(order.items())
+    return order
 
 
-def _trial(kernel: Kernel, call: AttentionCall, machine: Machine, extra: Sequence[Rejection]) -> Trial:
+def _ask(kernel: Kernel, call: AttentionCall, machine: Machine, extra: Sequence[Rejection]) -> Answer:
     """Ask one kernel; a mask that it cannot compute from its meaning is offered as the tensor that spells it."""
     if kernel.keeps:
-        return Trial(kernel.name, ())
+        return Answer(kernel.name, ())
     found = _reasons(kernel, call, machine)
     if found and call.mask.spelled is not None:
         spelled = replace(call, mask=call.mask.as_spelled())
         if not _reasons(kernel, spelled, machine):
-            return Trial(kernel.name, tuple(extra), spelled=True)
-    return Trial(kernel.name, (*found, *extra))
+            return Answer(kernel.name, tuple(extra), spelled=True)
+    return Answer(kernel.name, (*found, *extra))
 
 
 def _reasons(kernel: Kernel, call: AttentionCall, machine: Machine) -> list[Rejection]:
@@ -113,7 +110,3 @@ def _users_own_choice(call: AttentionCall, machine: Machine) -> str:
         return f"the program chose {', '.join(call.context.sdpa_kernel) or 'no backend'} with sdpa_kernel at this place"
     around = machine.user_choice()
     return f"sdpa_kernel around the compiled call allows only: {around}" if around else ""
-
-
-def _names(order: Sequence[tuple[str, Reason]]) -> tuple[str, ...]:
-    return tuple(name for name, _ in order)

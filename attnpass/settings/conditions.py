@@ -27,7 +27,7 @@ class Unknown:
     reason: str
 
 
-Answer: TypeAlias = "bool | Unknown"
+Holds: TypeAlias = "bool | Unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Fact:
     """
 
     meaning: str
-    ask: Callable[[AttentionCall], Answer]
+    ask: Callable[[AttentionCall], Holds]
 
 
 COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
@@ -59,7 +59,7 @@ SIZES: Mapping[str, Callable[[AttentionCall], Size]] = MappingProxyType(
 )
 
 
-def compare(call: AttentionCall, size: str, comparison: str, number: int) -> Answer:
+def compare(call: AttentionCall, size: str, comparison: str, number: int) -> Holds:
     """Does ``size`` of the call compare so with ``number``, for every value that it can take? Adds no guard."""
     value = SIZES[size](call)
     if known(COMPARISONS[comparison](value, number)):
@@ -69,18 +69,13 @@ def compare(call: AttentionCall, size: str, comparison: str, number: int) -> Ans
     return Unknown(f"{size} is {shown(value)}")
 
 
-def negated(answer: Answer) -> Answer:
-    """What is unknown stays unknown."""
-    return answer if isinstance(answer, Unknown) else not answer
-
-
-def _kind(call: AttentionCall, wanted: Kind) -> Answer:
+def _kind(call: AttentionCall, wanted: Kind) -> Holds:
     if call.kind is Kind.UNKNOWN:
         return Unknown("the graph does not show where K comes from")
     return call.kind is wanted
 
 
-def _is_causal(call: AttentionCall) -> Answer:
+def _is_causal(call: AttentionCall) -> Holds:
     mask = call.mask
     if call.is_causal:
         return True
@@ -93,13 +88,13 @@ def _is_causal(call: AttentionCall) -> Answer:
     return False
 
 
-def _is_masked(call: AttentionCall) -> Answer:
+def _is_masked(call: AttentionCall) -> Holds:
     if str(call.mask) == "none" and call.context.unreadable == "is_causal":
         return Unknown("is_causal is decided at run time")
     return str(call.mask) != "none"
 
 
-def _is_gqa(call: AttentionCall) -> Answer:
+def _is_gqa(call: AttentionCall) -> Holds:
     if known(call.Hkv != call.H):
         return True
     return Unknown(f"H is {shown(call.H)} and Hkv is {shown(call.Hkv)}") if call.is_gqa else False

@@ -11,44 +11,16 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from attnpass.errors import ConfigError, closest
 from attnpass.settings import policy
-from attnpass.settings.policy import Clause, Policy, PolicyError
+from attnpass.settings.policy import Policy, PolicyError
 
 PREFIX = "ATTNPASS_"
 OPTION_PREFIX = "attnpass."
 LOG_LEVELS = {"warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """One setting.
-
-    Attributes:
-        field: name of the attribute of `Config`, and of the option after ``attnpass.``.
-        meaning: one sentence for the docs.
-        default: the default as a user would write it, ``""`` for unset.
-        legal: the legal values in words, for the docs and for error messages.
-        parse: text to value; raises ValueError on an illegal text.
-    """
-
-    field: str
-    meaning: str
-    default: str
-    legal: str
-    parse: Callable[[str], Any]
-
-    @property
-    def name(self) -> str:
-        return PREFIX + self.field.upper()
-
-    @property
-    def option(self) -> str:
-        return OPTION_PREFIX + self.field
 
 
 def _flag(text: str) -> bool:
@@ -75,103 +47,77 @@ def _text(text: str) -> str:
     return text.strip()
 
 
-FLAG_LEGAL = "0 or 1"
-VARIABLES = (
-    Variable(
-        "kernel",
-        "Ordered wish list of kernels; each call takes the first one that can honour it. `auto` is the fastest exact "
-        "kernel on this machine, `native` leaves `F.scaled_dot_product_attention` alone. Conditions give some calls "
-        "a list of their own.",
-        "auto",
-        "kernel names separated by commas, such as flex,native_flash (`attnpass kernels` lists them); behind "
-        "semicolons `CONDITION=names` for some calls, such as `sage; cross=native_cudnn; blocks.0.*=flash3`",
-        policy.parse,
-    ),
-    Variable(
-        "strict",
-        "1: a call that no wished kernel takes is an error with all reasons, instead of being kept as it is.",
-        "0",
-        FLAG_LEGAL,
-        _flag,
-    ),
-    Variable(
-        "log",
-        "warning; info: one block per graph; debug: every trial of every call, and the graph before and after.",
-        "warning",
-        "warning, info or debug",
-        _level,
-    ),
-    Variable("report", "Folder that gets one JSON and one HTML file per compiled graph.", "", "a folder", _text),
-    Variable(
-        "verify",
-        "1: the first run of each rewritten call is compared with the reference on your own data; a call that is off "
-        "is reported and put back.",
-        "0",
-        FLAG_LEGAL,
-        _flag,
-    ),
-    Variable(
-        "tune",
-        "1: each new kind of call is timed once on this machine, by every exact kernel that takes it, and `auto` uses "
-        "the fastest. What came out is remembered in the cache folder.",
-        "0",
-        FLAG_LEGAL,
-        _flag,
-    ),
-    Variable(
-        "probe",
-        "1: a library's kernel is tried once on random data before its first use for a kind of call on this machine; 0 "
-        "trusts it.",
-        "1",
-        FLAG_LEGAL,
-        _flag,
-    ),
-    Variable("cache", "Folder for what was learnt about kernels on this machine.", "", "a folder", _text),
-    Variable(
-        "trust_remote_code",
-        "1: `hub:` kernels of any publisher may be loaded and run, not only of those that the Hugging Face Hub trusts.",
-        "0",
-        FLAG_LEGAL,
-        _flag,
-    ),
-    Variable(
-        "limit",
-        "Rewrite only the first n calls of each graph and keep the others, to bisect a wrong result.",
-        "",
-        "a number, 0 or more",
-        _count,
-    ),
-    Variable(
-        "compiler",
-        "Who compiles after the pass: any backend that torch.compile knows, or `aot:NAME` to hand NAME the "
-        "ahead-of-time (ATen, forward and backward) graphs.",
-        "inductor",
-        "inductor, aot_eager, eager, openxla, any registered backend, or aot:NAME",
-        _text,
-    ),
-)
+def _setting(default: Any, meaning: str, legal: str, parse: Callable[[str], Any]) -> Any:
+    """A field of `Config` that knows of itself what `Variable` says."""
+    return field(default=default, metadata={"meaning": meaning, "legal": legal, "parse": parse})
+
+
+def _switch(default: bool, meaning: str) -> Any:
+    return _setting(default, meaning, "0 or 1", _flag)
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings in force for one compilation. Build one with `Config.load`.
+    """The settings in force for one compilation, each declared here and nowhere else. Build one with `Config.load`.
 
-    ``kernel`` is the wish list for calls that none of ``clauses`` matches; `policy` is both.
+    ``origin`` has the variable or option that each setting comes from which is not left to its default.
     """
 
-    kernel: tuple[str, ...] = policy.DEFAULT
-    clauses: tuple[Clause, ...] = ()
-    strict: bool = False
-    log: str = "warning"
-    report: str | None = None
-    verify: bool = False
-    tune: bool = False
-    probe: bool = True
-    cache: str | None = None
-    trust_remote_code: bool = False
-    limit: int | None = None
-    compiler: str = "inductor"
-    origin: Mapping[str, str] = field(default_factory=dict, compare=False, hash=False)
+    kernel: Policy = _setting(  # noqa: RUF009 (it makes a field)
+        Policy(),
+        "Ordered wish list of kernels; each call takes the first one that can honour it. `auto` is the fastest exact "
+        "kernel on this machine, `native` leaves `F.scaled_dot_product_attention` alone. Conditions give some calls "
+        "a list of their own.",
+        "kernel names separated by commas, such as flex,native_flash (`attnpass kernels` lists them); behind "
+        "semicolons `CONDITION=names` for some calls, such as `sage; cross=native_cudnn; blocks.0.*=flash3`",
+        policy.parse,
+    )
+    strict: bool = _switch(
+        False, "1: a call that no wished kernel takes is an error with all reasons, instead of being kept as it is."
+    )
+    log: str = _setting(
+        "warning",
+        "warning; info: one block per graph; debug: every trial of every call, and the graph before and after.",
+        "warning, info or debug",
+        _level,
+    )
+    report: str | None = _setting(
+        None, "Folder that gets one JSON and one HTML file per compiled graph.", "a folder", _text
+    )
+    verify: bool = _switch(
+        False,
+        "1: the first run of each rewritten call is compared with the reference on your own data; a call that is off "
+        "is reported and put back.",
+    )
+    tune: bool = _switch(
+        False,
+        "1: each new kind of call is timed once on this machine, by every exact kernel that takes it, and `auto` uses "
+        "the fastest. What came out is remembered in the cache folder.",
+    )
+    probe: bool = _switch(
+        True,
+        "1: a library's kernel is tried once on random data before its first use for a kind of call on this machine; 0 "
+        "trusts it.",
+    )
+    cache: str | None = _setting(None, "Folder for what was learnt about kernels on this machine.", "a folder", _text)
+    trust_remote_code: bool = _switch(
+        False,
+        "1: `hub:` kernels of any publisher may be loaded and run, not only of those that the Hugging Face Hub trusts.",
+    )
+    limit: int | None = _setting(
+        None,
+        "Rewrite only the first n calls of each graph and keep the others, to bisect a wrong result.",
+        "a number, 0 or more",
+        _count,
+    )
+    compiler: str = _setting(
+        "inductor",
+        "Who compiles after the pass: any backend that torch.compile knows, or `aot:NAME` to hand NAME the "
+        "ahead-of-time (ATen, forward and backward) graphs.",
+        "inductor, aot_eager, eager, openxla, any registered backend, or aot:NAME",
+        _text,
+    )
+    origin: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
     def load(cls, options: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Config:
@@ -195,17 +141,62 @@ class Config:
             variable = known_options[key]
             given[variable.field] = _parse(variable, _as_text(value), f"options[{key!r}]")
             origin[variable.field] = f"options[{key!r}]"
-        parsed: Policy = given.pop("kernel", Policy())
-        return cls(kernel=parsed.default, clauses=parsed.clauses, **given, origin=origin)
-
-    @property
-    def policy(self) -> Policy:
-        return Policy(self.clauses, self.kernel)
+        return cls(**given, origin=origin)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without where the values came from."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "origin"}
-        return {**values, "kernel": list(self.kernel), "clauses": list(map(str, self.clauses))}
+        lists = {"kernel": list(self.kernel.default), "clauses": list(map(str, self.kernel.clauses))}
+        return lists | {v.field: getattr(self, v.field) for v in VARIABLES if v.field not in lists}
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """For people: variable, value as a user would write it, and where it comes from."""
+        values = [(variable, _as_text(getattr(self, variable.field))) for variable in VARIABLES]
+        return [(each.name, text or "unset", self.origin.get(each.field, "default")) for each, text in values]
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """What is known of one setting.
+
+    Attributes:
+        field: name of the attribute of `Config`, and of the option after ``attnpass.``.
+        default: the default as a user would write it, ``""`` for unset.
+        meaning: one sentence for the docs.
+        legal: the legal values in words, for the docs and for error messages.
+        parse: text to value; raises ValueError or KeyError on an illegal text.
+    """
+
+    field: str
+    default: str
+    meaning: str
+    legal: str
+    parse: Callable[[str], Any]
+
+    @property
+    def name(self) -> str:
+        return PREFIX + self.field.upper()
+
+    @property
+    def option(self) -> str:
+        return OPTION_PREFIX + self.field
+
+
+def raw_variables() -> tuple[Callable[[Any], Any], list[Any]]:
+    """What reads a variable, and the keys that it knows ours by: for a guard that asks before each call.
+
+    It looks into the dict behind ``os.environ``, where there is one: its values are not decoded at each look.
+    """
+    data, names = getattr(os.environ, "_data", None), [variable.name for variable in VARIABLES]
+    return (os.environ.get, names) if data is None else (data.get, list(map(os.environ.encodekey, names)))
+
+
+def home_of_caches() -> Path:
+    """``$XDG_CACHE_HOME``, or ``~/.cache``.
+
+    Raises:
+        RuntimeError, KeyError: there is no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
@@ -241,9 +232,17 @@ def _parse(variable: Variable, text: str, origin: str) -> Any:
 
 
 def _as_text(value: Any) -> str:
+    """As a user would write it; "" for what is unset."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return "1" if value else "0"
     if not isinstance(value, (list, tuple)):
         return str(value)
     parts = list(map(str, value))
     return (";" if any("=" in part for part in parts) else ",").join(parts)  # clauses, or the kernels of one list
+
+
+VARIABLES = tuple(
+    Variable(each.name, _as_text(each.default), **each.metadata) for each in fields(Config) if each.metadata
+)

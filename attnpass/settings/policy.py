@@ -27,7 +27,7 @@ from fnmatch import fnmatchcase
 
 from attnpass.errors import closest
 from attnpass.ir.call import AttentionCall
-from attnpass.settings.conditions import FACTS, SIZES, Answer, Unknown, compare, negated
+from attnpass.settings.conditions import FACTS, SIZES, Holds, Unknown, compare
 
 DEFAULT = ("auto",)
 LEGAL = (
@@ -63,14 +63,14 @@ class Condition:
     def is_glob(self) -> bool:
         return any(sign in self.name for sign in ".*?[")
 
-    def ask(self, call: AttentionCall) -> Answer:
+    def ask(self, call: AttentionCall) -> Holds:
         """Does it hold for ``call``?"""
-        answer: Answer
+        answer: Holds
         if self.comparison:
             answer = compare(call, self.name, self.comparison, self.number)
         else:
             answer = fnmatchcase(call.module, self.name) if self.is_glob else FACTS[self.name].ask(call)
-        return negated(answer) if self.negated else answer
+        return answer if isinstance(answer, Unknown) else answer != self.negated
 
     def __str__(self) -> str:
         number = f"{self.comparison}{self.number}" if self.comparison else ""

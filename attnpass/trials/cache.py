@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 import torch
 
 from attnpass.machine.machine import Machine
+from attnpass.settings.config import home_of_caches
 
 DAMAGED = ".damaged"
 LARGEST = 1 << 20  # bytes; what is kept here has some hundreds
@@ -41,7 +42,7 @@ def cache_folder(chosen: str | None) -> Path:
     if chosen:
         return Path(chosen)
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnpass"
+        folder = home_of_caches() / "attnpass"
         return folder if folder.is_dir() or _can_be_made(folder) else _temporary_folder()
     except (RuntimeError, KeyError, OSError):  # no HOME and no entry in the table of users
         return _temporary_folder()

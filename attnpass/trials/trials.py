@@ -68,7 +68,7 @@ class Trials:
     def candidates(self, decision: Decision, machine: Machine) -> list[Candidate]:
         """The exact kernels that take the call and proved themselves, in the order in which ``auto`` would try them."""
         order = [*decision.tried, *(name for name in self.kernels if name not in decision.tried)]
-        answers = {answer.kernel: answer for answer in decision.trials if answer.accepted}
+        answers = {answer.kernel: answer for answer in decision.answers if answer.accepted}
         found = []
         for kernel in (self.kernels[name] for name in order if name in answers):
             if kernel.keeps or not kernel.candidate or not kernel.limits_for(machine).exact:
