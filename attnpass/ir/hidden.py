@@ -7,7 +7,8 @@ without any visible key gives follows from how its keys were hidden, forward and
 | its keys | output | gradients of q and k | |
 |---|---|---|---|
 | False in SDPA's mask, or -inf there | 0 | none | ZERO |
-| -inf, in a softmax written by hand | NaN | NaN; none where it was written over the scores | NAN |
+| -inf written over each score, in a softmax written by hand | NaN | none: the scores are not read | NAN |
+| -inf added to each score there | NaN | NaN | NAN_ADDED |
 | -inf there, some written, some added | NaN | NaN for the keys that were not written over | NAN_MIXED |
 | one number written in the place of each score | average of V | none: the scores are not read | AVERAGE |
 | one number added, so low that it absorbs the score | average of V | pass through the sum | ADDED |
@@ -143,8 +144,12 @@ def when_empty(lows: Collection[Low], by_hand: bool, several: bool) -> EmptyRows
         several: do several additions hide keys?
     """
     if all(low.value == -math.inf for low in lows):
-        mixed = len({low.written for low in lows}) > 1
-        return (EmptyRows.NAN_MIXED if mixed else EmptyRows.NAN) if by_hand else EmptyRows.ZERO
+        ways = {low.written for low in lows}
+        if not by_hand:
+            return EmptyRows.ZERO
+        if True not in ways:
+            return EmptyRows.NAN_ADDED
+        return EmptyRows.NAN_MIXED if False in ways else EmptyRows.NAN
     if len(lows) > 1 or several:
         return None
     (low,) = lows
