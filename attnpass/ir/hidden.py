@@ -99,7 +99,7 @@ def may_be_low(bias: Expr) -> bool:
 def is_moderate(value: Value, limit: float = -HIDES, infinite: bool = False) -> bool:
     """Is it computed from trainable parameters, integers and numbers of the program below ``limit`` alone?
 
-    ``infinite``: beside them, infinity may stand in the program.
+    ``infinite``: beside them, infinity may stand in the program; asked where the range is that of a narrow dtype.
     """
     waiting, seen = [value], {value}
     while waiting:
@@ -110,6 +110,8 @@ def is_moderate(value: Value, limit: float = -HIDES, infinite: bool = False) -> 
         if one.is_leaf and not _is_learned(one) and not _counts(one):
             return False
         if not one.is_leaf and name_of(one) not in MODERATE | PROJECTIONS and not _is_power(one):
+            return False
+        if infinite and name_of(one) == "cumsum":  # of many numbers below a small limit
             return False
         if name_of(one) in PROJECTIONS and any(map(_is_learned, one.inputs)):
             continue
