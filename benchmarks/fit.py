@@ -78,7 +78,8 @@ def fit_machine(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
         if line["set"] in FITTED:
             call = _features(line)
             points[line["kernel"], line["step"], call.mask, call.sizes[-1]].append((call, line["gpu_ms"]))
-        small = line["set"] == QUIET or (line["kernel"] not in quiet and line["gpu_ms"] < SHORT_MS)
+        alone = line["set"] != "outside"  # measured beside other work of the host
+        small = line["set"] == QUIET or (alone and line["kernel"] not in quiet and line["gpu_ms"] < SHORT_MS)
         if small and line["step"] == "forward":
             host[line["sizes"][1] != line["sizes"][2]][line["kernel"]].append(line["host_ms"])
     curves: dict[str, Any] = {}

@@ -148,7 +148,7 @@ OUTSIDE = {  # masks and biases that come as tensors: caches with room, tables, 
         for i, (B, H, Hkv, Sk) in enumerate(_CACHES)
         for D in (64, 128)
     },
-    **_grid("table", _TABLES, (64, 128), "bias"),
+    **_grid("table", _TABLES, (64, 128), "bias", "bool"),
     **_grid("padded", _PADDED, (64, 128), "padding"),
 }
 

@@ -19,7 +19,7 @@ from attnpass.select.auto import auto_order
 from attnpass.select.costs import TILE, Features, features, host_ms, predicted_ms, seen_share
 from benchmarks import fit, regret
 from benchmarks.records import Source
-from benchmarks.shapes import FIT, HELD_OUT, HOST, MODELS, SWEEP, Shape
+from benchmarks.shapes import FIT, HELD_OUT, HOST, MODELS, OUTSIDE, SWEEP, Shape
 
 H100 = KNOWN_MACHINES["h100"]
 CUDA = torch.device("cuda", 0)
@@ -159,7 +159,7 @@ def test_the_committed_table_is_the_fit_of_the_committed_lines(monkeypatch: pyte
 
     def predictions() -> list[float]:
         calls = [
-            (line["kernel"], {**SWEEP, **FIT, **HOST}[line["shape"]].call(line["step"] == "train", CUDA))
+            (line["kernel"], {**SWEEP, **FIT, **OUTSIDE, **HOST}[line["shape"]].call(line["step"] == "train", CUDA))
             for line in lines
         ]
         found = [predicted_ms(kernel, numbers, H100) for kernel, one in calls if (numbers := features(one))]
@@ -176,7 +176,7 @@ def test_held_out_calls_are_not_fitted() -> None:
     held_out = {str(shape) for shape in HELD_OUT.values()}
     fitted = [line for lines in fit.by_machine(fit.measured(Source())).values() for line in lines]
     assert len(held_out) >= 30 and fitted
-    assert not held_out & {str({**SWEEP, **FIT, **HOST}[line["shape"]]) for line in fitted}
+    assert not held_out & {str({**SWEEP, **FIT, **OUTSIDE, **HOST}[line["shape"]]) for line in fitted}
     assert not held_out & {str(shape) for shape in MODELS.values()}
 
 

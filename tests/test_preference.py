@@ -127,7 +127,7 @@ def test_the_order_of_keys_has_to_pay() -> None:
 def test_auto_trains_with_flex_where_it_was_measured_and_hides_blocks() -> None:
     padded, short = (replace(call(S, CAUSAL, PADDING), needs_grad=True) for S in (4096, 512))
     assert decide(padded).kernel == "flex"
-    assert decide(short).kernel == "native_efficient"
+    assert decide(short).kernel == "native_cudnn"
     assert decide(replace(padded, mask=MaskSpec())).kernel == "native_cudnn"
     assert decide(padded, "a100").kernel == "native_efficient"
     assert decide(short, "a100", kernel="flex").kernel == "flex"

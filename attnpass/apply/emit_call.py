@@ -135,7 +135,7 @@ def _as_softmax_leaves_empty_rows(
     the mask from its meaning.
     """
     dtype = emitter.spec(out).dtype
-    if call.mask.empty not in (EmptyRows.NAN, EmptyRows.NAN_MIXED, EmptyRows.ROUNDED):
+    if not call.mask.empty.is_nan:
         if args.mask is None or emitter.spec(args.mask).dtype != torch.bool:
             return out
         rows = rows_with_keys(emitter, args.mask)

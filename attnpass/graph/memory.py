@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
 from attnpass.graph.forms import Form
 from attnpass.graph.functional import INVERSES
+from attnpass.graph.symbolic import Size, hint, known, known_equal
 from attnpass.graph.value import Value
 
 
@@ -64,6 +66,14 @@ class Held:
     def at(self, place: int) -> Value | None:
         """The value that it holds when the node at ``place`` begins; None if nobody read it."""
         return self.values.get(bisect_left(self.storage.writes, place))
+
+    @property
+    def overlaps_itself(self) -> bool:
+        """May several of its elements lie at one place of memory, as those of an expanded tensor do?"""
+        held, view = self, self.view
+        while view is not None and view.followed and (view.op is None or view.op in INVERSES):  # no element twice
+            held, view = view.parent, view.parent.view
+        return _overlaps_itself(held.tensor)
 
 
 class Memory:
@@ -152,7 +162,8 @@ class Memory:
         if self.maker is not None:
             self.writers[self.maker] = self.loud[self.maker] = None
         for each, now in chain:
-            self._set(each, now)
+            lost = each.overlaps_itself
+            self._set(each, self.leaf(each.tensor, "what is written to it shows at several places") if lost else now)
 
     def overwrite(self, tensor: Tensor, why: str) -> None:
         """Something unknown may have been written into ``tensor`` and whatever shares its memory."""
@@ -195,3 +206,16 @@ class Memory:
 
     def shares_memory(self, one: Tensor, other: Tensor) -> bool:
         return self.held(one).storage is self._storage(other)
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """May several of its elements lie at one place of memory, as far as its strides tell?"""
+    if tensor.layout != torch.strided:
+        return False
+    axes = [axis for axis in zip(tensor.stride(), tensor.shape, strict=True) if not known_equal(axis[1], 1)]
+    last: Size = 0  # of the places that the axes so far reach
+    for stride, size in sorted(axes, key=lambda axis: hint(axis[0]) or 0):
+        if not known(stride > last):
+            return True
+        last = last + (size - 1) * stride
+    return False

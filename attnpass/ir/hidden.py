@@ -7,7 +7,8 @@ without any visible key gives follows from how its keys were hidden, forward and
 | its keys | output | gradients of q and k | |
 |---|---|---|---|
 | False in SDPA's mask, or -inf there | 0 | none | ZERO |
-| -inf, in a softmax written by hand | NaN | NaN; none where it was written over the scores | NAN |
+| -inf written over each score, in a softmax written by hand | NaN | none: the scores are not read | NAN |
+| -inf added to each score there | NaN | NaN | NAN_ADDED |
 | -inf there, some written, some added | NaN | NaN for the keys that were not written over | NAN_MIXED |
 | one number written in the place of each score | average of V | none: the scores are not read | AVERAGE |
 | one number added, so low that it absorbs the score | average of V | pass through the sum | ADDED |
@@ -98,7 +99,7 @@ def may_be_low(bias: Expr) -> bool:
 def is_moderate(value: Value, limit: float = -HIDES, infinite: bool = False) -> bool:
     """Is it computed from trainable parameters, integers and numbers of the program below ``limit`` alone?
 
-    ``infinite``: beside them, infinity may stand in the program.
+    ``infinite``: beside them, infinity may stand in the program; asked where the range is that of a narrow dtype.
     """
     waiting, seen = [value], {value}
     while waiting:
@@ -109,6 +110,8 @@ def is_moderate(value: Value, limit: float = -HIDES, infinite: bool = False) -> 
         if one.is_leaf and not _is_learned(one) and not _counts(one):
             return False
         if not one.is_leaf and name_of(one) not in MODERATE | PROJECTIONS and not _is_power(one):
+            return False
+        if infinite and name_of(one) == "cumsum":  # of many numbers below a small limit
             return False
         if name_of(one) in PROJECTIONS and any(map(_is_learned, one.inputs)):
             continue
@@ -143,8 +146,12 @@ def when_empty(lows: Collection[Low], by_hand: bool, several: bool) -> EmptyRows
         several: do several additions hide keys?
     """
     if all(low.value == -math.inf for low in lows):
-        mixed = len({low.written for low in lows}) > 1
-        return (EmptyRows.NAN_MIXED if mixed else EmptyRows.NAN) if by_hand else EmptyRows.ZERO
+        ways = {low.written for low in lows}
+        if not by_hand:
+            return EmptyRows.ZERO
+        if True not in ways:
+            return EmptyRows.NAN_ADDED
+        return EmptyRows.NAN_MIXED if False in ways else EmptyRows.NAN
     if len(lows) > 1 or several:
         return None
     (low,) = lows

@@ -30,13 +30,19 @@ class EmptyRows(Enum):
     """What the program gives for a query that sees no key at all (`attnpass.ir.hidden` decides)."""
 
     ZERO = "zero"  # SDPA, for a bool mask or -inf
-    NAN = "nan"  # softmax over nothing but -inf, written by hand
+    NAN = "nan"  # softmax over nothing but -inf, written by hand: over the scores
+    NAN_ADDED = "nan, added"  # the same, added to the scores: their gradients are NaN too
     NAN_MIXED = "nan, mixed"  # the same, some of it written, some added: only the tensors tell which gradients are NaN
     AVERAGE = "average"  # one large number written over all scores: every key counts the same
     ADDED = "added"  # one added to all scores, which absorbs them: the same, but gradients pass
     RAW = "raw"  # one added to all scores that shifts them: as if nothing was hidden
     ROUNDED = "rounded"  # added in fp16, whose steps there are so wide that every key counts the same
     MIXED = "mixed"  # some written, some added: only the tensors themselves tell
+
+    @property
+    def is_nan(self) -> bool:
+        """Is such a row NaN?"""
+        return self in (EmptyRows.NAN, EmptyRows.NAN_ADDED, EmptyRows.NAN_MIXED, EmptyRows.ROUNDED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ class Flash4(Kernel):
     """FlashAttention-4: Hopper and Blackwell, forward and backward; the fastest backward on an H100 for Llama."""
 
     name = "flash4"
+    compiles = True
     title = "FlashAttention-4 (flash-attn-4, CuTe DSL)"
     aliases = ("flash_4_hub", "flash_attention_4")
     limits = Limits(

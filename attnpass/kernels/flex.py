@@ -47,6 +47,7 @@ class Flex(Kernel):
     """FlexAttention. Causal blocks that hold no work are skipped; a mask tensor is read inside the kernel."""
 
     name = "flex"
+    compiles = True
     title = "FlexAttention, compiled by Inductor"
     aliases = ("_native_flex",)
     expensive = (torch.ops.higher_order.flex_attention,)

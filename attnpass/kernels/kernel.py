@@ -31,6 +31,7 @@ class Kernel(ABC):
         limits: what it can take, as data.
         candidate: is it worth timing? False for the kernels that other kernels are compared with.
         stores_as_asked: does it look at `Operands.heads_first`, and store its output so?
+        compiles: does the first run of a kind of call compile for seconds?
         keeps: True only for `native`: choosing it leaves the user's call alone.
         expensive: overloads, not of `attnpass.plugin.define`, that compute attention for it: checkpoints save what they
             give (`attnpass.ops_to_save`).
@@ -43,6 +44,7 @@ class Kernel(ABC):
     candidate: ClassVar[bool] = True
     stores_as_asked: ClassVar[bool] = False
     keeps: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
     expensive: ClassVar[tuple[Any, ...]] = ()
 
     def limits_for(self, machine: Machine) -> Limits:

@@ -64,6 +64,13 @@ def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Col
     return _by_cost((*order, *flex, *installed), machine, call, spelled) or _by_rule(order, call)
 
 
+def is_measured(call: AttentionCall, machine: Machine) -> bool:
+    """Do the committed measurements say anything of such a call on such a machine?"""
+    if machine.kind != "cuda":
+        return True  # one kernel, or PyTorch's own choice
+    return call.dtype.itemsize == 2 and bool(predicted(call, machine, dict.fromkeys(OTHER_NVIDIA, False)))
+
+
 def _by_cost(
     names: tuple[str, ...], machine: Machine, call: AttentionCall, spelled: Collection[str]
 ) -> tuple[str, ...]:

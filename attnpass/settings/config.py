@@ -89,10 +89,13 @@ class Config:
         "1: the first run of each rewritten call is compared with the reference on your own data; a call that is off "
         "is reported and put back.",
     )
-    tune: bool = _switch(
-        False,
+    tune: bool | None = _setting(
+        None,
         "1: each new kind of call is timed once on this machine, by every exact kernel that takes it, and `auto` uses "
-        "the fastest. What came out is remembered in the cache folder.",
+        "the fastest. Unset: only calls and GPUs of which the committed measurements say nothing, by the kernels that "
+        "need no compilation, for at most 1 s a graph. What came out is remembered in the cache folder. 0: nothing.",
+        "0 or 1",
+        _flag,
     )
     probe: bool = _switch(
         True,

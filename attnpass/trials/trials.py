@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch._guards import CompileContext
 
 from attnpass.ir.call import AttentionCall
@@ -16,13 +17,15 @@ from attnpass.ir.decision import Decision
 from attnpass.ir.limits import Rejection
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine, Machines
-from attnpass.select.auto import only_if_named
+from attnpass.select.auto import is_measured, only_if_named
 from attnpass.settings.config import Config
 from attnpass.trials.cache import cache_folder
-from attnpass.trials.tuner import Candidate, Tuner
+from attnpass.trials.tuner import EACH_SECONDS, Candidate, Tuner
 from attnpass.trials.validate import Validator
 from attnpass.trials.verify import Verifier
 
+UNASKED_SECONDS = 0.3  # of measuring a call that nobody measured before
+GRAPH_SECONDS = 1.0  # for all such calls of one graph
 _validators: dict[Path, Validator] = {}
 _tuners: dict[Path, Tuner] = {}
 
@@ -35,6 +38,7 @@ class Trials:
         kernels: by name.
         validator: tries a library's kernel before it is used, or None.
         tuner: times the kernels that take a call, or None.
+        thorough: is every call timed? If not, only those of which nothing was measured, and briefly.
         verifier: compares rewritten calls with the program at run time, or None.
     """
 
@@ -42,11 +46,16 @@ class Trials:
     validator: Validator | None = None
     tuner: Tuner | None = None
     verifier: Verifier | None = None
+    thorough: bool = True
+    before: float = 0.0  # seconds that were spent when this graph began
 
     @classmethod
     def of(cls, config: Config, kernels: Mapping[str, Kernel], machines: Machines) -> Trials:
         """What ``config`` asks for, on ``machines``; what was learnt is kept for each cache folder and process."""
-        return cls(kernels, validator(config), tuner(config), _verifier(config, kernels, machines))
+        asked = tuner(config)
+        spent = asked.spent if asked else 0.0
+        verifier = _verifier(config, kernels, machines)
+        return cls(kernels, validator(config), asked, verifier, bool(config.tune), spent)
 
     @property
     def spent(self) -> float:
@@ -60,10 +69,18 @@ class Trials:
         return self.validator.refusals(kernel, call, machine) if self.validator else ()
 
     def fastest(self, decision: Decision, machine: Machine) -> tuple[str, str] | None:
-        if self.tuner is None:
+        if self.tuner is None or not (self.thorough or self._is_worth_a_look(decision, machine)):
             return None
-        tuned = self.tuner.fastest(decision.call, self.candidates(decision, machine), machine)
+        candidates, seconds = self.candidates(decision, machine), EACH_SECONDS
+        if not self.thorough:
+            candidates, seconds = [each for each in candidates if not each.kernel.compiles], UNASKED_SECONDS
+        tuned = self.tuner.fastest(decision.call, candidates, machine, seconds)
         return None if tuned is None else (tuned.winner, f"timed here: {tuned}")
+
+    def _is_worth_a_look(self, decision: Decision, machine: Machine) -> bool:
+        """Is a call to be timed unasked? Where a kernel that compiles is preferred, the rule stands."""
+        left = self.spent - self.before < GRAPH_SECONDS
+        return left and not self.kernels[decision.kernel].compiles and not is_measured(decision.call, machine)
 
     def candidates(self, decision: Decision, machine: Machine) -> list[Candidate]:
         """The exact kernels that take the call and proved themselves, in the order in which ``auto`` would try them."""
@@ -87,9 +104,18 @@ def validator(config: Config) -> Validator | None:
 
 
 def tuner(config: Config) -> Tuner | None:
-    """Times kernels if ``ATTNPASS_TUNE`` asks for it."""
-    folder = cache_folder(config.cache) if config.tune else None
+    """Times kernels unless ``ATTNPASS_TUNE=0``.
+
+    Unasked never where several processes work together: two that choose differently would not compute the same.
+    """
+    wanted = config.tune if config.tune is not None else not _is_one_of_several()
+    folder = cache_folder(config.cache) if wanted else None
     return None if folder is None else _tuners.setdefault(folder, Tuner(folder))
+
+
+def _is_one_of_several() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def forget() -> None:

@@ -24,7 +24,7 @@ from attnpass.trials.signature import signature, text_of
 from attnpass.version import __version__
 
 logger = logging.getLogger(__name__)
-SECONDS = 2.0  # of measuring a signature; compiling a candidate comes on top
+EACH_SECONDS = 2.0  # of measuring a signature; compiling a candidate comes on top
 HOPELESS = 1.5  # times the best predicted cost: not worth a try
 NOISE = 0.01  # of kernels timed in turns; the table, which predicts, has 3 %
 IN_ALL = 120.0  # seconds of a process; what comes later is chosen by the table
@@ -62,6 +62,7 @@ class Tuned:
         return ", ".join(f"{name} {ms:.3g} ms" for name, ms in self.ms.items())
 
 
+Entry = tuple[Mapping[str, str], float]  # what an outcome is kept under, and the seconds for it
 TUNED = Store("tuned", Tuned, shown=frozenset({"call", "gpu"}))
 
 
@@ -81,13 +82,16 @@ class Tuner:
     told: dict[str, Tuned | None] = field(default_factory=dict)
     spent: float = 0.0
 
-    def fastest(self, call: AttentionCall, candidates: Sequence[Candidate], machine: Machine) -> Tuned | None:
+    def fastest(
+        self, call: AttentionCall, candidates: Sequence[Candidate], machine: Machine, seconds: float = EACH_SECONDS
+    ) -> Tuned | None:
         """The outcome for this call's signature, timed now if it is not known yet.
 
         Args:
             call: the call as found.
             candidates: kernels that take it, in the order in which they would be preferred untimed.
             machine: where.
+            seconds: of measuring; a first round is always finished.
 
         Returns:
             None if nothing can be timed: fewer than two candidates, or a cost that depends on the program's data.
@@ -96,26 +100,27 @@ class Tuner:
         hopeful = [] if alone is None else promising(alone, candidates, machine)
         if alone is None or len(hopeful) < 2:
             return None
-        key = key_of(alone, hopeful, machine)
+        key = key_of(alone, hopeful, machine) | ({} if seconds == EACH_SECONDS else {"seconds": f"{seconds:g}"})
         name = str(key)
         if name not in self.told:
             kept = TUNED.recall(self.folder, key)
             is_one = kept is not None and kept.winner in {candidate.kernel.name for candidate in hopeful}
-            self.told[name] = kept if is_one else self._within_time(alone, hopeful, machine, key)
+            self.told[name] = kept if is_one else self._within_time(alone, hopeful, machine, (key, seconds))
         return self.told[name]
 
     def _within_time(
-        self, call: AttentionCall, candidates: Sequence[Candidate], machine: Machine, key: Mapping[str, str]
+        self, call: AttentionCall, candidates: Sequence[Candidate], machine: Machine, entry: Entry
     ) -> Tuned | None:
         if self.spent < self.in_all:
-            return self._time(call, candidates, machine, key)
+            return self._time(call, candidates, machine, entry)
         message = "attnpass: %.0f s went into tuning, the rest is not timed; `attnpass tune` does it ahead of time (%s)"
         logger.warning(message, self.spent, call.text())
         return None
 
     def _time(
-        self, call: AttentionCall, candidates: Sequence[Candidate], machine: Machine, key: Mapping[str, str]
+        self, call: AttentionCall, candidates: Sequence[Candidate], machine: Machine, entry: Entry
     ) -> Tuned | None:
+        key, seconds = entry
         start = time.perf_counter()
         with undisturbed(call.device, call.needs_grad):
             try:
@@ -126,7 +131,7 @@ class Tuner:
             with progress(call.text(), len(candidates) + 1) as trying:
                 steps, failed = _steps(example, candidates, machine, trying)
                 trying("timing")
-                timings = in_turns(steps, call.device, SECONDS)
+                timings = in_turns(steps, call.device, seconds)
         took = time.perf_counter() - start
         self.spent += took
         if not timings:

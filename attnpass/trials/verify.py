@@ -187,7 +187,7 @@ class Meant:
         if mask is not None and mask.dtype == torch.bool and empty == EmptyRows.AVERAGE.value:
             mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
         exact = reference_attention(q, k, v, mask, sinks, **options)
-        if rows is not None and EmptyRows(empty) in (EmptyRows.NAN, EmptyRows.NAN_MIXED, EmptyRows.ROUNDED):
+        if rows is not None and EmptyRows(empty).is_nan:
             exact = torch.where(rows, exact, torch.nan)
         written = {"is_causal": False, "scale": None, "enable_gqa": False, "softcap": None, **options}
         by_hand = written_out(q, k, v, mask, sinks, **written)

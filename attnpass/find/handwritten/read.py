@@ -209,14 +209,14 @@ def _mask(
         return MaskSpec()
     fills = [each.fill for each in wiring.additions if each.fill is not None]
     finite = bool(fills) and fills[0] > -float("inf")
-    empty = EmptyRows.AVERAGE if finite else EmptyRows.NAN
+    empty = EmptyRows.AVERAGE if finite else EmptyRows.NAN if fills else EmptyRows.NAN_ADDED
     if wiring.sinks is not None or (name_of(chain.softmax) == "safe_softmax" and not finite):
         empty = EmptyRows.ZERO
     spec = masks[0] if len(masks) == 1 else _together(masks)
     bias = len(fills) < len(masks)
     if finite and bias and empty is EmptyRows.AVERAGE:
         empty = EmptyRows.MIXED
-    elif bias and empty is EmptyRows.NAN and scores.rounded:
+    elif bias and empty.is_nan and scores.rounded:
         empty = EmptyRows.ROUNDED
     elif empty is EmptyRows.NAN and scores.torn:
         empty = EmptyRows.NAN_MIXED
