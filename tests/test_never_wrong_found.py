@@ -74,7 +74,7 @@ def test_rows_hidden_by_added_infinity_have_gradients_of_nan() -> None:
 
 
 def test_the_judge_takes_a_nan_that_eager_loses() -> None:
-    """PyTorch's flash kernel on CPU takes the maximum of scores in steps, and the last one leaves out NaN."""
+    """In bf16, beside +inf in the mask, PyTorch's flash kernel on CPU gives numbers in some rows of NaN."""
     nan, number = torch.tensor([torch.nan]), torch.tensor([1.0])
     assert not wrong([nan], [number], [nan.double()], torch.float32)
     assert wrong([nan], [number], [number.double()], torch.float32)

@@ -131,7 +131,7 @@ def _wrong(mine: Tensor, eager: Tensor, right: Tensor | None, dtype: torch.dtype
     if not eager.is_floating_point():
         return "" if torch.equal(mine, eager) else f"{int((mine != eager).sum())} of {eager.numel()} differ"
     a, b = mine.double(), eager.double()
-    if right is not None and right.shape == b.shape:  # its kernel may lose a NaN: a maximum that skips them
+    if right is not None and right.shape == b.shape:  # its kernel may lose a NaN
         b = torch.where(a.isnan() & right.isnan(), torch.nan, b)
     if not torch.equal(a.isnan(), b.isnan()):
         return f"NaN at {int(a.isnan().sum())} places, eager at {int(b.isnan().sum())} of {b.numel()}"
