@@ -19,7 +19,7 @@ from attnpass.find.found import Findings, FoundCall, NearMiss
 from attnpass.find.handwritten.chain import is_softmax
 from attnpass.find.handwritten.links import RefusedError
 from attnpass.find.handwritten.read import read_handwritten
-from attnpass.find.kind.kind import with_kinds
+from attnpass.find.kind import with_kinds
 from attnpass.find.multihead import Opened, is_multihead, open_up
 from attnpass.find.near_misses import near_miss, near_misses
 from attnpass.find.present import Present
