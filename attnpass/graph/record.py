@@ -1,4 +1,4 @@
-"""Ops as they run -> values: the listener of `attnpass.graph.dispatch` that fills a `Memory`."""
+"""Ops as they run -> values: fills a `Memory` with what `attnpass.graph.dispatch` tells it."""
 
 from __future__ import annotations
 
@@ -97,6 +97,7 @@ class Recorder:
             self.memory.loud[self.memory.maker] = None
 
     def before(self, op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Noted | None:
+        """Called with the operands before an op runs; what it gives is handed to `after`."""
         if self.silent:
             return None
         literal = op in LITERALS and not isinstance(args[0], FakeTensor)
@@ -111,6 +112,7 @@ class Recorder:
         return Noted(op, args, kwargs, values, named, writes)
 
     def after(self, noted: Noted | None, result: Any) -> None:
+        """Called with the op's result."""
         if noted is None:
             return
         for target, value in noted.writes:
