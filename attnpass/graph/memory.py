@@ -73,7 +73,6 @@ class Memory:
         made: the values, in program order.
         place: the place in the program that runs now.
         maker: the node of the program that runs now.
-        writers: the nodes that wrote to something.
         loud: the nodes that did more than give a value, or give another one each time.
         writes: the places that wrote to something, in order.
         borrowed: may tensors here be those of the capture, whose shapes are not to be changed?
@@ -83,7 +82,6 @@ class Memory:
         self.made: list[Value] = []
         self.place = 0
         self.maker: Node | None = None
-        self.writers: dict[Node, None] = {}
         self.loud: dict[Node, None] = {}
         self.borrowed = False
         self.writes: list[int] = []
@@ -150,7 +148,7 @@ class Memory:
         storage.writes.append(self.place)
         self.writes.append(self.place)
         if self.maker is not None:
-            self.writers[self.maker] = self.loud[self.maker] = None
+            self.loud[self.maker] = None
         for each, now in chain:
             self._set(each, now)
 

@@ -70,19 +70,17 @@ class Reading:
 
     def overwritten_by(self, value: Value, place: Node) -> Node | None:
         """The first node, before ``place``, that wrote over a value that the program held; None if there is none."""
-        writers = sorted((self.places[node], node) for node in self._memory.writers if node in self.places)
         for held in self._memory.holders(value):
             since = [version for version, each in held.values.items() if each is value]
             gone = held.storage.writes[since[-1] :] if since else []
-            for at, node in writers:
-                if gone and at == gone[0] < self.places[place]:
-                    return node
+            if gone and gone[0] < self.places[place]:
+                return next((node for node, at in self.places.items() if at == gone[0]), None)
         return None
 
     def result_of(self, value: Value) -> Node | None:
         """The node of the program whose result ``value`` is, if it does nothing else; None if there is none."""
         maker = value.maker
-        if maker is None or maker in self._memory.writers or maker.op == "placeholder":
+        if maker is None or maker.op == "placeholder" or self.places[maker] in self.writes:
             return None
         return maker if self.result(maker) is value else None
 
