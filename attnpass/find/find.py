@@ -25,8 +25,8 @@ from attnpass.find.near_misses import near_miss, near_misses
 from attnpass.find.present import Present
 from attnpass.find.repeats import repeated_operands
 from attnpass.find.sdpa import is_sdpa, read_call, wiring_of
-from attnpass.graph import read
 from attnpass.graph.operand import spec_of
+from attnpass.graph.reading import read
 from attnpass.graph.regions import Region, walk
 from attnpass.graph.value import Value
 from attnpass.graph.values import module_path, source_of, value_of
