@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +12,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from attnpass.compilation.cache_key import SALT_OPTION, salt
 from attnpass.errors import ConfigError
-from attnpass.machine.machine import Machine
+from attnpass.machine.machine import Machine, sdp_enabled
+from attnpass.version import __version__
 
 AHEAD_OF_TIME = "aot:"
 OURSELVES = "attnpass"
+SALT_OPTION = "unsafe_marked_cacheable_functions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ def compile_graph(
     """
     compiler, mode, options = downstream.compiler, downstream.mode, downstream.options
     if compiler == "inductor":
-        salted = {**kernel_options, **options, **salt(machine, options.get(SALT_OPTION))}
+        salted = {**kernel_options, **options, SALT_OPTION: _salted(options.get(SALT_OPTION), machine)}
         return _callable(torch._TorchCompileInductorWrapper(mode, salted, None)(gm, example_inputs))
     name = compiler.removeprefix(AHEAD_OF_TIME)
     backend = _lookup(name)
@@ -77,6 +80,20 @@ def compile_graph(
         return _callable(aot_autograd(fw_compiler=boxed)(gm, example_inputs))
     kwargs = {key: value for key, value in (("mode", mode), ("options", dict(options))) if value}
     return _callable(backend(gm, example_inputs, **kwargs))
+
+
+def _salted(user_value: dict[str, str] | None, machine: Machine | None) -> dict[str, str]:
+    """An option that puts our version, the libraries' and the SDPA switches into the key of AOTAutograd's cache.
+
+    Beside it, that key holds no more of an op than its name.
+    """
+    facts = {
+        "attnpass": __version__,
+        "libraries": dict(machine.versions) if machine else {},
+        "sdp": sorted(sdp_enabled()),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return {**(user_value or {}), "attnpass.salt": digest}
 
 
 def _callable(compiled: Any) -> Callable[..., Any]:
