@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Interpreter, Node
 
-from attnpass.graph import Reading, read
+from attnpass.graph.reading import Reading, read
 from attnpass.graph.regions import Region, walk
 from attnpass.graph.run import plain_tensors
 from attnpass.graph.value import Value, mapped_values

@@ -136,7 +136,7 @@ class Reading:
         return None if value.maker is None else self.regions.get(value.maker)
 
 
-def read(gm: GraphModule, regions: Mapping[Node, Region], open_up: Opener) -> Reading:
+def read(gm: GraphModule, regions: Mapping[Node, Region], open_up: Opener = lambda gm, node: None) -> Reading:
     """Run ``gm`` on its fake values and write down what it computes. ``gm`` and its values stay as they are.
 
     Args:
