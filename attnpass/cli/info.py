@@ -11,7 +11,6 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,12 +62,14 @@ def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
     libraries = {kernel.limits.library for kernel in kernels.values()}
     machines = {str(device): Machine.look(device, {*libraries, *COMPANIONS}, libraries) for device in devices()}
     packages = sorted({library.key for library in libraries} | {companion.key for companion in COMPANIONS})
-    problems = unknown_variables()
+    problems, config = unknown_variables(), Config()
     settings: list[tuple[str, str, str]] = []
     try:
-        settings = Config.load().rows()
+        config = Config.load()
+        settings = config.rows()
     except ConfigError as error:
         problems.append(str(error))
+    folder = cache_folder(config.cache)
     return {
         "attnpass": attnpass.__version__,
         "python": platform.python_version(),
@@ -79,18 +80,10 @@ def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
         "machines": {device: machine.to_dict() for device, machine in machines.items()},
         "kernels": {device: usable(kernels, torch.device(device), machines[device]) for device in machines},
         "settings": [{"name": name, "value": value, "from": origin} for name, value, origin in settings],
-        "verdicts": [{**key, **asdict(verdict)} for key, verdict in VERDICTS.everything(_cache_folder())],
-        "tuned": len(TUNED.everything(_cache_folder())),
+        "verdicts": [{**key, **asdict(verdict)} for key, verdict in VERDICTS.everything(folder)],
+        "tuned": len(TUNED.everything(folder)),
         "problems": problems,
     }
-
-
-def _cache_folder() -> Path:
-    try:
-        chosen = Config.load().cache
-    except ConfigError:
-        chosen = None
-    return cache_folder(chosen)
 
 
 def devices() -> list[torch.device]:
@@ -151,13 +144,14 @@ def _print(facts: Mapping[str, Any]) -> None:
         print()
         rows = [
             {
-                "kernel": v["kernel"],
-                "library": v["library"],
-                "GPU": v["gpu"],
-                "verdict": "proved" if v["good"] else "WRONG",
+                "kernel": tried["kernel"],
+                "library": tried["library"],
+                "GPU": tried["gpu"],
+                "verdict": "proved" if tried["good"] else "WRONG",
+                "trial": tried["text"],
+                "date": tried["date"],
             }
-            | {"trial": v["text"], "date": v["date"]}
-            for v in facts["verdicts"]
+            for tried in facts["verdicts"]
         ]
         print_table(rows, title="Kernels that were tried on this machine")
     if facts["tuned"]:
