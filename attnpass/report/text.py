@@ -83,8 +83,13 @@ def _answers(decision: Decision) -> Iterator[str]:
 
 def why(decision: Decision) -> str:
     """Why the decision came out as it did, in one clause; with the policy's clause, if there are several."""
+    sentences = {
+        Reason.REQUESTED: f"{decision.kernel} was asked for by name",
+        Reason.AUTO: "the fastest exact kernel here that takes the call",
+        Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
+    }
     by = f", by the clause {decision.clause}" if decision.clause and decision.reason is not Reason.USER_CHOICE else ""
-    return f"{_reason(decision)}{by}"
+    return f"{decision.note or sentences[decision.reason]}{by}"  # a reason without a sentence comes with a note
 
 
 def skipped_text(skipped: str) -> str:
@@ -92,19 +97,9 @@ def skipped_text(skipped: str) -> str:
     return f"skipped the clause {skipped}"
 
 
-def _reason(decision: Decision) -> str:
-    """Without the policy: the note, or the sentence of a reason that comes without one."""
-    sentences = {
-        Reason.REQUESTED: f"{decision.kernel} was asked for by name",
-        Reason.AUTO: "the fastest exact kernel here that takes the call",
-        Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
-    }
-    return decision.note or sentences[decision.reason]
-
-
 def verdict(answer: Answer) -> str:
     """``"takes it"``, or all the reasons why not."""
-    return "takes it" if answer.accepted else _reasons(answer)
+    return "takes it" if answer.accepted else "; ".join(dict.fromkeys(map(str, answer.rejections)))
 
 
 def no_calls_warning(report: Report) -> str:
@@ -135,13 +130,9 @@ def _told(decision: Decision) -> Iterator[str]:
     if decision.note or decision.clause or not (decision.rewritten or refused):
         yield why(decision)
     yield from map(skipped_text, decision.skipped)
-    yield from (f"{answer.kernel}: {_reasons(answer)}" for answer in refused)
+    yield from (f"{answer.kernel}: {verdict(answer)}" for answer in refused)
     if decision.call.mask.stop:
         yield f"mask not proved: {decision.call.mask.stop}"
-
-
-def _reasons(answer: Answer) -> str:
-    return "; ".join(dict.fromkeys(map(str, answer.rejections)))
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
