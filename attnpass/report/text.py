@@ -16,7 +16,6 @@ from attnpass.report.groups import (
     counted,
     group_calls,
     group_misses,
-    modules_text,
     short_source,
     status,
     told_answers,
@@ -66,7 +65,7 @@ def decision_lines(decision: Decision) -> list[str]:
 
 def group_lines(group: Group) -> list[str]:
     """Equal calls with every kernel's answer."""
-    return [f"  x{len(group.decisions)} in {modules_text(group)}, {group.sources}", *_answers(group.first)]
+    return [f"  x{len(group.decisions)} in {group.modules}, {group.sources}", *_answers(group.first)]
 
 
 def _answers(decision: Decision) -> Iterator[str]:
@@ -116,7 +115,7 @@ def no_calls_warning(report: Report) -> str:
 def _group_lines(report: Report) -> Iterator[str]:
     groups = group_calls(report)
     rows = [
-        (status(each.first), f"x{len(each.decisions)}", each.first.call.text(), modules_text(each), each.sources)
+        (status(each.first), f"x{len(each.decisions)}", each.first.call.text(), each.modules, each.sources)
         for each in groups
     ]
     for group, line in zip(groups, _aligned(rows), strict=True):
