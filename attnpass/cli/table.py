@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
+from attnpass.report.text import aligned
+
 STYLES = {
     "yes": "green",
     "no": "dim",
@@ -28,10 +30,8 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str = "") -> None:
 
 
 def plain(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The table as lines: columns two spaces apart, heads in the first line."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    """The table as lines, with the heads in the first."""
+    return aligned([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def _print_rich(rows: Sequence[Mapping[str, str]]) -> None:

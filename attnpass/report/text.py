@@ -114,12 +114,14 @@ def no_calls_warning(report: Report) -> str:
 
 def _group_lines(report: Report) -> Iterator[str]:
     groups = group_calls(report)
+    counts = [f"x{len(each.decisions)}" for each in groups]
+    width = max(map(len, counts), default=0)
     rows = [
-        (status(each.first), f"x{len(each.decisions)}", each.first.call.text(), each.modules, each.sources)
-        for each in groups
+        (status(each.first), count.rjust(width), each.first.call.text(), each.modules, each.sources)
+        for each, count in zip(groups, counts, strict=True)
     ]
-    for group, line in zip(groups, _aligned(rows), strict=True):
-        yield line
+    for group, line in zip(groups, aligned(rows), strict=True):
+        yield f"  {line}"
         yield from (f"      {reason}" for reason in _told(group.first))
 
 
@@ -134,14 +136,10 @@ def _told(decision: Decision) -> Iterator[str]:
         yield f"mask not proved: {decision.call.mask.stop}"
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Columns two spaces apart; the second one, the count, is aligned to the right."""
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines, its columns two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        head, count, *rest = row
-        cells = [head.ljust(widths[0]), count.rjust(widths[1])]
-        cells += [cell.ljust(width) for cell, width in zip(rest, widths[2:], strict=True)]
-        yield f"  {'  '.join(cells)}".rstrip()
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def unmatched_text(report: Report) -> str:
