@@ -7,14 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from attnpass.report.text import aligned
 
-STYLES = {
-    "yes": "green",
-    "no": "dim",
-    "usable": "green",
-    "takes it": "green",
-    "rewritten": "green",
-    "WRONG": "bold red",
-}
+STYLES = {"yes": "green", "no": "dim", "takes it": "green", "WRONG": "bold red"}
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str = "") -> None:
