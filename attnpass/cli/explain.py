@@ -12,11 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 import attnpass
 from attnpass.cli import model_file
-from attnpass.cli.info import machine_name
+from attnpass.cli.info import devices, machine_name
 from attnpass.cli.setting import setting
 from attnpass.cli.shape import add_shape, make_call
 from attnpass.cli.table import print_table
@@ -98,7 +96,7 @@ def _explain_file(args: argparse.Namespace) -> int:
     return 0
 
 
-def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Library] = ()) -> Machine:
+def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Library]) -> Machine:
     """The machine that is asked about; an invented one has every library in the oldest version that will do.
 
     Args:
@@ -108,8 +106,7 @@ def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Libr
     """
     libraries = {kernel.limits.library for kernel in kernels.values()}
     if name == HERE:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return Machine.look(accelerator or torch.device("cpu"), libraries, wished)
+        return Machine.look(devices()[0], libraries, wished)
     machine = KNOWN_MACHINES[name]
     found = {one.key: try_out(one) for one in wished if one.part}
     return replace(
