@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from attnpass.graph.forms import UNINITIALISED, Form, formed, full, part, takes_
 from attnpass.graph.functional import without_out, without_write, written
 from attnpass.graph.memory import Memory, View
 from attnpass.graph.symbolic import known_all_equal
-from attnpass.graph.value import Value
+from attnpass.graph.value import Value, each_in, mapped
 
 aten = torch.ops.aten
 LITERALS = frozenset({aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default})
@@ -40,22 +40,6 @@ class Noted:
     values: tuple[Any, ...]
     named: dict[str, Any]
     writes: list[tuple[Tensor, Value]]
-
-
-def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """``value`` with each tensor in it replaced."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, (list, tuple)):
-        return tuple(mapped(function, each) for each in value)
-    return value
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in an argument or a result."""
-    found: list[Tensor] = []
-    mapped(found.append, value)
-    return found
 
 
 class Recorder:
@@ -84,8 +68,7 @@ class Recorder:
 
     def known(self, op: OpOverload, args: tuple[Any, ...], result: Tensor) -> None:
         """Note an op that need not run, since its result is known."""
-        values = tuple(mapped(self.memory.value, each) for each in args)
-        self._single(Noted(op, args, {}, values, {}, []), result)
+        self._single(Noted(op, args, {}, mapped(Tensor, self.memory.value, args), {}, []), result)
 
     def effect(self, value: Value) -> None:
         """An op that does more than give a value; it stays, read or not."""
@@ -101,8 +84,7 @@ class Recorder:
         if self.silent:
             return None
         literal = op in LITERALS and not isinstance(args[0], FakeTensor)
-        values = () if literal else tuple(mapped(self.memory.value, each) for each in args)
-        named = {name: mapped(self.memory.value, value) for name, value in kwargs.items()}
+        values, named = mapped(Tensor, self.memory.value, (() if literal else args, kwargs))
         targets = written(op, args, kwargs)
         if torch.Tag.nondeterministic_seeded in op.tags:
             self._loud()
@@ -121,7 +103,7 @@ class Recorder:
             if not self.memory.holds(result):
                 self._single(noted, result)
         elif isinstance(result, (list, tuple)):
-            self._several(noted, tensors_of(result) if all(isinstance(r, Tensor) for r in result) else [*result])
+            self._several(noted, [*result])
         elif result is None and not noted.op._schema.is_mutable:
             self.effect(self.memory.add(noted.op, noted.values, noted.named, None))
 
@@ -158,7 +140,7 @@ class Recorder:
         """The operand whose memory a result lies in."""
         if noted.op._schema.is_mutable:
             return None
-        operands = tensors_of((*noted.args, *noted.kwargs.values()))
+        operands = each_in(Tensor, (*noted.args, *noted.kwargs.values()))
         return next((each for each in operands if self.memory.shares_memory(each, out)), None)
 
     def _view(self, form: Form, parent: Tensor, out: Tensor) -> None:
