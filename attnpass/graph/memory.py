@@ -17,7 +17,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from attnpass.graph.forms import Form
 from attnpass.graph.functional import INVERSES
 from attnpass.graph.value import Value
 
@@ -95,10 +94,6 @@ class Memory:
         value = Value(op, tuple(args), kwargs, fake, self.maker)
         self.made.append(value)
         return value
-
-    def add_form(self, form: Form, fake: Tensor) -> Value:
-        op, args, kwargs = form
-        return self.add(op, args, kwargs, fake)
 
     def leaf(self, fake: Any, why: str, constant: Tensor | None = None) -> Value:
         """A value of which nothing is known but its metadata, and ``why``."""

@@ -119,7 +119,7 @@ class Recorder:
         elif noted.op in UNINITIALISED:
             memory.hold(out, memory.leaf(out, UNINITIALISED_MEMORY))
         else:
-            memory.hold(out, memory.add_form(form, out))
+            memory.hold(out, memory.add(*form, out))
 
     def _several(self, noted: Noted, outs: list[Any]) -> None:
         memory, whole = self.memory, None
@@ -129,7 +129,7 @@ class Recorder:
             form = part(noted.op, noted.values, noted.named, outs, index)
             parent = self._parent(noted, out)
             if form is not None and parent is not None:
-                self._view(formed(form[0], form[1], form[2], out), parent, out)
+                self._view(formed(*form, out), parent, out)
                 continue
             if whole is None:
                 whole = memory.add(noted.op, noted.values, noted.named, tuple(outs))
@@ -147,18 +147,18 @@ class Recorder:
         memory, (op, args, kwargs) = self.memory, form
         base = memory.value(parent)
         if not args or args[0] is not base:
-            memory.hold(out, memory.add_form(form, out), View(memory.held(parent), followed=False))
+            memory.hold(out, memory.add(*form, out), View(memory.held(parent), followed=False))
         elif takes_all(op, parent, out, args) or (op is aten.detach.default and _is_new(base)):
             memory.hold(out, base, View(memory.held(parent)))
         else:
-            memory.hold(out, memory.add_form(form, out), View(memory.held(parent), op, args, kwargs))
+            memory.hold(out, memory.add(*form, out), View(memory.held(parent), op, args, kwargs))
 
     def _literal(self, given: Tensor, out: Tensor) -> Value:
         """``torch.tensor(...)``: one number as it is; several as a constant."""
         if given.numel() == 1 and given.device.type == "cpu":
             with unset_fake_temporarily():
                 number = given.item()
-            return self.memory.add_form(full(out, number), out)
+            return self.memory.add(*full(out, number), out)
         return self.memory.leaf(out, "a table of numbers", given)
 
     def _written(
@@ -184,7 +184,7 @@ class Recorder:
         result = pure(*given, **named)  # the mode is off inside of itself: nobody is told
         given, named = without_out(op, *values)
         if isinstance(result, Tensor):
-            value = memory.add_form(formed(pure, given, named, result), result)
+            value = memory.add(*formed(pure, given, named, result), result)
             return [(targets[0], self._cast(value, result, targets[0]))]
         whole = memory.add(pure, given, named, tuple(result))
         made = [memory.add(operator.getitem, (whole, i), {}, each) for i, each in enumerate(result)]
