@@ -18,6 +18,7 @@ from attnpass.version import __version__
 
 AHEAD_OF_TIME = "aot:"
 OURSELVES = "attnpass"
+Backend = Callable[..., Callable[..., Any]]
 SALT_OPTION = "unsafe_marked_cacheable_functions"
 
 
@@ -65,21 +66,28 @@ def compile_graph(
         ConfigError: no such backend.
     """
     compiler, mode, options = downstream.compiler, downstream.mode, downstream.options
+    backend: Backend
     if compiler == "inductor":
         salted = {**kernel_options, **options, SALT_OPTION: _salted(options.get(SALT_OPTION), machine)}
-        return _callable(torch._TorchCompileInductorWrapper(mode, salted, None)(gm, example_inputs))
-    name = compiler.removeprefix(AHEAD_OF_TIME)
-    backend = _lookup(name)
-    if compiler.startswith(AHEAD_OF_TIME):
-        from functorch.compile import make_boxed_func
-        from torch._dynamo.backends.common import aot_autograd
+        backend = torch._TorchCompileInductorWrapper(mode, salted, None)
+    elif compiler.startswith(AHEAD_OF_TIME):
+        backend = _ahead_of_time(_lookup(compiler.removeprefix(AHEAD_OF_TIME)))
+    else:
+        kwargs = {key: value for key, value in (("mode", mode), ("options", dict(options))) if value}
+        backend = partial(_lookup(compiler), **kwargs)
+    return backend(gm, example_inputs)
 
-        def boxed(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            return _callable(make_boxed_func(backend(graph, inputs)))
 
-        return _callable(aot_autograd(fw_compiler=boxed)(gm, example_inputs))
-    kwargs = {key: value for key, value in (("mode", mode), ("options", dict(options))) if value}
-    return _callable(backend(gm, example_inputs, **kwargs))
+def _ahead_of_time(backend: Backend) -> Backend:
+    """``backend``, given the graphs that AOTAutograd makes."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    def boxed(graph: GraphModule, inputs: Sequence[Any]) -> Any:
+        return make_boxed_func(backend(graph, inputs))
+
+    wrapped: Backend = aot_autograd(fw_compiler=boxed)
+    return wrapped
 
 
 def _salted(user_value: dict[str, str] | None, machine: Machine | None) -> dict[str, str]:
@@ -96,13 +104,7 @@ def _salted(user_value: dict[str, str] | None, machine: Machine | None) -> dict[
     return {**(user_value or {}), "attnpass.salt": digest}
 
 
-def _callable(compiled: Any) -> Callable[..., Any]:
-    """What PyTorch's untyped compilers return, typed."""
-    result: Callable[..., Any] = compiled
-    return result
-
-
-def _lookup(name: str) -> Callable[..., Any]:
+def _lookup(name: str) -> Backend:
     from torch._dynamo.backends.registry import list_backends, lookup_backend
 
     known = ", ".join(sorted({"inductor", *list_backends(exclude_tags=())} - {OURSELVES}))
