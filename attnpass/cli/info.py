@@ -22,8 +22,7 @@ from attnpass.graph.tensor import TensorSpec
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.decision import NATIVE
 from attnpass.ir.limits import Code
-from attnpass.kernels.kernel import Kernel
-from attnpass.kernels.registry import registry
+from attnpass.kernels.registry import libraries, registry
 from attnpass.machine.library import Library
 from attnpass.machine.machine import Machine
 from attnpass.select.select import select
@@ -49,7 +48,7 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print everything that a bug report needs."""
-    facts = collect(registry())
+    facts = collect()
     if args.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -57,11 +56,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
+def collect() -> dict[str, Any]:
     """All facts, as JSON would have them."""
-    libraries = {kernel.limits.library for kernel in kernels.values()}
-    machines = {str(device): Machine.look(device, {*libraries, *COMPANIONS}, libraries) for device in devices()}
-    packages = sorted({library.key for library in libraries} | {companion.key for companion in COMPANIONS})
+    everything = {*libraries(), *COMPANIONS}
+    machines = {str(device): Machine.look(device, everything, libraries()) for device in devices()}
+    packages = sorted({library.key for library in everything})
     problems, config = unknown_variables(), Config()
     settings: list[tuple[str, str, str]] = []
     try:
@@ -78,7 +77,7 @@ def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
         "hip": torch.version.hip,
         "libraries": {package: _version(package, machines) for package in packages},
         "machines": {device: machine.to_dict() for device, machine in machines.items()},
-        "kernels": {device: usable(kernels, torch.device(device), machines[device]) for device in machines},
+        "kernels": {device: usable(torch.device(device), machines[device]) for device in machines},
         "settings": [{"name": name, "value": value, "from": origin} for name, value, origin in settings],
         "verdicts": [{**key, **asdict(verdict)} for key, verdict in VERDICTS.everything(folder)],
         "tuned": len(TUNED.everything(folder)),
@@ -98,10 +97,10 @@ def devices() -> list[torch.device]:
     return [*found, torch.device("cpu")]
 
 
-def usable(kernels: Mapping[str, Kernel], device: torch.device, machine: Machine) -> dict[str, list[str]]:
+def usable(device: torch.device, machine: Machine) -> dict[str, list[str]]:
     """For each kernel what this machine itself has against it; nothing means that it is usable here."""
     call = _easy_call(device)
-    decision = select(call, {NATIVE: kernels[NATIVE], **kernels}, machine, Config(kernel=Policy(default=(NATIVE,))))
+    decision = select(call, registry(), machine, Config(kernel=Policy(default=(NATIVE,))))
     return {
         answer.kernel: [str(reason) for reason in answer.rejections if reason.code in MACHINE_CODES]
         for answer in decision.answers
