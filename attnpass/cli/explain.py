@@ -21,7 +21,7 @@ from attnpass.cli.table import print_table
 from attnpass.errors import ConfigError
 from attnpass.ir.decision import AUTO
 from attnpass.kernels.kernel import Kernel
-from attnpass.kernels.registry import registry_for
+from attnpass.kernels.registry import libraries, registry_for
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.library import Library, try_out
 from attnpass.machine.machine import Machine
@@ -104,14 +104,13 @@ def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Libr
         kernels: every registered kernel by name.
         wished: libraries to look into; on an invented machine only those of ``hub:`` kernels, the same anywhere.
     """
-    libraries = {kernel.limits.library for kernel in kernels.values()}
     if name == HERE:
-        return Machine.look(devices()[0], libraries, wished)
+        return Machine.look(devices()[0], libraries(kernels), wished)
     machine = KNOWN_MACHINES[name]
     found = {one.key: try_out(one) for one in wished if one.part}
     return replace(
         machine,
-        versions={**{one.key: one.min_version for one in libraries}, **machine.versions},
+        versions={**{one.key: one.min_version for one in libraries(kernels)}, **machine.versions},
         unusable={key: there.problem for key, there in found.items() if there.problem},
         builds={key: there.build for key, there in found.items() if there.build},
     )
