@@ -12,10 +12,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Interpreter, Node
 
-from attnpass.graph import Reading, read
+from attnpass.graph.reading import Reading, read
 from attnpass.graph.regions import Region, walk
 from attnpass.graph.run import plain_tensors
-from attnpass.graph.value import Value, mapped_values
+from attnpass.graph.value import Value, mapped
 
 
 def captured(fn: Callable[..., Any], *args: Any, **options: Any) -> tuple[GraphModule, list[Any]]:
@@ -96,8 +96,7 @@ def _evaluated(reading: Reading, snapshots: Snapshots) -> dict[Value, Any]:
         skipped = known and value.target is not operator.getitem and _has_effects(value.target)
         if not known or skipped or not all(each in computed for each in value.inputs):
             continue
-        args = mapped_values(computed.__getitem__, value.args)
-        kwargs = {name: mapped_values(computed.__getitem__, each) for name, each in value.kwargs.items()}
+        args, kwargs = mapped(Value, computed.__getitem__, (value.args, value.kwargs))
         # A value has no strides: the view of one that lies in another layout is a copy.
         target = torch.ops.aten.reshape.default if value.target is torch.ops.aten.view.default else value.target
         computed[value] = target(*args, **kwargs)  # type: ignore[misc]

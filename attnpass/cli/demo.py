@@ -18,9 +18,10 @@ import torch
 
 import attnpass
 from attnpass.cli.minilm import DIFFERENT, SENTENCES, SIMILAR, MiniLM, cosine, load
+from attnpass.cli.shape import DTYPES
 from attnpass.cli.table import print_table
 from attnpass.errors import AttnpassError, ConfigError
-from attnpass.graph.tensor import DTYPE_NAMES, dtype_name
+from attnpass.graph.tensor import dtype_name
 from attnpass.ir.decision import AUTO, NATIVE
 from attnpass.kernels.registry import registry, registry_for
 from attnpass.report.record import Report
@@ -28,7 +29,6 @@ from attnpass.report.text import block
 from attnpass.select.wishes import resolve_policy
 from attnpass.settings.config import Config
 
-DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point}
 EAGER, INDUCTOR = "eager", "inductor"
 RUNS = 20
 SLACK = 2.0  # on top of what the kernel's own tolerance allows: both sides of the comparison are rounded

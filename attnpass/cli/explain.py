@@ -12,18 +12,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 import attnpass
 from attnpass.cli import model_file
-from attnpass.cli.info import machine_name
+from attnpass.cli.info import devices, machine_name
 from attnpass.cli.setting import setting
 from attnpass.cli.shape import add_shape, make_call
 from attnpass.cli.table import print_table
 from attnpass.errors import ConfigError
 from attnpass.ir.decision import AUTO
 from attnpass.kernels.kernel import Kernel
-from attnpass.kernels.registry import registry_for
+from attnpass.kernels.registry import libraries, registry_for
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.library import Library, try_out
 from attnpass.machine.machine import Machine
@@ -98,7 +96,7 @@ def _explain_file(args: argparse.Namespace) -> int:
     return 0
 
 
-def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Library] = ()) -> Machine:
+def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Library]) -> Machine:
     """The machine that is asked about; an invented one has every library in the oldest version that will do.
 
     Args:
@@ -106,15 +104,13 @@ def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Libr
         kernels: every registered kernel by name.
         wished: libraries to look into; on an invented machine only those of ``hub:`` kernels, the same anywhere.
     """
-    libraries = {kernel.limits.library for kernel in kernels.values()}
     if name == HERE:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return Machine.look(accelerator or torch.device("cpu"), libraries, wished)
+        return Machine.look(devices()[0], libraries(kernels), wished)
     machine = KNOWN_MACHINES[name]
     found = {one.key: try_out(one) for one in wished if one.part}
     return replace(
         machine,
-        versions={**{one.key: one.min_version for one in libraries}, **machine.versions},
+        versions={**{one.key: one.min_version for one in libraries(kernels)}, **machine.versions},
         unusable={key: there.problem for key, there in found.items() if there.problem},
         builds={key: there.build for key, there in found.items() if there.build},
     )

@@ -11,7 +11,6 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +22,7 @@ from attnpass.graph.tensor import TensorSpec
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.decision import NATIVE
 from attnpass.ir.limits import Code
-from attnpass.kernels.kernel import Kernel
-from attnpass.kernels.registry import registry
+from attnpass.kernels.registry import libraries, registry
 from attnpass.machine.library import Library
 from attnpass.machine.machine import Machine
 from attnpass.select.select import select
@@ -50,7 +48,7 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print everything that a bug report needs."""
-    facts = collect(registry())
+    facts = collect()
     if args.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -58,17 +56,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
+def collect() -> dict[str, Any]:
     """All facts, as JSON would have them."""
-    libraries = {kernel.limits.library for kernel in kernels.values()}
-    machines = {str(device): Machine.look(device, {*libraries, *COMPANIONS}, libraries) for device in devices()}
-    packages = sorted({library.key for library in libraries} | {companion.key for companion in COMPANIONS})
-    problems = unknown_variables()
+    everything = {*libraries(), *COMPANIONS}
+    machines = {str(device): Machine.look(device, everything, libraries()) for device in devices()}
+    packages = sorted({library.key for library in everything})
+    problems, config = unknown_variables(), Config()
     settings: list[tuple[str, str, str]] = []
     try:
-        settings = Config.load().rows()
+        config = Config.load()
+        settings = config.rows()
     except ConfigError as error:
         problems.append(str(error))
+    folder = cache_folder(config.cache)
     return {
         "attnpass": attnpass.__version__,
         "python": platform.python_version(),
@@ -77,20 +77,12 @@ def collect(kernels: Mapping[str, Kernel]) -> dict[str, Any]:
         "hip": torch.version.hip,
         "libraries": {package: _version(package, machines) for package in packages},
         "machines": {device: machine.to_dict() for device, machine in machines.items()},
-        "kernels": {device: usable(kernels, torch.device(device), machines[device]) for device in machines},
+        "kernels": {device: usable(torch.device(device), machines[device]) for device in machines},
         "settings": [{"name": name, "value": value, "from": origin} for name, value, origin in settings],
-        "verdicts": [{**key, **asdict(verdict)} for key, verdict in VERDICTS.everything(_cache_folder())],
-        "tuned": len(TUNED.everything(_cache_folder())),
+        "verdicts": [{**key, **asdict(verdict)} for key, verdict in VERDICTS.everything(folder)],
+        "tuned": len(TUNED.everything(folder)),
         "problems": problems,
     }
-
-
-def _cache_folder() -> Path:
-    try:
-        chosen = Config.load().cache
-    except ConfigError:
-        chosen = None
-    return cache_folder(chosen)
 
 
 def devices() -> list[torch.device]:
@@ -105,10 +97,10 @@ def devices() -> list[torch.device]:
     return [*found, torch.device("cpu")]
 
 
-def usable(kernels: Mapping[str, Kernel], device: torch.device, machine: Machine) -> dict[str, list[str]]:
+def usable(device: torch.device, machine: Machine) -> dict[str, list[str]]:
     """For each kernel what this machine itself has against it; nothing means that it is usable here."""
     call = _easy_call(device)
-    decision = select(call, {NATIVE: kernels[NATIVE], **kernels}, machine, Config(kernel=Policy(default=(NATIVE,))))
+    decision = select(call, registry(), machine, Config(kernel=Policy(default=(NATIVE,))))
     return {
         answer.kernel: [str(reason) for reason in answer.rejections if reason.code in MACHINE_CODES]
         for answer in decision.answers
@@ -151,13 +143,14 @@ def _print(facts: Mapping[str, Any]) -> None:
         print()
         rows = [
             {
-                "kernel": v["kernel"],
-                "library": v["library"],
-                "GPU": v["gpu"],
-                "verdict": "proved" if v["good"] else "WRONG",
+                "kernel": tried["kernel"],
+                "library": tried["library"],
+                "GPU": tried["gpu"],
+                "verdict": "proved" if tried["good"] else "WRONG",
+                "trial": tried["text"],
+                "date": tried["date"],
             }
-            | {"trial": v["text"], "date": v["date"]}
-            for v in facts["verdicts"]
+            for tried in facts["verdicts"]
         ]
         print_table(rows, title="Kernels that were tried on this machine")
     if facts["tuned"]:

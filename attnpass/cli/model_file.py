@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,9 +112,7 @@ def _told(doing: str) -> Iterator[None]:
     except (AttnpassError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = f" (at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
+        innermost = traceback.extract_tb(error.__traceback__)[-1]
+        where = f" (at {innermost.filename}:{innermost.lineno})"
         first = str(error).strip().split("\n")[0]
         raise AttnpassError(f"{doing}: {type(error).__name__}: {first}{where}") from error

@@ -53,21 +53,16 @@ def make_call(args: argparse.Namespace, machine: Machine) -> AttentionCall:
     device = torch.device(DEVICE_TYPES.get(machine.kind, machine.kind))
     dtype = DTYPES[args.dtype]
 
-    def spec(*shape: int, dtype: torch.dtype = dtype, grad: bool = args.training) -> TensorSpec:
-        stride = [1]
-        for size in reversed(shape[1:]):
-            stride.insert(0, stride[0] * max(size, 1))
-        return TensorSpec(shape, tuple(stride), dtype, device, requires_grad=grad)
-
     def operand(b: int, heads: int, S: int, dim: int) -> TensorSpec:
-        if args.layout == BHSD:
-            return spec(b, heads, S, dim)
-        return replace(spec(b, heads, S, dim), stride=(S * heads * dim, dim, heads * dim, 1))
+        shape = (b, heads, S, dim) if args.layout == BHSD else (b, S, heads, dim)
+        stored = torch.empty(shape, dtype=dtype, device="meta")
+        there = TensorSpec.of(stored if args.layout == BHSD else stored.transpose(1, 2))
+        return replace(there, device=device, requires_grad=args.training)
 
     mask = MaskSpec.causal() if args.causal else MaskSpec()
     if args.mask:
-        tensor = spec(B, 1, Sq, Sk, dtype=torch.bool if args.mask == "bool" else dtype, grad=False)
-        mask = MaskSpec.from_tensor(tensor)
+        tensor = torch.empty(B, 1, Sq, Sk, dtype=torch.bool if args.mask == "bool" else dtype, device="meta")
+        mask = MaskSpec.from_tensor(replace(TensorSpec.of(tensor), device=device))
     return AttentionCall(
         q=operand(B, H, Sq, D),
         k=operand(Bk, Hkv, Sk, D),

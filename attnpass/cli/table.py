@@ -5,14 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-STYLES = {
-    "yes": "green",
-    "no": "dim",
-    "usable": "green",
-    "takes it": "green",
-    "rewritten": "green",
-    "WRONG": "bold red",
-}
+from attnpass.report.text import aligned
+
+STYLES = {"yes": "green", "no": "dim", "takes it": "green", "WRONG": "bold red"}
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str = "") -> None:
@@ -28,10 +23,8 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str = "") -> None:
 
 
 def plain(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The table as lines: columns two spaces apart, heads in the first line."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    """The table as lines, with the heads in the first."""
+    return aligned([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def _print_rich(rows: Sequence[Mapping[str, str]]) -> None:

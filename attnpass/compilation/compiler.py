@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +12,14 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from attnpass.compilation.cache_key import SALT_OPTION, salt
 from attnpass.errors import ConfigError
-from attnpass.machine.machine import Machine
+from attnpass.machine.machine import Machine, sdp_enabled
+from attnpass.version import __version__
 
 AHEAD_OF_TIME = "aot:"
 OURSELVES = "attnpass"
+Backend = Callable[..., Callable[..., Any]]
+SALT_OPTION = "unsafe_marked_cacheable_functions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +66,45 @@ def compile_graph(
         ConfigError: no such backend.
     """
     compiler, mode, options = downstream.compiler, downstream.mode, downstream.options
+    backend: Backend
     if compiler == "inductor":
-        salted = {**kernel_options, **options, **salt(machine, options.get(SALT_OPTION))}
-        return _callable(torch._TorchCompileInductorWrapper(mode, salted, None)(gm, example_inputs))
-    name = compiler.removeprefix(AHEAD_OF_TIME)
-    backend = _lookup(name)
-    if compiler.startswith(AHEAD_OF_TIME):
-        from functorch.compile import make_boxed_func
-        from torch._dynamo.backends.common import aot_autograd
-
-        def boxed(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            return _callable(make_boxed_func(backend(graph, inputs)))
-
-        return _callable(aot_autograd(fw_compiler=boxed)(gm, example_inputs))
-    kwargs = {key: value for key, value in (("mode", mode), ("options", dict(options))) if value}
-    return _callable(backend(gm, example_inputs, **kwargs))
+        salted = {**kernel_options, **options, SALT_OPTION: _salted(options.get(SALT_OPTION), machine)}
+        backend = torch._TorchCompileInductorWrapper(mode, salted, None)
+    elif compiler.startswith(AHEAD_OF_TIME):
+        backend = _ahead_of_time(_lookup(compiler.removeprefix(AHEAD_OF_TIME)))
+    else:
+        kwargs = {key: value for key, value in (("mode", mode), ("options", dict(options))) if value}
+        backend = partial(_lookup(compiler), **kwargs)
+    return backend(gm, example_inputs)
 
 
-def _callable(compiled: Any) -> Callable[..., Any]:
-    """What PyTorch's untyped compilers return, typed."""
-    result: Callable[..., Any] = compiled
-    return result
+def _ahead_of_time(backend: Backend) -> Backend:
+    """``backend``, given the graphs that AOTAutograd makes."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    def boxed(graph: GraphModule, inputs: Sequence[Any]) -> Any:
+        return make_boxed_func(backend(graph, inputs))
+
+    wrapped: Backend = aot_autograd(fw_compiler=boxed)
+    return wrapped
 
 
-def _lookup(name: str) -> Callable[..., Any]:
+def _salted(user_value: dict[str, str] | None, machine: Machine | None) -> dict[str, str]:
+    """An option that puts our version, the libraries' and the SDPA switches into the key of AOTAutograd's cache.
+
+    Beside it, that key holds no more of an op than its name.
+    """
+    facts = {
+        "attnpass": __version__,
+        "libraries": dict(machine.versions) if machine else {},
+        "sdp": sorted(sdp_enabled()),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return {**(user_value or {}), "attnpass.salt": digest}
+
+
+def _lookup(name: str) -> Backend:
     from torch._dynamo.backends.registry import list_backends, lookup_backend
 
     known = ", ".join(sorted({"inductor", *list_backends(exclude_tags=())} - {OURSELVES}))

@@ -19,14 +19,14 @@ from attnpass.find.found import Findings, FoundCall, NearMiss
 from attnpass.find.handwritten.chain import is_softmax
 from attnpass.find.handwritten.links import RefusedError
 from attnpass.find.handwritten.read import read_handwritten
-from attnpass.find.kind.kind import with_kinds
+from attnpass.find.kind import with_kinds
 from attnpass.find.multihead import Opened, is_multihead, open_up
 from attnpass.find.near_misses import near_miss, near_misses
 from attnpass.find.present import Present
 from attnpass.find.repeats import repeated_operands
 from attnpass.find.sdpa import is_sdpa, read_call, wiring_of
-from attnpass.graph import read
 from attnpass.graph.operand import spec_of
+from attnpass.graph.reading import read
 from attnpass.graph.regions import Region, walk
 from attnpass.graph.value import Value
 from attnpass.graph.values import module_path, source_of, value_of

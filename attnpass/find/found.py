@@ -8,8 +8,8 @@ from typing import Any
 from torch.fx import Node
 
 from attnpass.find.multihead import Opened
-from attnpass.graph import Reading
 from attnpass.graph.operand import Operand, spec_of
+from attnpass.graph.reading import Reading
 from attnpass.graph.value import Value
 from attnpass.graph.values import Source
 from attnpass.ir.call import AttentionCall

@@ -4,7 +4,3 @@
 `Reading`: pure ATen overloads on values, without writes, views of memory or spellings. Everything that finds and
 understands attention reads that and nothing else.
 """
-
-from attnpass.graph.reading import Reading, read
-
-__all__ = ["Reading", "read"]

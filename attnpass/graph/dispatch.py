@@ -1,4 +1,4 @@
-"""One run of a program on fake tensors, with every ATen op told to a listener. What is private in PyTorch is here.
+"""One run of a program on fake tensors, with every ATen op told to a `Recorder`. What is private in PyTorch is here.
 
 A dispatch mode stands below autograd, autocast and functorch: an op arrives as an `OpOverload` with real arguments,
 casts of autocast are ops of their own, and batching rules have been applied. Composite ops that are worth seeing whole
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from attnpass.graph.record import Recorder
 
 aten = torch.ops.aten
 # Not `dropout`: its kept form would be a copy where the op itself gives its input back.
@@ -31,34 +33,24 @@ KEPT: tuple[OpOverload, ...] = (
 )
 
 
-class Listener(Protocol):
-    """Who is told about each op."""
-
-    def before(self, op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Called with the operands before the op runs; what it gives comes back in `after`."""
-
-    def after(self, noted: Any, result: Any) -> None:
-        """Called with the op's result."""
-
-
-class _Recorder(TorchDispatchMode):
-    def __init__(self, listener: Listener) -> None:
+class _TellEachOp(TorchDispatchMode):
+    def __init__(self, recorder: Recorder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._listener = listener
+        self._recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "prim":  # questions about devices
             return func(*args, **kwargs)
-        noted = self._listener.before(func, args, kwargs)
+        noted = self._recorder.before(func, args, kwargs)
         result = func(*args, **kwargs)
-        self._listener.after(noted, result)
+        self._recorder.after(noted, result)
         return result
 
 
 @contextmanager
-def recording(mode: FakeTensorMode, listener: Listener) -> Iterator[None]:
-    """Run what stands inside on fake tensors, and tell ``listener`` each op. The program state is restored behind it.
+def recording(mode: FakeTensorMode, recorder: Recorder) -> Iterator[None]:
+    """Run what stands inside on fake tensors, and tell ``recorder`` each op. The program state is restored behind it.
 
     New unbacked symbols are forgotten: the program's own nodes have theirs already.
     """
@@ -70,7 +62,7 @@ def recording(mode: FakeTensorMode, listener: Listener) -> Iterator[None]:
             stack.enter_context(mode.shape_env.ignore_fresh_unbacked_symbols())
         stack.enter_context(enable_python_dispatcher())
         stack.enter_context(_whole(KEPT))
-        stack.enter_context(_Recorder(listener))
+        stack.enter_context(_TellEachOp(recorder))
         yield
 
 

@@ -31,11 +31,10 @@ def written(op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> list
     found: list[Tensor] = [args[i] for i in UNSAID.get(op, ()) if len(args) > i and isinstance(args[i], Tensor)]
     if op._schema.is_mutable:
         for place, argument in enumerate(op._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            value = args[place] if place < len(args) and not argument.kwarg_only else kwargs.get(argument.name)
-            several = value if isinstance(value, (list, tuple)) else [value]
-            found += [each for each in several if isinstance(each, Tensor)]
+            if _writes(argument):
+                value = args[place] if place < len(args) and not argument.kwarg_only else kwargs.get(argument.name)
+                several = value if isinstance(value, (list, tuple)) else [value]
+                found += [each for each in several if isinstance(each, Tensor)]
     return found
 
 
@@ -45,11 +44,8 @@ def without_write(op: OpOverload) -> OpOverload | None:
     if op.namespace != "aten":
         return None
     name = op._schema.name.removeprefix("aten::")
-    packet = (
-        getattr(aten, _plain(name), None)
-        if any(not a.is_out for a in op._schema.arguments if _writes(a))
-        else (getattr(aten, name, None))
-    )
+    in_place = any(_writes(argument) and not argument.is_out for argument in op._schema.arguments)
+    packet = getattr(aten, _plain(name) if in_place else name, None)
     wanted = [_kind(argument) for argument in op._schema.arguments if not argument.is_out]
     for overload in (getattr(packet, each) for each in packet.overloads()) if packet is not None else ():
         schema = overload._schema

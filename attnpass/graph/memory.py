@@ -18,7 +18,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from attnpass.graph.forms import Form
 from attnpass.graph.functional import INVERSES
 from attnpass.graph.symbolic import Size, hint, known, known_equal
 from attnpass.graph.value import Value
@@ -83,7 +82,6 @@ class Memory:
         made: the values, in program order.
         place: the place in the program that runs now.
         maker: the node of the program that runs now.
-        writers: the nodes that wrote to something.
         loud: the nodes that did more than give a value, or give another one each time.
         writes: the places that wrote to something, in order.
         borrowed: may tensors here be those of the capture, whose shapes are not to be changed?
@@ -93,7 +91,6 @@ class Memory:
         self.made: list[Value] = []
         self.place = 0
         self.maker: Node | None = None
-        self.writers: dict[Node, None] = {}
         self.loud: dict[Node, None] = {}
         self.borrowed = False
         self.writes: list[int] = []
@@ -107,10 +104,6 @@ class Memory:
         value = Value(op, tuple(args), kwargs, fake, self.maker)
         self.made.append(value)
         return value
-
-    def add_form(self, form: Form, fake: Tensor) -> Value:
-        op, args, kwargs = form
-        return self.add(op, args, kwargs, fake)
 
     def leaf(self, fake: Any, why: str, constant: Tensor | None = None) -> Value:
         """A value of which nothing is known but its metadata, and ``why``."""
@@ -160,7 +153,7 @@ class Memory:
         storage.writes.append(self.place)
         self.writes.append(self.place)
         if self.maker is not None:
-            self.writers[self.maker] = self.loud[self.maker] = None
+            self.loud[self.maker] = None
         for each, now in chain:
             lost = each.overlaps_itself
             self._set(each, self.leaf(each.tensor, "what is written to it shows at several places") if lost else now)

@@ -63,12 +63,13 @@ class Operand(Generic[N]):
 
     def map_nodes(self, mapped: Callable[[Any], M]) -> Operand[M]:
         """The same operand of another node; ``mapped`` is also asked for symbolic numbers in the steps."""
-        return Operand(mapped(self.node), _mapped(self.steps, mapped))
+        return Operand(mapped(self.node), mapped_steps(self.steps, mapped))
 
     def then(self, op: Callable[..., Any], *args: Any) -> Operand[N]:
         return replace(self, steps=(*self.steps, Step(op, args)))
 
 
-def _mapped(steps: tuple[Step, ...], mapped: Callable[[Any], Any]) -> tuple[Step, ...]:
+def mapped_steps(steps: tuple[Step, ...], mapped: Callable[[Any], Any]) -> tuple[Step, ...]:
+    """The same steps with other nodes for the symbolic numbers in them."""
     symbolic = (Node, Value, torch.SymFloat)
     return tuple(Step(s.op, tuple(mapped(a) if isinstance(a, symbolic) else a for a in s.args)) for s in steps)

@@ -95,16 +95,14 @@ def uniform(value: Any) -> float | None:
         return _constant(value.constant)
     name = name_of(value)
     if name == "full":
-        return rounded(number(value.args[1]) if not isinstance(value.args[1], bool) else None, made)
+        return rounded(number(value.args[1]), made)
     source = source_of_view(value)
-    if source is None or name not in FOLLOWED | {"neg", "sqrt"}:
-        return None
-    inner = uniform(source)
-    if inner is None or name in FOLLOWED:
-        return None if inner is None else rounded(inner, made)
-    if name == "sqrt":
-        return rounded(math.sqrt(inner), made) if inner >= 0 else None
-    return rounded(-inner, made)
+    inner = uniform(source) if source is not None and name in FOLLOWED | {"neg", "sqrt"} else None
+    if inner is not None and name == "neg":
+        inner = -inner
+    elif inner is not None and name == "sqrt":
+        inner = math.sqrt(inner) if inner >= 0 else None
+    return rounded(inner, made)
 
 
 def _constant(held: Any) -> float | None:
@@ -118,19 +116,10 @@ def _constant(held: Any) -> float | None:
 
 
 def rounded(value: float | None, made: Tensor) -> float | None:
-    """A number as it is in the dtype of ``made``; None if it is no number there."""
+    """A number as it is in the dtype of ``made``, infinite beyond its range; None if it is no number there."""
     if value is None or made.dtype == torch.bool or made.dtype.is_complex:
         return None
     if not made.dtype.is_floating_point:
         return value if float(value).is_integer() and abs(value) < 1 << 31 else None
-    finfo = torch.finfo(made.dtype)
-    if math.isfinite(value) and not finfo.min <= value <= finfo.max:
-        return _overflown(value, made.dtype)
     with unset_fake_temporarily():
-        return float(torch.tensor(value, dtype=made.dtype).item())
-
-
-def _overflown(value: float, dtype: torch.dtype) -> float:
-    """What a number beyond the range of a dtype becomes there: the largest, if it rounds to it, or infinity."""
-    with unset_fake_temporarily():
-        return float(torch.tensor(value, dtype=torch.float64).to(dtype).item())
+        return float(torch.tensor(value, dtype=torch.float64).to(made.dtype).item())

@@ -10,7 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from attnpass.graph.dispatch import recording
-from attnpass.graph.memory import Memory
+from attnpass.graph.memory import Held, Memory
 from attnpass.graph.record import ChangesShapesError
 from attnpass.graph.regions import Region, bodies_of
 from attnpass.graph.run import Opener, Program, Runner, Sites
@@ -31,7 +32,7 @@ from attnpass.graph.values import unwrapped, value_of
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Reading:
     """What a program computes, and who holds it.
 
@@ -49,9 +50,7 @@ class Reading:
     opened: Mapping[Graph, Graph]
     writes: list[int]
     _memory: Memory
-    _held: dict[Node, Any] = field(default_factory=dict)
-    _numbers: dict[str, list[Node]] | None = None
-    _quiet: frozenset[Node] | None = None
+    _held: dict[Node, Held]
 
     def value_at(self, node: Node, place: Node) -> Value | None:
         """The value that a node of the program holds when the node ``place`` begins to read it."""
@@ -70,19 +69,17 @@ class Reading:
 
     def overwritten_by(self, value: Value, place: Node) -> Node | None:
         """The first node, before ``place``, that wrote over a value that the program held; None if there is none."""
-        writers = sorted((self.places[node], node) for node in self._memory.writers if node in self.places)
         for held in self._memory.holders(value):
             since = [version for version, each in held.values.items() if each is value]
             gone = held.storage.writes[since[-1] :] if since else []
-            for at, node in writers:
-                if gone and at == gone[0] < self.places[place]:
-                    return node
+            if gone and gone[0] < self.places[place]:
+                return next((node for node, at in self.places.items() if at == gone[0]), None)
         return None
 
     def result_of(self, value: Value) -> Node | None:
         """The node of the program whose result ``value`` is, if it does nothing else; None if there is none."""
         maker = value.maker
-        if maker is None or maker in self._memory.writers or maker.op == "placeholder":
+        if maker is None or maker.op == "placeholder" or self.places[maker] in self.writes:
             return None
         return maker if self.result(maker) is value else None
 
@@ -97,14 +94,18 @@ class Reading:
 
     def number(self, size: torch.SymInt | torch.SymFloat, place: Node) -> Node | None:
         """The node of the program that holds a symbolic number."""
-        if self._numbers is None:
-            self._numbers = {}
-            for node in self.places:
-                value = value_of(node)
-                if isinstance(value, (torch.SymInt, torch.SymFloat)):
-                    self._numbers.setdefault(str(value.node.expr), []).append(node)
         found = self._numbers.get(str(size.node.expr), [])
         return next((n for n in found if n.graph is place.graph and self.places[n] < self.places[place]), None)
+
+    @cached_property
+    def _numbers(self) -> dict[str, list[Node]]:
+        """The nodes that hold each symbolic number."""
+        numbers: dict[str, list[Node]] = {}
+        for node in self.places:
+            value = value_of(node)
+            if isinstance(value, (torch.SymInt, torch.SymFloat)):
+                numbers.setdefault(str(value.node.expr), []).append(node)
+        return numbers
 
     def writes_before(self, place: Node) -> int:
         """How many writes come before a node: two places with the same count see the same values."""
@@ -125,13 +126,11 @@ class Reading:
         held = self._held.get(node)
         return held is not None and bool(held.storage.writes) and held.storage.writes[-1] > self.places[place]
 
-    @property
+    @cached_property
     def quiet(self) -> frozenset[Node]:
         """The nodes of the program that do nothing but give a value, the same each time."""
-        if self._quiet is None:
-            calls = (node for node in self.places if node.op in ("call_function", "call_method"))
-            self._quiet = frozenset(node for node in calls if node not in self._memory.loud)
-        return self._quiet
+        calls = (node for node in self.places if node.op in ("call_function", "call_method"))
+        return frozenset(node for node in calls if node not in self._memory.loud)
 
     def region(self, value: Value) -> Region | None:
         """The program state in which a value was made."""

@@ -1,9 +1,9 @@
-"""Ops as they run -> values: the listener of `attnpass.graph.dispatch` that fills a `Memory`."""
+"""Ops as they run -> values: fills a `Memory` with what `attnpass.graph.dispatch` tells it."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from attnpass.graph.forms import UNINITIALISED, Form, formed, full, part, takes_
 from attnpass.graph.functional import without_out, without_write, written
 from attnpass.graph.memory import Memory, View
 from attnpass.graph.symbolic import known_all_equal
-from attnpass.graph.value import Value
+from attnpass.graph.value import Value, each_in, mapped
 
 aten = torch.ops.aten
 LITERALS = frozenset({aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default})
@@ -40,22 +40,6 @@ class Noted:
     values: tuple[Any, ...]
     named: dict[str, Any]
     writes: list[tuple[Tensor, Value]]
-
-
-def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """``value`` with each tensor in it replaced."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, (list, tuple)):
-        return tuple(mapped(function, each) for each in value)
-    return value
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in an argument or a result."""
-    found: list[Tensor] = []
-    mapped(found.append, value)
-    return found
 
 
 class Recorder:
@@ -84,8 +68,7 @@ class Recorder:
 
     def known(self, op: OpOverload, args: tuple[Any, ...], result: Tensor) -> None:
         """Note an op that need not run, since its result is known."""
-        values = tuple(mapped(self.memory.value, each) for each in args)
-        self._single(Noted(op, args, {}, values, {}, []), result)
+        self._single(Noted(op, args, {}, mapped(Tensor, self.memory.value, args), {}, []), result)
 
     def effect(self, value: Value) -> None:
         """An op that does more than give a value; it stays, read or not."""
@@ -97,11 +80,11 @@ class Recorder:
             self.memory.loud[self.memory.maker] = None
 
     def before(self, op: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Noted | None:
+        """Called with the operands before an op runs; what it gives is handed to `after`."""
         if self.silent:
             return None
         literal = op in LITERALS and not isinstance(args[0], FakeTensor)
-        values = () if literal else tuple(mapped(self.memory.value, each) for each in args)
-        named = {name: mapped(self.memory.value, value) for name, value in kwargs.items()}
+        values, named = mapped(Tensor, self.memory.value, (() if literal else args, kwargs))
         targets = written(op, args, kwargs)
         if torch.Tag.nondeterministic_seeded in op.tags:
             self._loud()
@@ -111,6 +94,7 @@ class Recorder:
         return Noted(op, args, kwargs, values, named, writes)
 
     def after(self, noted: Noted | None, result: Any) -> None:
+        """Called with the op's result."""
         if noted is None:
             return
         for target, value in noted.writes:
@@ -119,7 +103,7 @@ class Recorder:
             if not self.memory.holds(result):
                 self._single(noted, result)
         elif isinstance(result, (list, tuple)):
-            self._several(noted, tensors_of(result) if all(isinstance(r, Tensor) for r in result) else [*result])
+            self._several(noted, [*result])
         elif result is None and not noted.op._schema.is_mutable:
             self.effect(self.memory.add(noted.op, noted.values, noted.named, None))
 
@@ -135,7 +119,7 @@ class Recorder:
         elif noted.op in UNINITIALISED:
             memory.hold(out, memory.leaf(out, UNINITIALISED_MEMORY))
         else:
-            memory.hold(out, memory.add_form(form, out))
+            memory.hold(out, memory.add(*form, out))
 
     def _several(self, noted: Noted, outs: list[Any]) -> None:
         memory, whole = self.memory, None
@@ -145,7 +129,7 @@ class Recorder:
             form = part(noted.op, noted.values, noted.named, outs, index)
             parent = self._parent(noted, out)
             if form is not None and parent is not None:
-                self._view(formed(form[0], form[1], form[2], out), parent, out)
+                self._view(formed(*form, out), parent, out)
                 continue
             if whole is None:
                 whole = memory.add(noted.op, noted.values, noted.named, tuple(outs))
@@ -156,25 +140,25 @@ class Recorder:
         """The operand whose memory a result lies in."""
         if noted.op._schema.is_mutable:
             return None
-        operands = tensors_of((*noted.args, *noted.kwargs.values()))
+        operands = each_in(Tensor, (*noted.args, *noted.kwargs.values()))
         return next((each for each in operands if self.memory.shares_memory(each, out)), None)
 
     def _view(self, form: Form, parent: Tensor, out: Tensor) -> None:
         memory, (op, args, kwargs) = self.memory, form
         base = memory.value(parent)
         if not args or args[0] is not base:
-            memory.hold(out, memory.add_form(form, out), View(memory.held(parent), followed=False))
+            memory.hold(out, memory.add(*form, out), View(memory.held(parent), followed=False))
         elif takes_all(op, parent, out, args) or (op is aten.detach.default and _is_new(base)):
             memory.hold(out, base, View(memory.held(parent)))
         else:
-            memory.hold(out, memory.add_form(form, out), View(memory.held(parent), op, args, kwargs))
+            memory.hold(out, memory.add(*form, out), View(memory.held(parent), op, args, kwargs))
 
     def _literal(self, given: Tensor, out: Tensor) -> Value:
         """``torch.tensor(...)``: one number as it is; several as a constant."""
         if given.numel() == 1 and given.device.type == "cpu":
             with unset_fake_temporarily():
                 number = given.item()
-            return self.memory.add_form(full(out, number), out)
+            return self.memory.add(*full(out, number), out)
         return self.memory.leaf(out, "a table of numbers", given)
 
     def _written(
@@ -200,7 +184,7 @@ class Recorder:
         result = pure(*given, **named)  # the mode is off inside of itself: nobody is told
         given, named = without_out(op, *values)
         if isinstance(result, Tensor):
-            value = memory.add_form(formed(pure, given, named, result), result)
+            value = memory.add(*formed(pure, given, named, result), result)
             return [(targets[0], self._cast(value, result, targets[0]))]
         whole = memory.add(pure, given, named, tuple(result))
         made = [memory.add(operator.getitem, (whole, i), {}, each) for i, each in enumerate(result)]

@@ -59,7 +59,7 @@ class Program:
     mode: FakeTensorMode
     regions: Mapping[Node, Region]
     uses: Mapping[GraphModule, int]
-    open_up: Opener = lambda gm, node: None
+    open_up: Opener
     borrows: bool = True
 
 

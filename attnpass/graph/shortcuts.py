@@ -69,20 +69,12 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
-def _elementwise(op: OpOverload, operands: int) -> Rule:
-    """``op`` on tensors, or on one tensor and Python's own numbers."""
+def _on_operands(op: OpOverload, *counts: int) -> Rule:
+    """``op`` on so many operands: tensors, and Python's own numbers or None where the program that ran has them."""
 
     def rule(args: Given, kwargs: Named) -> Call | None:
-        numbers = all(_plain(each) or type(each) in (int, float) for each in args[1:])
-        return (op, args) if len(args) == operands and not kwargs and numbers else None
-
-    return rule
-
-
-def _product(op: OpOverload, *operands: int) -> Rule:
-    def rule(args: Given, kwargs: Named) -> Call | None:
-        tensors = all(each is None or _plain(each) for each in args[1:])
-        return (op, args) if len(args) in operands and not kwargs and tensors else None
+        plain = all(each is None or _plain(each) or type(each) in (int, float) for each in args[1:])
+        return (op, args) if len(args) in counts and not kwargs and plain else None
 
     return rule
 
@@ -137,23 +129,23 @@ def _taken(args: Given, kwargs: Named) -> Call | None:
 
 
 FUNCTIONS: Mapping[Any, Rule] = {
-    F.linear: _product(aten.linear.default, 2, 3),
-    F.silu: _elementwise(aten.silu.default, 1),
-    F.gelu: _elementwise(aten.gelu.default, 1),
-    operator.add: _elementwise(aten.add.Tensor, 2),
-    operator.sub: _elementwise(aten.sub.Tensor, 2),
-    operator.mul: _elementwise(aten.mul.Tensor, 2),
-    operator.truediv: _elementwise(aten.div.Tensor, 2),
-    operator.neg: _elementwise(aten.neg.default, 1),
-    operator.matmul: _product(aten.matmul.default, 2),
-    torch.matmul: _product(aten.matmul.default, 2),
-    torch.rsqrt: _elementwise(aten.rsqrt.default, 1),
+    F.linear: _on_operands(aten.linear.default, 2, 3),
+    F.silu: _on_operands(aten.silu.default, 1),
+    F.gelu: _on_operands(aten.gelu.default, 1),
+    operator.add: _on_operands(aten.add.Tensor, 2),
+    operator.sub: _on_operands(aten.sub.Tensor, 2),
+    operator.mul: _on_operands(aten.mul.Tensor, 2),
+    operator.truediv: _on_operands(aten.div.Tensor, 2),
+    operator.neg: _on_operands(aten.neg.default, 1),
+    operator.matmul: _on_operands(aten.matmul.default, 2),
+    torch.matmul: _on_operands(aten.matmul.default, 2),
+    torch.rsqrt: _on_operands(aten.rsqrt.default, 1),
     torch.cat: _joined,
     operator.getitem: _taken,
 }
 METHODS: Mapping[str, Rule] = {
     "pow": _power,
-    "matmul": _product(aten.matmul.default, 2),
+    "matmul": _on_operands(aten.matmul.default, 2),
     "mean": _mean,
     "view": _shaped(aten.view.default),
     "reshape": _shaped(aten.reshape.default),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.fx import Node
+
+T = TypeVar("T")
 
 
 def returned(*_: Any) -> Any:
@@ -52,7 +54,7 @@ class Value:
     @property
     def inputs(self) -> list[Value]:
         """The values that it is made from, in order, each once."""
-        return list(dict.fromkeys(_values((self.args, tuple(self.kwargs.values())))))
+        return list(dict.fromkeys(each_in(Value, (self.args, *self.kwargs.values()))))
 
     @property
     def name(self) -> str:
@@ -67,18 +69,21 @@ class Value:
             value.users.pop(self, None)
 
 
-def _values(argument: Any) -> Iterator[Value]:
-    if isinstance(argument, Value):
+def each_in(kind: type[T], argument: Any) -> Iterator[T]:
+    """Each value, or each tensor, in an argument or a result of an op."""
+    if isinstance(argument, kind):
         yield argument
     elif isinstance(argument, (list, tuple)):
         for each in argument:
-            yield from _values(each)
+            yield from each_in(kind, each)
 
 
-def mapped_values(function: Callable[[Value], Any], argument: Any) -> Any:
-    """``argument`` with each value in it replaced."""
-    if isinstance(argument, Value):
+def mapped(kind: type[T], function: Callable[[T], Any], argument: Any) -> Any:
+    """``argument``, or all arguments of an op, with each value or each tensor in it replaced."""
+    if isinstance(argument, kind):
         return function(argument)
     if isinstance(argument, (list, tuple)):
-        return tuple(mapped_values(function, each) for each in argument)
+        return tuple(mapped(kind, function, each) for each in argument)
+    if isinstance(argument, dict):
+        return {name: mapped(kind, function, each) for name, each in argument.items()}
     return argument

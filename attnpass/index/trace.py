@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 from attnpass.graph.operand import Operand, value_behind
 from attnpass.graph.ops import name_of, spelled
 from attnpass.graph.reading import Reading
-from attnpass.graph.value import Value, mapped_values
+from attnpass.graph.value import Value, mapped
 from attnpass.graph.values import tensor
 from attnpass.index.arrays import Array, Index, Like
 from attnpass.index.constants import recognised
@@ -93,8 +93,7 @@ class Tracer:
         def read(operand: Value) -> Any:
             return self.array(operand, place) if tensor(operand) is not None else operand
 
-        args = mapped_values(read, value.args)
-        kwargs = {name: mapped_values(read, each) for name, each in value.kwargs.items()}
+        args, kwargs = mapped(Value, read, (value.args, value.kwargs))
         try:
             return meaning(like, *args, **kwargs)
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic
 
-from attnpass.graph.operand import M, N, Operand, Step, _mapped
+from attnpass.graph.operand import M, N, Operand, Step, mapped_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Wiring(Generic[N]):
             self.v.map_nodes(mapped),
             tuple(Addition(each.operand.map_nodes(mapped), each.fill) for each in self.additions),
             None if self.sinks is None else self.sinks.map_nodes(mapped),
-            _mapped(self.out, mapped),
+            mapped_steps(self.out, mapped),
         )
 
     def nodes(self) -> list[N]:

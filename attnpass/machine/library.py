@@ -139,15 +139,10 @@ def try_out(library: Library) -> Found:
         return Found(found, f"{found}, which cannot be imported ({_one_line(error)})")
 
 
-def glance(library: Library) -> Found:
-    """The version only: for libraries whose kernels nobody asked for."""
-    return Found(version(library))
-
-
 def look(libraries: Iterable[Library], imported: Iterable[Library]) -> dict[Library, Found]:
-    """What is there of each library; those in ``imported`` are tried out."""
+    """What is there of each library; those in ``imported`` are tried out, of the others only the version is read."""
     wanted = set(imported)
-    return {library: try_out(library) if library in wanted else glance(library) for library in libraries}
+    return {library: try_out(library) if library in wanted else Found(version(library)) for library in libraries}
 
 
 def _one_line(error: BaseException) -> str:

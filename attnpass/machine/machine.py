@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -102,19 +102,7 @@ class Machine:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {
-            "kind": self.kind,
-            "name": self.name,
-            "capability": self.capability,
-            "versions": dict(self.versions),
-            "unusable": dict(self.unusable),
-            "builds": {key: dict(build) for key, build in self.builds.items()},
-            "driver": self.driver,
-            "cudnn": self.cudnn,
-            "sdp_enabled": sorted(self.sdp_enabled),
-            "deterministic": self.deterministic,
-            "cuda_graphs": self.cuda_graphs,
-        }
+        return {**asdict(self), "sdp_enabled": sorted(self.sdp_enabled)}
 
 
 def sdp_enabled() -> frozenset[str]:

@@ -23,14 +23,20 @@ Names = tuple[frozenset[str], ...]  # a dotted name whose parts may stand for se
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Calls that a reader need not tell apart, in graph order; never empty."""
+    """Calls that a reader need not tell apart, in graph order; never empty. ``names`` are those of their modules."""
 
     decisions: tuple[Decision, ...]
-    modules: str
+    names: str
 
     @property
     def first(self) -> Decision:
         return self.decisions[0]
+
+    @property
+    def modules(self) -> str:
+        """The modules, and the spelling if it is not the usual one."""
+        pattern = self.first.call.pattern
+        return self.names if pattern is Pattern.SDPA else f"{self.names} ({pattern.value})"
 
     @property
     def sources(self) -> str:
@@ -78,12 +84,6 @@ def group_misses(misses: Iterable[NearMiss]) -> list[tuple[int, NearMiss]]:
 def status(decision: Decision) -> str:
     """The kernel as the reader is told it."""
     return decision.kernel if decision.rewritten else f"kept ({decision.kernel})"
-
-
-def modules_text(group: Group) -> str:
-    """The modules, and the spelling if it is not the usual one."""
-    pattern = group.first.call.pattern
-    return group.modules if pattern is Pattern.SDPA else f"{group.modules} ({pattern.value})"
 
 
 def short_source(source: Source) -> str:

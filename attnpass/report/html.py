@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from attnpass.report.groups import counted, group_calls, group_misses, modules_text, short_source, told_answers
+from attnpass.report.groups import counted, group_calls, group_misses, short_source, told_answers
 from attnpass.report.record import Report
 from attnpass.report.text import skipped_text, unmatched_text, verdict, why
 from attnpass.version import __version__
@@ -37,7 +37,6 @@ def to_html(report: Report) -> str:
         torch_version=str(torch.__version__),
         breakable=_breakable,
         counted=counted,
-        modules_text=modules_text,
         short_source=short_source,
         skipped_text=skipped_text,
         told_answers=told_answers,

@@ -16,7 +16,6 @@ from attnpass.report.groups import (
     counted,
     group_calls,
     group_misses,
-    modules_text,
     short_source,
     status,
     told_answers,
@@ -66,7 +65,7 @@ def decision_lines(decision: Decision) -> list[str]:
 
 def group_lines(group: Group) -> list[str]:
     """Equal calls with every kernel's answer."""
-    return [f"  x{len(group.decisions)} in {modules_text(group)}, {group.sources}", *_answers(group.first)]
+    return [f"  x{len(group.decisions)} in {group.modules}, {group.sources}", *_answers(group.first)]
 
 
 def _answers(decision: Decision) -> Iterator[str]:
@@ -83,8 +82,13 @@ def _answers(decision: Decision) -> Iterator[str]:
 
 def why(decision: Decision) -> str:
     """Why the decision came out as it did, in one clause; with the policy's clause, if there are several."""
+    sentences = {
+        Reason.REQUESTED: f"{decision.kernel} was asked for by name",
+        Reason.AUTO: "the fastest exact kernel here that takes the call",
+        Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
+    }
     by = f", by the clause {decision.clause}" if decision.clause and decision.reason is not Reason.USER_CHOICE else ""
-    return f"{_reason(decision)}{by}"
+    return f"{decision.note or sentences[decision.reason]}{by}"  # a reason without a sentence comes with a note
 
 
 def skipped_text(skipped: str) -> str:
@@ -92,19 +96,9 @@ def skipped_text(skipped: str) -> str:
     return f"skipped the clause {skipped}"
 
 
-def _reason(decision: Decision) -> str:
-    """Without the policy: the note, or the sentence of a reason that comes without one."""
-    sentences = {
-        Reason.REQUESTED: f"{decision.kernel} was asked for by name",
-        Reason.AUTO: "the fastest exact kernel here that takes the call",
-        Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
-    }
-    return decision.note or sentences[decision.reason]
-
-
 def verdict(answer: Answer) -> str:
     """``"takes it"``, or all the reasons why not."""
-    return "takes it" if answer.accepted else _reasons(answer)
+    return "takes it" if answer.accepted else "; ".join(dict.fromkeys(map(str, answer.rejections)))
 
 
 def no_calls_warning(report: Report) -> str:
@@ -120,12 +114,14 @@ def no_calls_warning(report: Report) -> str:
 
 def _group_lines(report: Report) -> Iterator[str]:
     groups = group_calls(report)
+    counts = [f"x{len(each.decisions)}" for each in groups]
+    width = max(map(len, counts), default=0)
     rows = [
-        (status(each.first), f"x{len(each.decisions)}", each.first.call.text(), modules_text(each), each.sources)
-        for each in groups
+        (status(each.first), count.rjust(width), each.first.call.text(), each.modules, each.sources)
+        for each, count in zip(groups, counts, strict=True)
     ]
-    for group, line in zip(groups, _aligned(rows), strict=True):
-        yield line
+    for group, line in zip(groups, aligned(rows), strict=True):
+        yield f"  {line}"
         yield from (f"      {reason}" for reason in _told(group.first))
 
 
@@ -135,23 +131,15 @@ def _told(decision: Decision) -> Iterator[str]:
     if decision.note or decision.clause or not (decision.rewritten or refused):
         yield why(decision)
     yield from map(skipped_text, decision.skipped)
-    yield from (f"{answer.kernel}: {_reasons(answer)}" for answer in refused)
+    yield from (f"{answer.kernel}: {verdict(answer)}" for answer in refused)
     if decision.call.mask.stop:
         yield f"mask not proved: {decision.call.mask.stop}"
 
 
-def _reasons(answer: Answer) -> str:
-    return "; ".join(dict.fromkeys(map(str, answer.rejections)))
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Columns two spaces apart; the second one, the count, is aligned to the right."""
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines, its columns two spaces apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        head, count, *rest = row
-        cells = [head.ljust(widths[0]), count.rjust(widths[1])]
-        cells += [cell.ljust(width) for cell, width in zip(rest, widths[2:], strict=True)]
-        yield f"  {'  '.join(cells)}".rstrip()
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def unmatched_text(report: Report) -> str:

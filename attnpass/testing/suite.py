@@ -177,10 +177,9 @@ def _judge_compiled(
 def _given(case: Case, device: str, symbolic: bool) -> tuple[list[Tensor | None], dict[str, Any]]:
     """The operands of a case, their lengths marked as symbolic, and the options of the call."""
     operands, options = make_operands(case, device)
-    given = [x if x is None or case.grad else x.detach() for x in operands]
-    for operand in given[:3] if symbolic else ():
+    for operand in operands[:3] if symbolic else ():
         torch._dynamo.maybe_mark_dynamic(operand, 2)
-    return given, options
+    return operands, options
 
 
 def check_refusals(kernel: str, case: Case, device: str = "cpu") -> None:
@@ -227,7 +226,7 @@ def _outside(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
 
 def _rewritten(kernel: str, case: Case, device: str) -> tuple[GraphModule, Report, list[Tensor]]:
     operands, options = make_operands(case, device)
-    inputs = [x if case.grad else x.detach() for x in operands if x is not None]
+    inputs = [x for x in operands if x is not None]
     gm = sdpa_graph(options, mask=operands[3] is not None)
     return *rewrite(gm, inputs, options=_settings(kernel)), inputs
 

@@ -1,23 +1,32 @@
-"""What Q and K are made from: a walk back from an operand to the tensor that its projection reads.
+"""Self-attention or cross-attention: does K come from Q's sequence? Proved from the Reading, or unknown.
 
-Between the projection and the attention stand views, norms, rotary embeddings, casts, caches: the walk passes those. It
-stops at the nearest projections (`linear`, a convolution, a product with a parameter), and looks through norms, dropout
-and a second projection (LoRA) to the tensor behind, so that two projections of one tensor meet in one value.
+- **self**: everything that Q is made from, K is made from too (`origin_of`, a walk back to the nearest projections). A
+  decode step whose K is a cache joined with this step's key is self-attention.
+- **cross**: K is projected here, and its tokens and Q's come from different inputs (`lineages`, one pass forward).
+- **unknown**: neither is proved, as where Q and K are inputs of the graph themselves. Lengths prove nothing: with a
+  cache or pooled keys, self-attention has Sq and Sk that differ.
+
+What happened before the graph, such as in front of a graph break, is out of sight: two inputs count as two sequences.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
+from torch.fx import Graph, GraphModule
 
+from attnpass.find.found import FoundCall
 from attnpass.graph.ops import FOLLOWED, name_of, source_of_view
+from attnpass.graph.reading import SDPA, Reading
 from attnpass.graph.symbolic import Size, known
 from attnpass.graph.value import Value
 from attnpass.graph.values import attribute, tensor, value_of
-from attnpass.ir.call import AttentionCall
+from attnpass.ir.call import AttentionCall, Kind
 
 PRODUCTS = frozenset({"matmul", "mm", "bmm"})
 VIEWS = FOLLOWED | {"repeat"}
@@ -34,6 +43,68 @@ ELEMENTWISE = frozenset(
 JOINS = frozenset({"cat", "stack"})
 PASSED = VIEWS | NORMS | NARROWING | ELEMENTWISE
 MAX_NODES = 400  # between a projection and its attention; a walk that gets lost in a graph proves nothing
+LOST = 1  # the bit of what comes from somewhere that `lineages` does not follow: never apart from anything
+
+
+def with_kinds(gm: GraphModule, reading: Reading, calls: Sequence[FoundCall]) -> list[FoundCall]:
+    """The same calls with what is proved about where their K comes from. Read only; adds no guard."""
+    proved = [_with_kind(found, {}) for found in calls]
+    if all(found.call.kind is Kind.SELF for found in proved):
+        return proved  # the usual model: no need to follow the whole graph
+    queries = {reading.result(found.node): found.values.q.node for found in calls if found.values is not None}
+    bits = lineages(reading, queries, gm.graph)
+    return [_with_kind(found, bits) for found in calls]
+
+
+def _with_kind(found: FoundCall, bits: Mapping[Value, int]) -> FoundCall:
+    call = found.call
+    if call.context.functorch or call.context.subclass or found.values is None:
+        return found
+    q, k = found.values.q.node, found.values.k.node
+    kind = Kind.UNKNOWN
+    if same_origin(call, q, k):
+        kind = Kind.SELF
+    elif _are_apart(bits.get(q, LOST), bits.get(k, LOST)) and origin_of(k).projected:
+        kind = Kind.CROSS
+    return replace(found, call=replace(call, kind=kind))
+
+
+def lineages(reading: Reading, queries: Mapping[Value | None, Value], program: Graph) -> dict[Value, int]:
+    """The inputs of the program that the tokens of each value come from, as bits.
+
+    Everything passes on what it reads, except that the output of an attention has the tokens of its Q: what it reads
+    through K and V is not its lineage, else everything behind the first cross-attention would descend from both
+    sequences. A parameter counts only where nothing else does: learned queries are a sequence, a weight is none.
+
+    Args:
+        reading: the values.
+        queries: the output of each attention -> its Q.
+        program: the graph whose inputs count; those of bodies in it are lost.
+    """
+    bits: dict[Value, int] = {}
+    parameters = 0
+    for number, value in enumerate(reading.values, start=1):
+        if value.is_leaf:
+            bits[value] = 1 << number if _is_input(value, program) else LOST
+            parameters |= bits[value] & ~LOST if is_parameter(value) else 0
+            continue
+        read = value.inputs
+        if value in queries or value.target is SDPA:
+            read = [queries.get(value, read[0])]
+        bits[value] = reduce(operator.or_, (bits.get(each, LOST) for each in read), 0)
+    return {value: (found & ~parameters) or found for value, found in bits.items()}
+
+
+def _is_input(value: Value, program: Graph) -> bool:
+    maker = value.maker
+    if value.constant is not None or maker is None:
+        return False
+    return maker.op in ("placeholder", "get_attr") and maker.graph is program
+
+
+def _are_apart(q: int, k: int) -> bool:
+    """Do two lineages share no input?"""
+    return bool(q and k) and not q & k and not (q | k) & LOST
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,0 @@
-"""Self or cross attention, prefill or decoding: where Q and K come from."""
