@@ -20,12 +20,10 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from attnpass.index.arrays import Array, Like
-from attnpass.index.constants import recognised
 from attnpass.index.evaluate import Values, as_tensor, evaluate
 from attnpass.index.expr import K, Load, axis, number, plus
 from attnpass.index.logic import is_positive
 from attnpass.index.rules.pointwise import chosen, elementwise
-from attnpass.index.rules.views import indexed
 from attnpass.index.scalars import StopError, constant, fitting
 
 N = 5
@@ -285,17 +283,3 @@ def test_a_zero_keeps_its_sign() -> None:
             assert whole(*one(name, function, x, (zero, zero)), tensors) == "equal"
             assert whole(*one(name, function, x, filled(zero, torch.float32, (N,))), tensors) == "equal"
             assert whole(*one(name, function, filled(zero, torch.float32, ()), x), tensors) == "equal"
-
-
-def test_tables_keep_the_sign_of_zeros_and_refuse_odd_dtypes() -> None:
-    signs = torch.zeros(1, 4)
-    signs[0, 2] = -0.0
-    assert recognised(signs) is None and recognised(torch.zeros(1, 4)) is not None
-    assert recognised(torch.zeros(4, 4, dtype=torch.float8_e4m3fn)) is None
-    assert recognised(torch.zeros(4, 4, dtype=torch.uint16)) is None
-
-
-def test_bytes_as_an_index_are_truth_values() -> None:
-    x = Like((N,), torch.int64).made_of(lambda i: i[0])
-    with pytest.raises(StopError, match="truth"):
-        indexed(Like((N,), torch.int64), x, [counted(0, torch.uint8)[0]])

@@ -13,12 +13,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from attnpass.errors import ConfigError, KernelUnavailableError, UnknownKernelError
 from attnpass.ir.call import AttentionCall, Context, Kind, Pattern
-from attnpass.ir.decision import Decision, Reason
 from attnpass.ir.mask import MaskSpec, MaskTerm, Term
 from attnpass.kernels.registry import registry, registry_for
 from attnpass.machine.known import KNOWN_MACHINES
-from attnpass.machine.machine import Machine
-from attnpass.select.select import select
 from attnpass.select.wishes import check_policy, resolve_policy
 from attnpass.settings.conditions import COMPARISONS, FACTS, SIZES
 from attnpass.settings.config import VARIABLES, Config
@@ -277,39 +274,6 @@ def test_hub_kernels_have_colons_and_slashes() -> None:
 
 
 # Selection on invented machines
-
-
-def decide(one: AttentionCall, policy: str, machine: str | Machine = "h100") -> Decision:
-    where = KNOWN_MACHINES[machine] if isinstance(machine, str) else machine
-    return select(one, registry(), where, Config.load({"attnpass.kernel": policy}, {}))
-
-
-def test_selection_by_clause() -> None:
-    policy = "flex; cross=native_cudnn; head_dim>128=native_flash; decode=native"
-    found = [decide(one, policy) for one in (SELF, CROSS, call(kind=Kind.SELF, D=256), call(kind=Kind.SELF, Sq=1))]
-    assert [(one.kernel, one.reason, one.clause) for one in found] == [
-        ("flex", Reason.REQUESTED, "flex"),
-        ("native_cudnn", Reason.REQUESTED, "cross=native_cudnn"),
-        ("native_flash", Reason.REQUESTED, "head_dim>128=native_flash"),
-        ("native", Reason.REQUESTED, "decode=native"),
-    ]
-    assert [one.tried for one in found] == [("flex",), ("native_cudnn",), ("native_flash",), ("native",)]
-
-
-def test_a_clause_that_refuses_does_not_fall_to_the_next() -> None:
-    """The first match wins; what else may take the call stands in its own list."""
-    odd = replace(call(kind=Kind.CROSS, D=60), module="blocks.0.cross")
-    assert decide(odd, "native_flash; cross=native_cudnn").reason is Reason.NONE_ACCEPTED
-    assert decide(odd, "native_flash; cross=native_cudnn,native_flash").kernel == "native_flash"
-    auto = decide(odd, "native_math; cross=auto")
-    assert (auto.kernel, auto.reason, auto.clause) == ("native_flash", Reason.AUTO, "cross=auto")
-
-
-def test_a_skipped_clause_is_in_the_decision() -> None:
-    decision = decide(call(), "native_flash; cross=native_cudnn")
-    assert decision.kernel == "native_flash" and decision.clause == "native_flash"
-    assert decision.skipped == ("cross=native_cudnn: the graph does not show where K comes from",)
-    assert decide(call(), "native_flash").skipped == () and decide(call(), "native_flash").clause == ""
 
 
 def test_the_setting_and_the_docs_say_it() -> None:
