@@ -21,7 +21,7 @@ from attnpass.compilation.compiler import Downstream
 from attnpass.errors import ConfigError
 from attnpass.kernels.registry import registry
 from attnpass.report import log
-from tests.compiled import NOT_ON_2_9, codes, decisions, kernels_used, run
+from tests.helpers.compiled import NOT_ON_2_9, codes, decisions, kernels_used, run
 
 S = F.scaled_dot_product_attention
 

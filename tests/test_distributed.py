@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.compiled import kernels_used
+from tests.helpers.compiled import kernels_used
 
 OPTIONS = {"attnpass.kernel": "native_flash", "attnpass.compiler": "aot_eager"}
 WIDTH, HEADS, LAYERS = 64, 4, 3
