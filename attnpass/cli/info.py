@@ -58,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 def collect() -> dict[str, Any]:
     """All facts, as JSON would have them."""
-    everything = {*libraries(), *COMPANIONS}
-    machines = {str(device): Machine.look(device, everything, libraries()) for device in devices()}
+    needed = libraries(registry())
+    everything = {*needed, *COMPANIONS}
+    machines = {str(device): Machine.look(device, everything, needed) for device in devices()}
     packages = sorted({library.key for library in everything})
     problems, config = unknown_variables(), Config()
     settings: list[tuple[str, str, str]] = []
