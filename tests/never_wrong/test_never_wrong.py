@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-import attnpass
 from tests.helpers.compiled import run
 
 S, D = 8, 16
@@ -275,23 +274,6 @@ def test_forward(model: Model, kernel: str) -> None:
     with torch.set_grad_enabled(model is frozen_in_a_checkpoint):
         out = run(model, *given, kernel=kernel)
         torch.testing.assert_close(out, model(*given), equal_nan=True, rtol=1e-4, atol=1e-4)
-
-
-def test_a_mask_that_is_written_between_two_calls_has_blocks_of_its_own() -> None:
-    def model(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        causal = torch.ones(256, 256, dtype=torch.bool).tril()
-        before = sdpa(q, k, v, attn_mask=causal & mask)
-        show(mask)
-        return before, sdpa(q, k, v, attn_mask=causal & mask)
-
-    def given() -> list[Tensor]:
-        return [*torch.ones(3, 1, 2, 256, D), (torch.arange(256)[None] < 100).expand(256, 256).contiguous()]
-
-    run(model, *given(), kernel="flex", options={"attnpass.log": "debug"})
-    first, second = [
-        line for line in attnpass.reports()[-1].code_after.splitlines() if "higher_order.flex_attention" in line
-    ]
-    assert first.split("(256, 256, ")[1].split(", None")[0] != second.split("(256, 256, ")[1].split(", None")[0]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

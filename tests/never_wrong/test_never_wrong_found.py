@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import attnpass
 from attnpass.ir.limits import Code
 from tests.fuzz.judge import exact_results, wrong
 from tests.fuzz.scope import Program
 from tests.helpers.compiled import codes, decisions, kernels_used, run
-from tests.never_wrong.test_never_wrong import INF, KERNELS, Model, S, inputs, sdpa, triangle
+from tests.never_wrong.test_never_wrong import INF, KERNELS, D, Model, S, inputs, sdpa, show, triangle
 
 
 def one_element_of_an_expanded_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -106,3 +107,20 @@ def test_gradients_of_a_row_hidden_by_one_low_number_are_those_of_fp64() -> None
         gradients("native_math", torch.float32), gradients("native_math", torch.float64), strict=True
     ):
         torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mask_that_is_written_between_two_calls_has_blocks_of_its_own() -> None:
+    def model(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        causal = torch.ones(256, 256, dtype=torch.bool).tril()
+        before = sdpa(q, k, v, attn_mask=causal & mask)
+        show(mask)
+        return before, sdpa(q, k, v, attn_mask=causal & mask)
+
+    def given() -> list[Tensor]:
+        return [*torch.ones(3, 1, 2, 256, D), (torch.arange(256)[None] < 100).expand(256, 256).contiguous()]
+
+    run(model, *given(), kernel="flex", options={"attnpass.log": "debug"})
+    first, second = [
+        line for line in attnpass.reports()[-1].code_after.splitlines() if "higher_order.flex_attention" in line
+    ]
+    assert first.split("(256, 256, ")[1].split(", None")[0] != second.split("(256, 256, ")[1].split(", None")[0]
