@@ -4,6 +4,7 @@ model = torch.compile(model, backend="attnpass")
 ATTNPASS_KERNEL=flex,native_flash ATTNPASS_LOG=info python run.py
 """
 
+from attnpass.backend import make_known
 from attnpass.compilation.recomputation import ops_to_save
 from attnpass.errors import AttnpassError
 from attnpass.graph.tensor import TensorSpec
@@ -20,6 +21,8 @@ from attnpass.report.history import clear_reports, last_report, reports
 from attnpass.report.record import Report
 from attnpass.settings.config import Config
 from attnpass.version import __version__
+
+make_known()
 
 __all__ = [
     "AttentionCall",

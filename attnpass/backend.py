@@ -7,11 +7,13 @@ program: the untouched graph is compiled and the failure is said once.
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch.fx import GraphModule
 
 from attnpass.compilation.compiler import Downstream, compile_graph
@@ -27,6 +29,7 @@ from attnpass.trials import verify
 from attnpass.understand import buffers
 
 logger = logging.getLogger(__name__)
+NAME, ENTRY_POINTS = "attnpass", "torch_dynamo_backends"
 
 
 def attnpass(
@@ -72,6 +75,12 @@ def reset() -> None:
 
 
 attnpass.reset = reset  # type: ignore[attr-defined]
+
+
+def make_known() -> None:
+    """Tell Dynamo the backend's name where no metadata does: attnpass was imported from a path."""
+    if NAME not in importlib.metadata.entry_points(group=ENTRY_POINTS).names:
+        torch._dynamo.register_backend(attnpass, name=NAME)
 
 
 def _guarded_pass(gm: GraphModule, config: Config, cuda_graphs: bool) -> Rewritten:

@@ -89,34 +89,32 @@ class Beside:
 
 def beside(kernel: str, scale: float) -> Beside | None:
     """None for kernels of PyTorch's own, which have no op of ours."""
-    from attnpass.kernels import flash2, flash3, flash4, sage, xformers
-
+    ops = torch.ops.attnpass
     if kernel == "flash2":
         from flash_attn import flash_attn_func
 
-        return Beside(flash2._infer, (scale, -1, -1, 0.0, 0.0), lambda q, k, v, *_: flash_attn_func(q, k, v))
+        return Beside(ops.flash2.default, (scale, -1, -1, 0.0, 0.0), lambda q, k, v, *_: flash_attn_func(q, k, v))
     if kernel == "flash3":
         from flash_attn_interface import flash_attn_func
 
         more = (None, None, scale, -1, -1, 0.0, False)
-        return Beside(flash3._infer, more, lambda q, k, v, *_, **__: flash_attn_func(q, k, v))
+        return Beside(ops.flash3.default, more, lambda q, k, v, *_, **__: flash_attn_func(q, k, v))
     if kernel == "flash4":
         from flash_attn.cute import flash_attn_func
 
         more = (None, None, scale, -1, -1, 0.0)
-        return Beside(flash4._infer, more, lambda q, k, v, *_: flash_attn_func(q, k, v)[0])
+        return Beside(ops.flash4.default, more, lambda q, k, v, *_: flash_attn_func(q, k, v)[0])
     if kernel == "sage1":
         from sageattention import sageattn
 
         smooth = torch.compile(lambda k: k - k.mean(1, keepdim=True), dynamic=False)
-        return Beside(
-            None, (), lambda q, k, v: sageattn(q, smooth(k), v, tensor_layout="NHD", sm_scale=scale, smooth_k=False)
-        )
+        plain = {"tensor_layout": "NHD", "sm_scale": scale, "smooth_k": False}
+        return Beside(None, (), lambda q, k, v: sageattn(q, smooth(k), v, **plain))
     if kernel.startswith("sage"):
         from sageattention import sageattn_qk_int8_pv_fp8_cuda_sm90 as best
 
         return Beside(
-            sage._infer,
+            ops.sage.default,
             ("sage_fp8_sm90", "NHD", False, scale),
             lambda q, k, v, _, layout, *__: best(q, k, v, tensor_layout=layout, smooth_k=False),
         )
@@ -124,7 +122,7 @@ def beside(kernel: str, scale: float) -> Beside | None:
         from xformers.ops import fmha
 
         return Beside(
-            xformers._infer,
+            ops.xformers.default,
             (None, "flash", False, scale),
             lambda q, k, v, *_: fmha.memory_efficient_attention_forward(q, k, v, op=fmha.flash.FwOp),
         )

@@ -282,3 +282,10 @@ def test_importing_attnpass_imports_torch_only() -> None:
         [sys.executable, "-c", code.replace(", attnpass", ", torch")], capture_output=True, text=True
     )
     assert out == wanted.stdout
+
+
+def test_the_name_is_known_where_no_metadata_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "NAME", "attnpass_from_a_path")
+    backend.make_known()
+    x = torch.randn(2)
+    assert torch.compile(lambda x: x + 1, backend="attnpass_from_a_path")(x).equal(x + 1)
