@@ -6,7 +6,7 @@ gives NaN. On the CPU: a negative scale with causal gives NaN, a last stride oth
 process.
 
 Padding alone goes, as a number of keys, to the form for variable lengths (``aten::_flash_attention_forward``). Hardly
-anybody calls it so, and it may change: it proves itself first, like a library's kernel (`attnpass.probe`).
+anybody calls it so, and it may change: it proves itself first, like a library's kernel (`attnpass.trials.validate`).
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class Config:
     )
     verify: bool = _switch(
         False,
-        "1: the first run of each rewritten call is compared with the reference on your own data; a call that is off "
+        "1: the first run of each rewritten call is compared with what your program computes, on your data; one that is off "
         "is reported and put back.",
     )
     tune: bool | None = _setting(
