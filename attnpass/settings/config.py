@@ -86,8 +86,8 @@ class Config:
     )
     verify: bool = _switch(
         False,
-        "1: the first run of each rewritten call is compared with what your program computes, on your data; one that is off "
-        "is reported and put back.",
+        "1: the first run of each rewritten call is compared with what your program computes, on your data; one that "
+        "is off is reported and put back.",
     )
     tune: bool | None = _setting(
         None,
