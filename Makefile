@@ -18,7 +18,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-input
 STAMP := $(VENV)/.attnpass-installed
 TORCH_PIN := $(shell sed -n '/^torch==/{p;q;}' requirements/dev.txt)
 
-.PHONY: help venv demo test check docs bench clean
+.PHONY: help venv demo test slow check docs bench clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ demo: $(STAMP)  ## embed sentences with a real model: eager, Inductor and attnpa
 
 test: $(STAMP)  ## run the tests
 	@$(PY) -m pytest -n $(JOBS) -q -rfE $(ARGS)
+
+slow: $(STAMP)  ## run the tests that `make test` leaves out
+	@$(PY) -m pytest -n $(JOBS) -q -rfE -m slow $(ARGS)
 
 check: $(STAMP)  ## lint, format, types, house rules, layers, spelling, and the docs with warnings as errors
 	@$(PY) -m ruff check .

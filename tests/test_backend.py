@@ -164,7 +164,9 @@ def child(cache: Path, kernel: str, grad: bool) -> tuple[str, dict[str, int]]:
     return used, cache_counters
 
 
-@pytest.mark.parametrize(("kernel", "grad"), (("native_flash", True), ("flex", False)))
+@pytest.mark.parametrize(
+    ("kernel", "grad"), (("native_flash", True), pytest.param("flex", False, marks=pytest.mark.slow))
+)
 def test_second_process_starts_warm_and_another_kernel_does_not(tmp_path: Path, kernel: str, grad: bool) -> None:
     child(tmp_path, kernel, grad)
     used, cache = child(tmp_path, kernel, grad)

@@ -202,7 +202,7 @@ class TestMemoryBudgets:
         assert "attnpass.flash2_train.default" not in graphs.backward
         assert graphs.backward.count("aten.mm.default") == 3
 
-    @pytest.mark.parametrize("compiler", ("inductor", "aot_eager", "graphs"))
+    @pytest.mark.parametrize("compiler", (pytest.param("inductor", marks=pytest.mark.slow), "aot_eager", "graphs"))
     @pytest.mark.parametrize("kernel", ("native_flash", "native_math"))
     def test_half_a_budget_is_right(self, kernel: str, compiler: str, graphs: Graphs) -> None:
         with config.patch(activation_memory_budget=0.5):

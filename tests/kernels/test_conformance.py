@@ -61,7 +61,7 @@ def checked(kernel: str, case: testing.Case, device: str) -> testing.Outcome:
         return outcome
 
 
-@pytest.mark.parametrize("seed", (1, 2))
+@pytest.mark.parametrize("seed", (1, pytest.param(2, marks=pytest.mark.slow)))
 @pytest.mark.parametrize("kernel", CPU_KERNELS)
 def test_right_or_refused_on_cpu(kernel: str, seed: int, record_property: pytest.RecordProperty) -> None:
     outcomes = conform(kernel, "cpu", seed)

@@ -87,7 +87,7 @@ def compiled(policy: Any, model: nn.Module, *args: Tensor, **kwargs: Any) -> Ten
     return out
 
 
-@pytest.mark.parametrize("compiler", ("aot_eager", "inductor"))
+@pytest.mark.parametrize("compiler", ("aot_eager", pytest.param("inductor", marks=pytest.mark.slow)))
 def test_each_call_gets_the_kernel_of_its_clause(compiler: str) -> None:
     model = Decoder()
     compiled(POLICY, model, X, C, compiler=compiler)

@@ -26,7 +26,7 @@ from attnpass.understand.understand import Reader
 from tests.helpers.mask_programs import Program, additive, boolean, programs
 
 CPU = torch.device("cpu")
-EXAMPLES = int(os.environ.get("ATTNPASS_EXAMPLES", "1200"))
+EXAMPLES = int(os.environ.get("ATTNPASS_EXAMPLES", "700"))
 outcomes: Counter[str] = Counter()
 # A failing program prints its code; making it smaller takes minutes, since each attempt builds a graph.
 SETTINGS = settings(
