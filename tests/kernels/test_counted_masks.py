@@ -104,3 +104,19 @@ def test_layers_compiled_one_by_one() -> None:
             got, expected = compiled(project, got, mask), layer(project, expected, mask)
     assert_near(got, expected)
     assert set(kernels_used()) == {"flex"}
+
+
+def test_symbolic_sizes() -> None:
+    """One compilation for every batch and length, also those that are no multiple of a block."""
+    compiled = torch.compile(
+        attend, backend="attnpass", options={"attnpass.kernel": "flex", "attnpass.compiler": "aot_eager"}
+    )
+    for B, length in ((2, 300), (3, 257), (2, 128), (4, 511)):
+        operands = (*qkv(B=B, Sq=length, Sk=length, Hkv=4), torch.rand(B, 1, length, length) > 0.4)
+        for x in operands:
+            torch._dynamo.mark_dynamic(x, 0)
+            torch._dynamo.mark_dynamic(x, 2)
+        torch._dynamo.mark_dynamic(operands[3], 3)
+        with torch.no_grad():
+            assert_near(compiled(*operands), attend(*operands))
+    assert kernels_used() == ["flex"]
