@@ -124,3 +124,19 @@ def test_a_mask_that_is_written_between_two_calls_has_blocks_of_its_own() -> Non
         line for line in attnpass.reports()[-1].code_after.splitlines() if "higher_order.flex_attention" in line
     ]
     assert first.split("(256, 256, ")[1].split(", None")[0] != second.split("(256, 256, ")[1].split(", None")[0]
+
+
+def test_a_sum_of_numbers_may_overflow_in_a_cast() -> None:
+    """-1e4 fits into fp16 and the sum of ten does not: -inf, and NaN where it hides a whole row."""
+
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        bias = torch.zeros(S, S, dtype=torch.bfloat16).masked_fill(~triangle(), -1e4).flatten()
+        bias.cumsum_(-1)
+        scores = ((q @ k.mT) * 0.25 + bias.view(S, S)).to(torch.float16)
+        return scores.float().softmax(-1).to(v.dtype) @ v
+
+    q, k, v = (torch.randn(1, 2, S, 16, dtype=torch.float16) for _ in range(3))
+    expected = model(q, k, v)
+    assert expected.isnan().any()
+    torch.testing.assert_close(run(model, q, k, v, kernel="native_math"), expected, equal_nan=True)
+    assert decisions() == []
