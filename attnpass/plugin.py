@@ -25,13 +25,22 @@ from attnpass.emit.ops import (
 from attnpass.emit.undecorated import undecorated
 from attnpass.graph.symbolic import as_int, known, known_equal, known_multiple, shown
 from attnpass.ir.call import AttentionCall
-from attnpass.ir.limits import ALL_FLOATS, BOTTOM_RIGHT, FLOATS, HALF, TOP_LEFT, Alignment, Code, Limits, Rejection
+from attnpass.ir.limits import (
+    ALL_FLOATS,
+    BOTTOM_RIGHT,
+    FLOATS,
+    HALF,
+    SQUARE_ONLY,
+    TOP_LEFT,
+    Alignment,
+    Code,
+    Limits,
+    Rejection,
+)
 from attnpass.ir.mask import MaskSpec, Term
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.library import PYTORCH, Build, Library, UnusableError
 from attnpass.machine.machine import Machine
-
-SQUARE_ONLY: frozenset[Alignment] = frozenset()  # a causal mask or window that is right only where Sq == Sk
 
 __all__ = [
     "ALL_FLOATS",
