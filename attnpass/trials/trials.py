@@ -47,7 +47,7 @@ class Trials:
     tuner: Tuner | None = None
     verifier: Verifier | None = None
     thorough: bool = True
-    before: float = 0.0  # seconds that were spent when this graph began
+    before: float = 0.0  # what the tuner had spent when this graph began
 
     @classmethod
     def of(cls, config: Config, kernels: Mapping[str, Kernel], machines: Machines) -> Trials:
@@ -59,8 +59,8 @@ class Trials:
 
     @property
     def spent(self) -> float:
-        """Seconds that kernels were timed for."""
-        return self.tuner.spent if self.tuner else 0.0
+        """Seconds that kernels were timed for since this graph began."""
+        return self.tuner.spent - self.before if self.tuner else 0.0
 
     def known(self, call: AttentionCall, index: int) -> Mapping[str, Sequence[Rejection]]:
         return self.verifier.known(call, index) if self.verifier else {}
@@ -79,7 +79,7 @@ class Trials:
 
     def _is_worth_a_look(self, decision: Decision, machine: Machine) -> bool:
         """Is a call to be timed unasked? Where a kernel that compiles is preferred, the rule stands."""
-        left = self.spent - self.before < GRAPH_SECONDS
+        left = self.spent < GRAPH_SECONDS
         return left and not self.kernels[decision.kernel].compiles and not is_measured(decision.call, machine)
 
     def candidates(self, decision: Decision, machine: Machine) -> list[Candidate]:
