@@ -78,10 +78,11 @@ def _by_cost(
     if call.dtype.itemsize != 2:
         return ()
     left = predicted(call, machine, {name: name in spelled for name in names})
-    if _is_counted(call):  # at worst nothing is hidden; where a block is full or hidden, its mask is not read
+    counted, alone = _is_counted(call), call.mask.is_only(Term.KEY_PADDING)
+    if counted:  # at worst nothing is hidden; where a block is full or hidden, its mask is not read
         left |= predicted(replace(call, mask=MaskSpec()), machine, {FLEX: False} if FLEX in left else {})
-    alone = call.mask.is_only(Term.KEY_PADDING)
-    left |= _with_functions(call, machine, left, {FLEX} if alone or _is_counted(call) else set(MASK_FUNCTION))
+    if counted or (call.mask.spelled is not None and _reads_data(call)):
+        left |= _with_functions(machine, left, {FLEX} if alone or counted else set(MASK_FUNCTION))
     if alone:
         least = 0.0 if machine.cuda_graphs else ORDER_MS
         by_length = set(left) - {FLEX, *spelled}
@@ -94,15 +95,11 @@ def _by_cost(
     return (*order, *unknown)
 
 
-def _with_functions(
-    call: AttentionCall, machine: Machine, costs: Mapping[str, float], names: Collection[str]
-) -> dict[str, float]:
+def _with_functions(machine: Machine, costs: Mapping[str, float], names: Collection[str]) -> dict[str, float]:
     """What those of ``names`` cost that compute the mask score by score, from lists of its blocks.
 
     Of two that the host holds up the one with less work for the device is the cheaper: in a model layers share lists.
     """
-    if not _is_counted(call) and (call.mask.spelled is None or not _reads_data(call)):
-        return {}
     device = {name: costs[name] * MASK_FUNCTION[name] for name in names if name in costs}
     if machine.cuda_graphs:
         return device
