@@ -110,6 +110,7 @@ class Limits:
         gfx: AMD generations, such as ``{"gfx942"}``; None for no bound.
         library: the distribution that provides the kernel, and the versions of it that work.
         dtypes: dtypes of q, k and v.
+        queries_max: longest Sq; None for no bound.
         head_dim_max: largest head dim; None for no bound.
         head_dim_min: smallest head dim.
         head_dim_multiple: head dims are multiples of this.
@@ -153,6 +154,7 @@ class Limits:
     gfx: frozenset[str] | None = None
     library: Library = PYTORCH
     dtypes: frozenset[torch.dtype] = HALF
+    queries_max: int | None = None
     head_dim_max: int | None = None
     head_dim_min: int = 1
     head_dim_multiple: int = 1

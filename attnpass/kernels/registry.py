@@ -16,6 +16,7 @@ from attnpass.kernels.aiter import Aiter
 from attnpass.kernels.flash2 import Flash2
 from attnpass.kernels.flash3 import Flash3
 from attnpass.kernels.flash4 import Flash4
+from attnpass.kernels.flash_decoding import FlashDecoding
 from attnpass.kernels.flex import Flex
 from attnpass.kernels.hub import hub_kernel
 from attnpass.kernels.hub_module import PREFIX
@@ -36,8 +37,9 @@ from attnpass.machine.library import Library
 
 ENTRY_POINTS = "attnpass.kernels"
 _PYTORCH = (Native(), NativeCudnn(), NativeFlash(), NativeEfficient(), NativeMath(), Flex())
+_OWN = (FlashDecoding(),)
 _LIBRARIES = (Flash2(), Flash3(), Flash4(), *SAGE_KERNELS.values(), Sage1(), Sage3(), Xformers(), Aiter(), Npu(), Xla())
-_registry: dict[str, Kernel] = {kernel.name: kernel for kernel in (*_PYTORCH, *_LIBRARIES, Reference())}
+_registry: dict[str, Kernel] = {kernel.name: kernel for kernel in (*_PYTORCH, *_OWN, *_LIBRARIES, Reference())}
 
 
 def registry() -> Mapping[str, Kernel]:

@@ -45,6 +45,7 @@ def limits_row(kernel: Kernel, machine: Machine | None = None) -> dict[str, str]
         "GPUs": _gpus(limits, limits.devices),
         "dtypes": _dtypes(limits),
         "head dims": _head_dims(limits),
+        "Sq": "any" if limits.queries_max is None else f"<= {limits.queries_max}",
         "Dv != D": _word(limits.value_dim_may_differ),
         "masks": _masks(limits),
         "GQA": _word(limits.gqa),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from attnpass.machine.machine import Machine
 
+_VERSIONS = {"torch": "2.13.0", "triton": "3.7.1"}  # a PyTorch built for CUDA brings Triton
 _CUDNN = 91900  # the cuDNN that the CUDA 13 builds of PyTorch 2.11 carry
 
 
 def _nvidia(name: str, capability: str) -> Machine:
-    return Machine("cuda", name=name, capability=capability, versions={"torch": "2.13.0"}, cudnn=_CUDNN)
+    return Machine("cuda", name=name, capability=capability, versions=_VERSIONS, cudnn=_CUDNN)
 
 
 KNOWN_MACHINES = {

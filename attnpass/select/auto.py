@@ -28,6 +28,7 @@ OTHER_NVIDIA = ("native_flash", "native_efficient", "native_cudnn")
 LIBRARIES = {"flash2": "flash-attn", "flash3": "flash-attn-3", "flash4": "flash-attn-4"}  # kernel -> Library.key
 CPU = ("native_flash",)
 FLEX = "flex"
+DECODING = "flash_decoding"
 MASK_FUNCTION = {FLEX: 1.1, "flash4": 1.3}  # what a mask that is computed score by score adds (S4096)
 LISTS_MS = 0.3  # the host's time for the lists of its blocks, which all layers share: 0.26 to 0.31 in one call
 ORDER_MS = 0.2  # the host's time to put keys in order and move them: BERT of 3 layers took 0.6 ms more so
@@ -58,10 +59,11 @@ def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Col
     order = HOPPER_AND_DATACENTER_BLACKWELL if 90 <= generation < 110 else OTHER_NVIDIA
     installed = tuple(name for name, key in LIBRARIES.items() if key in machine.versions)
     if call is None:
-        return (FLEX, *order, *installed)
+        return (FLEX, *order, *installed, DECODING)
     read = call.mask.spelled is None and call.mask.tensor is not None
     flex = (FLEX,) if call.softcap is not None or read or _hides_blocks(call, NARROW) else ()
-    return _by_cost((*order, *flex, *installed), machine, call, spelled) or _by_rule(order, call)
+    few = (DECODING,) if "triton" in machine.versions and known(call.Sq <= FEW) else ()
+    return _by_cost((*order, *flex, *installed, *few), machine, call, spelled) or _by_rule(order, call)
 
 
 def is_measured(call: AttentionCall, machine: Machine) -> bool:

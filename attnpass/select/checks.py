@@ -45,6 +45,8 @@ def _tensors(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
     dtypes = [dtype_name(t.dtype) for t in (call.q, call.k, call.v)]
     if call.context.autocast is None and len(set(dtypes)) > 1:
         yield Rejection(Code.DTYPE, "dtype of q, k, v", ", ".join(dtypes), "one dtype")
+    if limits.queries_max is not None and not known(call.Sq <= limits.queries_max):
+        yield Rejection(Code.LENGTH, "Sq", shown(call.Sq), f"at most {limits.queries_max}")
     ndims = {call.q.ndim, call.k.ndim, call.v.ndim}
     if len(ndims) > 1 or not ndims <= {2, 3, 4}:
         shown_ndims = ", ".join(str(t.ndim) for t in (call.q, call.k, call.v))

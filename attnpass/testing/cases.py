@@ -102,12 +102,13 @@ def cases_for(limits: Limits, count: int, seed: int = 0) -> list[Case]:
     masks = ["none", *(["causal"] * (Term.CAUSAL in limits.terms)), *(MASKS[4:] if limits.mask_tensor else ())]
     masks += PADDINGS if limits.padding_by_length else ()
     layouts = ("BHSD", "BSHD", "BSHD", "packed", "3-D")
+    lengths = [size for size in LENGTHS if size <= (limits.queries_max or size)]
     dtypes = sorted(limits.dtypes & set(DTYPES), key=str)
     made: dict[Case, None] = {}
     while len(made) < count:
         near_miss = rng.random() < 0.2
         H, Hkv = rng.choice(((2, 2), (4, 2), (4, 1), (8, 2)) if limits.gqa else ((2, 2), (3, 3)))
-        Sq = rng.choice(LENGTHS)
+        Sq = rng.choice(LENGTHS if near_miss else lengths)
         Sk = Sq if rng.random() < 0.6 else rng.choice(LENGTHS)
         D = rng.choice((*HEAD_DIMS, 5, 20) if near_miss else dims)
         Dv = rng.choice(dims) if limits.value_dim_may_differ and rng.random() < 0.3 else D
