@@ -7,9 +7,8 @@ a tenth 14 (cuDNN 93, FlashAttention-3, which is told how many keys there are, 6
 
 - All query heads that share a key head, and all queries, are the rows of one product, so a key is read once.
 - The keys are split over the multiprocessors; `attnpass.kernels.flash_decoding_programs` says how.
-- Where the mask is a tensor, the range of keys that it shows is worked out on the device, once for all layers that
-  share the mask; outside it nothing is read, and inside it every key asks the mask. Nothing is read back, and shapes
-  stay as they are: a CUDA graph holds it.
+- Where the mask is a tensor, a split looks first where the range of keys lies that it shows; outside it nothing of K
+  and V is read, and inside it every key asks the mask. Shapes stay as they are: a CUDA graph holds it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from torch.fx import Node
 
 from attnpass.emit import ops
 from attnpass.emit.emitter import Emitter, Operands
-from attnpass.graph.symbolic import known_equal
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import Limits
 from attnpass.kernels.kernel import Kernel
@@ -36,7 +34,7 @@ ROWS = 64  # at most, of one program
 WAVES = 2  # programs for each multiprocessor
 SPLITS = 128  # at most
 STAGES, WARPS = 3, 4
-INF = float("inf")
+LOOK = 4096  # elements of the mask that are looked at in one go
 
 
 class FlashDecoding(Kernel):
@@ -60,23 +58,8 @@ class FlashDecoding(Kernel):
     )
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-        shown = None if args.mask is None else shown_keys(emitter, args.mask)
-        operands = (args.q, args.k, args.v, args.mask, shown, args.sinks)
+        operands = (args.q, args.k, args.v, args.mask, args.sinks)
         return _ops.emit(emitter, call, *operands, args.scale, call.softcap or 0.0)
-
-
-def shown_keys(emitter: Emitter, mask: Node) -> Node:
-    """(B or 1, 2) int32: for each example the first key that a query of any head sees, and the one behind the last."""
-
-    def compute(mask: Tensor) -> Tensor:
-        seen = mask if mask.dtype == torch.bool else mask != -INF
-        for dim in (2, 1):
-            seen = seen.squeeze(dim) if known_equal(seen.shape[dim], 1) else seen.any(dim)
-        key, keys = torch.arange(seen.shape[1], dtype=torch.int32, device=mask.device), seen.shape[1]
-        return torch.stack([torch.where(seen, key, keys).amin(1), torch.where(seen, key + 1, 0).amax(1)], 1).int()
-
-    node: Node = emitter.once(("shown keys", mask, emitter.epoch), lambda: emitter.inline(compute, mask))
-    return node
 
 
 def _compute(
@@ -84,7 +67,6 @@ def _compute(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-    shown: Tensor | None,
     sinks: Tensor | None,
     scale: float,
     softcap: float,
@@ -94,7 +76,6 @@ def _compute(
     Args:
         q, k, v: the operands.
         mask: bool (True = take part) or additive, each size 1 or full.
-        shown: (B or 1, 2): outside this range of keys no query sees one.
         sinks: (H,).
         scale: factor on the scores.
         softcap: 0 for none.
@@ -111,16 +92,15 @@ def _compute(
     out = q.new_empty(B, H, Sq, Dv)
     parts = out if splits == 1 else q.new_empty(B * H * Sq * splits, Dv, dtype=torch.float32)
     seen = out if splits == 1 else q.new_empty(B * H * Sq * splits, 2, dtype=torch.float32)
-    kind, by_row, strides = _read_how(mask, (B, H, Sq, Sk))
+    kind, looked_at, strides = _read_how(mask, (B, H, Sq, Sk))
     with torch.cuda.device_of(q):
         programs.part[(B * Hkv, splits, tiles)](
-            q, k, v, mask, shown, sinks, parts, seen,
+            q, k, v, mask, sinks, parts, seen,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides,
-            0 if shown is None or shown.shape[0] == 1 else 2,
             Sq, Sk, Hkv, scale, softcap,
-            G=H // Hkv, D=D, DV=Dv, MASK=kind, MASK_BY_ROW=by_row, CAPPED=softcap > 0, SINKS=sinks is not None,
+            G=H // Hkv, D=D, DV=Dv, MASK=kind, MASK_BY_ROW=looked_at != 1, CAPPED=softcap > 0, SINKS=sinks is not None,
             SPLITS=splits, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=block_d, BLOCK_DV=block_dv,
-            STAGES=STAGES, num_warps=WARPS,
+            LOOKED_AT=looked_at, CHUNK=LOOK // block_n, STAGES=STAGES, num_warps=WARPS,
         )  # fmt: skip
         if splits > 1:
             programs.join[(B * H * Sq,)](
@@ -130,12 +110,15 @@ def _compute(
     return out
 
 
-def _read_how(mask: Tensor | None, full: tuple[int, int, int, int]) -> tuple[str, bool, tuple[int, ...]]:
-    """What a mask is, whether it differs between the rows of an example, and its strides over B, H, Sq and Sk."""
+def _read_how(mask: Tensor | None, full: tuple[int, int, int, int]) -> tuple[str, int, tuple[int, ...]]:
+    """What a mask is, how many rows say which keys an example shows, and its strides over B, H, Sq and Sk.
+
+    Where each head has a mask of its own, the rows are too many to look at beforehand: 0.
+    """
     if mask is None:
-        return "none", False, (0, 0, 0, 0)
-    by_row = mask.shape[1] > 1 or mask.shape[2] > 1
-    return "bool" if mask.dtype == torch.bool else "bias", by_row, mask.expand(full).stride()
+        return "none", 0, (0, 0, 0, 0)
+    rows = 0 if mask.shape[1] > 1 else mask.shape[2]
+    return "bool" if mask.dtype == torch.bool else "bias", rows, mask.expand(full).stride()
 
 
 def _power_of_two(size: int, least: int = 16) -> int:
@@ -147,5 +130,5 @@ def _multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-_TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? shown, Tensor? sinks"
+_TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? sinks"
 _ops = ops.attention(f"flash_decoding({_TENSORS}, float scale, float softcap)", _compute, layout="BHSD")

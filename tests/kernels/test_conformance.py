@@ -27,6 +27,7 @@ COMPILED = {"flex": 24}  # each call takes the GPU's compiler seconds
 CPU_KERNELS = ("native_flash", "native_math", "reference", "flex")
 CUDA_KERNELS = ("native_flash", "native_cudnn", "native_efficient", "native_math", "reference", "flex")
 CUDA_LIBRARIES = (
+    "flash_decoding",
     "flash2",
     "flash3",
     "flash4",
