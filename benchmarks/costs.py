@@ -34,7 +34,17 @@ from benchmarks.shapes import SETS, Shape
 from benchmarks.timing import alone, preparing
 
 DEFAULT = "default"  # F.scaled_dot_product_attention as it comes
-KERNELS = (DEFAULT, "native_cudnn", "native_flash", "native_efficient", "flex", "flash2", "flash3", "flash4", "flash_decoding")
+KERNELS = (
+    DEFAULT,
+    "native_cudnn",
+    "native_flash",
+    "native_efficient",
+    "flex",
+    "flash2",
+    "flash3",
+    "flash4",
+    "flash_decoding",
+)
 FLEX_PAYS = ("bool", "padding", "window", "bias")
 AT_ONCE = 8  # calls that are ready before the first is measured
 HELD_AT_ONCE = 1 << 31  # scores of the fp32 reference, in elements

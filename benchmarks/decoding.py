@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def calls(kernels: list[str], number: int, parts: int) -> Iterator[dict[str, Any
                 yield head
                 continue
             with alone():
-                ms = replayed([lambda kv=kv: run(q, *kv, mask) for kv in caches])
+                ms = replayed([partial(run, q, *kv, mask) for kv in caches])
             speed = COPY_GB_S.get(torch.cuda.get_device_name())
             yield {**head, "ms": ms, "limit_ms": speed and round(cache * fill / speed / 1e6, 5)}
         del caches, compiled
@@ -99,8 +100,8 @@ def steps(kernels: list[str], number: int, parts: int) -> Iterator[dict[str, Any
             run, told = _compiled(kernel, model, x, mask, place, graphs=True)
         head = {"sizes": [B, H, HKV, 1, S, D], "layers": len(model.layers), "kernel": kernel, **told}
         with alone():
-            yield head if run is None else {**head, "ms": _events(lambda: run(x, mask, place))}
-        del model, run
+            yield head if run is None else {**head, "ms": _events(partial(run, x, mask, place))}
+        del model
         torch.cuda.empty_cache()
 
 
@@ -139,9 +140,7 @@ def _compiled(
         run: Callable[..., Tensor] = torch.compile(function, dynamic=False, options=options)
         run(*operands)
         return run, {}
-    run = torch.compile(
-        function, backend="attnpass", dynamic=False, options={**options, "attnpass.kernel": kernel}
-    )
+    run = torch.compile(function, backend="attnpass", dynamic=False, options={**options, "attnpass.kernel": kernel})
     run(*operands)
     decision = attnpass.last_report().decisions[0]
     if kernel != "auto" and decision.kernel != kernel:

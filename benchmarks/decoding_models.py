@@ -84,7 +84,8 @@ def generating(kernel: str, B: int, prompt: int, room: int) -> tuple[int, float,
     how: dict[str, Any] = {"max_new_tokens": room, "min_new_tokens": room, "do_sample": False, "pad_token_id": 0}
     if not own:
         ours = {"attnpass.kernel": kernel, "triton.cudagraphs": True}
-        compiled = CompileConfig() if kernel == "inductor" else CompileConfig(backend="attnpass", mode=None, options=ours)
+        attnpass = CompileConfig(backend="attnpass", mode=None, options=ours)
+        compiled = CompileConfig() if kernel == "inductor" else attnpass
         how |= {"cache_implementation": "static", "compile_config": compiled}
     times = []
     for _ in range(2):

@@ -204,6 +204,6 @@ HOST = {  # so small that the host decides; for a process that has the machine t
     "host_d128": Shape(_square(1, 2, 2, 128, 128), "causal"),
     "host_gqa": Shape(_square(2, 4, 2, 128, 64), "causal"),
     "host_decode": Shape((1, 4, 4, 1, 256, 64)),
-    "host_decode_gqa": Shape((1, 8, 2, 1, 256, 64), "padding"),
+    "host_decode_gqa": Shape((1, 8, 2, 1, 256, 64)),
 }
 SETS = {"host": HOST, "models": MODELS, "sweep": SWEEP, "fit": FIT, "outside": OUTSIDE, "held_out": HELD_OUT}

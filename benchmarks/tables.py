@@ -11,6 +11,8 @@ from benchmarks.records import Key, Record, Source, has_time, newest, state
 HERE = Source()
 FORMS_SHAPE = "llama"
 FORM = ("form", "compiler", "step")
+CACHE_FILLS = (1.0, 0.5, 0.1)
+DECODERS = (INDUCTOR, "flex", "flash2", "flash3", "flash_decoding")
 NOISE = 1.03  # what is within 3 % is no gain
 
 
@@ -93,6 +95,25 @@ def no_gain(source: Source = HERE) -> Table:
     slow = sorted((plain["ms"] / ours["ms"], name) for name, (plain, ours) in found.items())
     rows = [_no_gain_row(name, *found[name]) for gain, name in slow if gain < NOISE]
     return Table(("what", "Inductor, ms", "`auto`, ms", "gain", "what `auto` ran", "measured"), rows)
+
+
+def decoding(source: Source = HERE) -> Table:
+    """One query on caches that are full, half full and full to a tenth: microseconds, from `benchmarks.decoding`."""
+    lines = [line for line in source.read("decoding") if line["what"] == "calls"]
+    found = newest([{**line, "sizes": tuple(line["sizes"])} for line in lines], "sizes", "fill", "kernel")
+    rows = []
+    for sizes in dict.fromkeys(sizes for sizes, _, _ in found):
+        B, _H, _Hkv, _Sq, Sk, D = sizes
+        by_kernel = [[found.get((sizes, fill, kernel)) for fill in CACHE_FILLS] for kernel in DECODERS]
+        cells = [" / ".join(_microseconds(line, "ms") for line in each) for each in by_kernel]
+        limit = " / ".join(_microseconds(line, "limit_ms") for line in by_kernel[0])
+        rows.append([f"{B} × {Sk} × {D}", limit, *cells, measured_on(*by_kernel[0])])
+    head = ("batch × cache × head dim", "limit", "Inductor", *(f"`{kernel}`" for kernel in DECODERS[1:]), "measured")
+    return Table(head, sorted(rows, key=lambda row: [int(part) for part in row[0].split(" × ")]))
+
+
+def _microseconds(line: Record | None, field: str) -> str:
+    return "–" if line is None or line.get(field) is None else f"{line[field] * 1000:.3g}"
 
 
 def costs_of_the_pass(source: Source = HERE) -> Table:

@@ -24,6 +24,7 @@ def fragments() -> dict[str, str]:
         "regret": summaries.regret(H100),
         "tuning": summaries.tuning(H100),
         "padding": summaries.padding(H100),
+        "decoding": tables.decoding(H100),
         "no_gain": tables.no_gain(H100),
         "pass": tables.costs_of_the_pass(H100),
         "host": tables.host(H100),

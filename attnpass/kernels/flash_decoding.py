@@ -14,7 +14,6 @@ a tenth 14 (cuDNN 93, FlashAttention-3, which is told how many keys there are, 6
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from attnpass.ir.limits import Limits
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.library import Library
 
-TRITON = Library("triton", "3.5", install="a PyTorch built for CUDA brings it")
+TRITON = Library("triton", "3.5", install="pip install triton (a PyTorch built for CUDA brings it)")
 QUERIES = 16
 TILE = 8192  # elements of K that a step reads: of 32 to 128 keys the fastest at head dims 64 and 128
 ROWS = 64  # at most, of one program
@@ -74,7 +73,9 @@ def _compute(
     """(B, H, Sq, D), (B, Hkv, Sk, D), (B, Hkv, Sk, Dv) -> (B, H, Sq, Dv), contiguous.
 
     Args:
-        q, k, v: the operands.
+        q: queries.
+        k: keys.
+        v: values.
         mask: bool (True = take part) or additive, each size 1 or full.
         sinks: (H,).
         scale: factor on the scores.

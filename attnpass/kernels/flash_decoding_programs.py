@@ -1,4 +1,4 @@
-"""The two Triton programs of `attnpass.kernels.decode`. Imported when the first call runs, since it imports Triton.
+"""The two Triton programs of `attnpass.kernels.flash_decoding`, imported by its first call, since they need Triton.
 
 The split of the keys, and the sum of the parts behind it, is that of "Flash-Decoding" (Dao, Haziza, Massa and Sizov,
 2023). Two things are done in another way, since how full a cache is stands in its mask alone. A split takes every n-th
@@ -8,7 +8,6 @@ shows a key: some 1 us, where the same range worked out once for all splits take
 """
 
 from __future__ import annotations
-
 
 import triton
 import triton.language as tl
@@ -97,7 +96,9 @@ def part(
         if BLOCK_DV == DV:
             v = tl.load(v_ptr + far[:, None] * v_s + dims_v[None], mask=inside[:, None], other=0.0)
         else:
-            v = tl.load(v_ptr + far[:, None] * v_s + dims_v[None], mask=inside[:, None] & (dims_v < DV)[None], other=0.0)
+            v = tl.load(
+                v_ptr + far[:, None] * v_s + dims_v[None], mask=inside[:, None] & (dims_v < DV)[None], other=0.0
+            )
         acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None])
         top = higher
     wanted = real[:, None] & (dims_v < DV)[None]

@@ -21,7 +21,7 @@ from attnpass.graph.symbolic import hint, known, known_equal
 from attnpass.ir.call import AttentionCall, Pattern
 from attnpass.ir.mask import RULES, MaskSpec, Term
 from attnpass.machine.machine import Machine, sm_number
-from attnpass.select.costs import FEW, cheapest, predicted
+from attnpass.select.costs import FEW, MASKED_STEPS, Features, cheapest, features, host_ms, predicted
 
 HOPPER_AND_DATACENTER_BLACKWELL = ("native_cudnn", "native_flash", "native_efficient")
 OTHER_NVIDIA = ("native_flash", "native_efficient", "native_cudnn")
@@ -33,6 +33,7 @@ MASK_FUNCTION = {FLEX: 1.1, "flash4": 1.3}  # what a mask that is computed score
 LISTS_MS = 0.3  # the host's time for the lists of its blocks, which all layers share: 0.26 to 0.31 in one call
 ORDER_MS = 0.2  # the host's time to put keys in order and move them: BERT of 3 layers took 0.6 ms more so
 IN_PLACE = {"flash3": 1.06}  # reads keys where they lie; what it adds to be told how many
+HALF_FULL = 0.6  # what `flash_decoding` takes where the mask shows half the keys: 0.52 to 0.66 of what all of them take
 PAGES_MS = 0.02  # the keys' order, the tables of pages and a second launch
 COPY_GB_A_MS = 3.0  # benchmarks/results/ceilings_h100.jsonl
 MOVES_START = 0.006  # two launches
@@ -85,6 +86,8 @@ def _by_cost(
         left |= predicted(replace(call, mask=MaskSpec()), machine, {FLEX: False} if FLEX in left else {})
     if counted or (call.mask.spelled is not None and _reads_data(call)):
         left |= _with_functions(machine, left, {FLEX} if alone or counted else set(MASK_FUNCTION))
+    if DECODING in left and (read := _read_by(call, DECODING in spelled)) is not None:
+        left[DECODING] = max(left[DECODING] * HALF_FULL, host_ms(DECODING, read, machine))
     if alone:
         least = 0.0 if machine.cuda_graphs else ORDER_MS
         by_length = set(left) - {FLEX, *spelled}
@@ -95,6 +98,12 @@ def _by_cost(
         order.append(cheapest(names, left))  # `names` stand in order: PyTorch's own, then the libraries
         del left[order[-1]]
     return (*order, *unknown)
+
+
+def _read_by(call: AttentionCall, spelled: bool) -> Features | None:
+    """The numbers of a call whose mask is read as a tensor; None for others. How full a cache is, nobody knows."""
+    found = features(call, spelled)
+    return found if found is not None and found.mask in MASKED_STEPS else None
 
 
 def _with_functions(machine: Machine, costs: Mapping[str, float], names: Collection[str]) -> dict[str, float]:

@@ -33,7 +33,8 @@ from attnpass.machine.machine import Machine
 
 TABLE = Path(__file__).with_name("costs.json")
 TILE = 128
-DECODING = frozenset({"decode", "decode_row"})
+MASKED_STEPS = frozenset({"decode_row"})
+DECODING = MASKED_STEPS | {"decode"}
 FEW = 16  # query tokens; with fewer than this a call is a decoding step, bound by reading K and V
 HOST_TRAIN = 2.5
 NOISE = 0.03  # kernels this close are equal, and the one preferred otherwise wins

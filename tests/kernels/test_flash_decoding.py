@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
 
 from attnpass.kernels.flash_decoding import TRITON
 from attnpass.kernels.registry import registry
@@ -19,8 +21,9 @@ from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.machine import Machine
 from attnpass.select.select import select
 from attnpass.settings.config import Config
+from benchmarks.shapes import Shape
 from tests.helpers.compiled import assert_near, assert_right, decisions, kernels_used, qkv, refused, run
-from tests.helpers.emitted import assert_like_brute_force, emitted
+from tests.helpers.emitted import assert_like_brute_force
 from tests.standins import flash_decoding, pretend_all
 
 KERNEL = "flash_decoding"
@@ -104,21 +107,26 @@ def test_what_it_refuses(machine: Machine) -> None:
 def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_all(monkeypatch, "h100", {})
     monkeypatch.setattr(Machine, "look", classmethod(lambda *_, **__: Machine("cuda", capability="sm_90")))
-    assert refused(KERNEL, *qkv(Sq=1, Sk=64)) == {"library"}
+    with pytest.raises(BackendCompilerFailed, match="whose library triton is not installed here"):
+        refused(KERNEL, *qkv(Sq=1, Sk=64))
 
 
-def test_auto_takes_it_for_steps_and_leaves_the_rest(machine: Machine) -> None:
-    from benchmarks.shapes import Shape
-
-    def chosen(*sizes: int, mask: str = "none") -> str:
-        B, H, Hkv, Sq, Sk, D = sizes
-        call = Shape((B, H, Hkv, Sq, Sk, D), mask).call(False, torch.device("cuda"))
-        return select(call, registry(), KNOWN_MACHINES["h100"], Config()).kernel
-
-    assert chosen(8, 32, 8, 1, 16384, 64, mask="padding") == KERNEL
-    assert chosen(1, 32, 8, 1, 4096, 128, mask="padding") == KERNEL
-    assert chosen(2, 32, 8, 4096, 4096, 128) != KERNEL
-    assert chosen(2, 32, 8, 17, 4096, 128) != KERNEL
+@pytest.mark.parametrize(
+    ("sizes", "mask", "graphs", "chosen"),
+    [
+        ((8, 32, 8, 1, 16384, 64), "padding", True, KERNEL),  # a tensor alone says how full the cache is
+        ((1, 32, 8, 1, 4096, 128), "padding", True, KERNEL),
+        ((1, 32, 8, 4, 4096, 128), "bool", True, KERNEL),
+        ((32, 32, 8, 1, 16384, 64), "padding", False, KERNEL),
+        ((1, 32, 8, 1, 4096, 128), "padding", False, "native_cudnn"),  # the host's time, which is the longer one
+        ((2, 32, 8, 17, 4096, 128), "none", True, "native_cudnn"),
+        ((2, 32, 8, 4096, 4096, 128), "none", True, "native_cudnn"),
+    ],
+)
+def test_what_auto_takes_it_for(sizes: Any, mask: str, graphs: bool, chosen: str) -> None:
+    call = Shape(sizes, mask).call(False, torch.device("cuda"))
+    h100 = replace(KNOWN_MACHINES["h100"], cuda_graphs=graphs)
+    assert select(call, registry(), h100, Config()).kernel == chosen
 
 
 @pytest.mark.gpu

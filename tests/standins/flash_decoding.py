@@ -54,7 +54,8 @@ def part(grid: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, sinks: Any, out:
     if how["MASK"] == "bool":
         allowed = torch.as_strided(mask, (B, G * Hkv, Sq, Sk), numbers[9:13])
         scores = scores.masked_fill(~allowed, -math.inf)
-    looked = None if not how["LOOKED_AT"] else torch.as_strided(mask, (B, how["LOOKED_AT"], Sk), (numbers[9], *numbers[11:13]))
+    rows, steps = how["LOOKED_AT"], (numbers[9], *numbers[11:13])
+    looked = torch.as_strided(mask, (B, rows, Sk), steps) if rows else None
     for b, split in product(range(B), range(splits)):
         blocks = [range(i * N, min(i * N + N, Sk)) for i in range(split, -(-Sk // N), splits)]
         if looked is not None:
