@@ -19,7 +19,8 @@ from attnpass.cli.setting import setting
 from attnpass.cli.shape import add_shape, make_call
 from attnpass.cli.table import print_table
 from attnpass.errors import ConfigError
-from attnpass.ir.decision import AUTO
+from attnpass.ir.decision import AUTO, Answer, Decision
+from attnpass.ir.limits import Code
 from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.registry import libraries, registry_for
 from attnpass.machine.known import KNOWN_MACHINES
@@ -27,7 +28,7 @@ from attnpass.machine.library import Library, try_out
 from attnpass.machine.machine import Machine
 from attnpass.report.groups import group_calls, status
 from attnpass.report.record import Report
-from attnpass.report.text import block, group_lines, skipped_text, verdict, why
+from attnpass.report.text import answered, block, group_lines, skipped_text, why
 from attnpass.select.select import select
 from attnpass.select.wishes import resolve_policy
 from attnpass.settings.config import Config
@@ -75,8 +76,17 @@ def _explain_shape(args: argparse.Namespace) -> int:
     print(f"{config.kernel} -> {status(decision)}: {why(decision)}")
     print("".join(f"{skipped_text(each)}\n" for each in decision.skipped))
     chosen = {decision.kernel: " (chosen)"}
-    print_table([{"kernel": t.kernel, "answer": verdict(t) + chosen.get(t.kernel, "")} for t in decision.answers])
+    here, elsewhere = split_by_device(decision)
+    print_table([{"kernel": t.kernel, "answer": answered(decision, t) + chosen.get(t.kernel, "")} for t in here])
+    if elsewhere:
+        print(f"on other devices only: {', '.join(answer.kernel for answer in elsewhere)}")
     return 0
+
+
+def split_by_device(decision: Decision) -> tuple[list[Answer], list[Answer]]:
+    """The answers of kernels that run on such a device, and of those that do not."""
+    foreign = [each for each in decision.answers if Code.DEVICE in {reason.code for reason in each.rejections}]
+    return [each for each in decision.answers if each not in foreign], foreign
 
 
 def _explain_file(args: argparse.Namespace) -> int:

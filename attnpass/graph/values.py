@@ -45,15 +45,19 @@ def unwrapped(value: Any) -> Any:
 
 
 _FRAME = re.compile(r'File "(.*)", line (\d+), in (.*)')
+_LIBRARY = re.compile(
+    r"[/\\](?:torch|einops|opt_einsum)[/\\]"
+)  # what a model is written with; a line of it says nothing
 _STRUCTURE = re.compile(r"\.(?:__dict__\['_modules'\]|_modules)\['([^']+)'\]|\['([^']+)'\]|\[(\d+)\]")
 
 
 def source_of(meta: Mapping[str, Any]) -> Source:
-    """The innermost frame of the user's program that made a node; empty if the code has no file."""
+    """The innermost frame of the user's program that made a node, not of a library; empty if the code has no file."""
     frames = _FRAME.findall(meta.get("stack_trace") or "")
     if not frames:
         return Source()
-    file, line, function = frames[-1]
+    own = [frame for frame in frames if not _LIBRARY.search(frame[0])]
+    file, line, function = (own or frames)[-1]
     return Source(file, int(line), function.strip())
 
 

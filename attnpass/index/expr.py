@@ -113,8 +113,13 @@ class Apply(Expr):
         return self.args
 
     def spelled(self) -> str:
-        left, right = (f"({arg})" if isinstance(arg, Apply) else str(arg) for arg in self.args)
+        left, right = (f"({arg})" if self._is_bracketed(arg) else str(arg) for arg in self.args)
         return f"{left} {OPERATORS[self.op]} {right}"
+
+    def _is_bracketed(self, arg: Expr) -> bool:
+        """``(k - 1) // 4``, but ``k - 1 < q``."""
+        binds = self.op not in COMPARISONS
+        return isinstance(arg, Apply) or (binds and isinstance(arg, Lin) and " " in arg.spelled())
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -203,6 +208,7 @@ class Where(Expr):
 
 
 TRUE, FALSE, ZERO = Bool(True), Bool(False), Lin()
+COMPARISONS = frozenset({"eq", "lt", "le"})
 OPERATORS = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "mod": "%", "eq": "==", "lt": "<", "le": "<="}
 
 

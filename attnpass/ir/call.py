@@ -14,7 +14,7 @@ from enum import Enum
 
 import torch
 
-from attnpass.graph.symbolic import Size, as_int, known_equal, shown
+from attnpass.graph.symbolic import Size, as_int, known_equal
 from attnpass.graph.tensor import TensorSpec, dtype_name
 from attnpass.graph.values import Source
 from attnpass.ir.mask import MaskSpec, Term
@@ -158,18 +158,17 @@ class AttentionCall:
         return 1.0 / math.sqrt(D) if D else None
 
     def shape_text(self) -> str:
-        """``"B2 H24 S4096 D128"``; names q's and k's sides apart where they differ."""
-        parts = [f"B{shown(self.B)}", f"H{shown(self.H)}"]
+        """``"B2 H24 S4096 D128"``, ``"S=s27"`` for a symbol; names q's and k's sides apart where they differ."""
+        sizes: dict[str, Size] = {"B": self.B, "H": self.H}
         if not known_equal(self.H, self.Hkv):
-            parts.append(f"Hkv{shown(self.Hkv)}")
-        if known_equal(self.Sq, self.Sk):
-            parts.append(f"S{shown(self.Sq)}")
-        else:
-            parts += [f"Sq{shown(self.Sq)}", f"Sk{shown(self.Sk)}"]
-        parts.append(f"D{shown(self.D)}")
+            sizes["Hkv"] = self.Hkv
+        sizes |= {"S": self.Sq} if known_equal(self.Sq, self.Sk) else {"Sq": self.Sq, "Sk": self.Sk}
+        sizes["D"] = self.D
         if not known_equal(self.D, self.Dv):
-            parts.append(f"Dv{shown(self.Dv)}")
-        return " ".join(parts)
+            sizes["Dv"] = self.Dv
+        return " ".join(
+            f"{name}{size}" if as_int(size) is not None else f"{name}={size}" for name, size in sizes.items()
+        )
 
     def text(self) -> str:
         """One line that says what the call is, for logs: shape, dtype, mask, and what makes it unusual."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from torch.fx import Node
@@ -48,6 +49,29 @@ class Answer:
         return not self.rejections
 
 
+class Basis(str, Enum):
+    """On what ``auto`` chose. Stable: it is in the JSON report."""
+
+    CLOCK = "clock"  # kernels were timed on this machine
+    TABLE = "table"  # committed measurements of this kind of GPU
+    ORDER = "order"  # nothing was measured: the order in which PyTorch asks its kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A kernel that would be faster, and whose library is not there.
+
+    Attributes:
+        kernel: its name.
+        ms: what a run is expected to cost.
+        install: the command.
+    """
+
+    kernel: str
+    ms: float
+    install: str
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What happens to one call.
@@ -61,6 +85,9 @@ class Decision:
         note: one sentence more, where the reason alone does not say it.
         clause: the clause of ``ATTNPASS_KERNEL`` that gave the wish list, "" where it is a plain list.
         skipped: earlier clauses of which the graph does not show whether they hold, with the reason.
+        ms: what a run costs with each kernel of which that is known, measured here (`Basis.CLOCK`) or expected.
+            ``native`` is what PyTorch's own choice would cost, for the call as it is spelled.
+        missing: what would be faster, if it were installed.
         wiring: the nodes that the call was read from, as it was decided; None outside of a graph.
     """
 
@@ -72,7 +99,18 @@ class Decision:
     note: str = ""
     clause: str = ""
     skipped: tuple[str, ...] = ()
+    ms: Mapping[str, float] = field(default_factory=dict)
+    missing: Missing | None = None
     wiring: Wiring[Node] | None = None
+
+    @property
+    def basis(self) -> Basis | None:
+        """On what ``auto`` chose; None if it did not."""
+        if self.reason is Reason.TUNED:
+            return Basis.CLOCK
+        if self.reason is not Reason.AUTO:
+            return None
+        return Basis.TABLE if self.kernel in self.ms else Basis.ORDER
 
     @property
     def rewritten(self) -> bool:
@@ -85,6 +123,14 @@ class Decision:
         if any(answer.kernel == self.kernel and answer.spelled for answer in self.answers):
             return replace(self.call, mask=self.call.mask.as_spelled())
         return self.call
+
+    @property
+    def mask_is_read(self) -> bool | None:
+        """Does the kernel read the mask as a tensor? If not, it computes it from its meaning. None without a mask."""
+        mask = self.asked.mask
+        if not mask.terms and mask.bias is None:
+            return None
+        return mask.spelled is None and mask.tensor is not None
 
     def rejections(self, kernel: str) -> tuple[Rejection, ...]:
         """Why ``kernel`` does not take the call; empty if it would."""

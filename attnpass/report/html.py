@@ -10,7 +10,7 @@ import torch
 
 from attnpass.report.groups import counted, group_calls, group_misses, short_source, told_answers
 from attnpass.report.record import Report
-from attnpass.report.text import skipped_text, unmatched_text, verdict, why
+from attnpass.report.text import advice, expected, mask_text, skipped_text, unmatched_text, verdict, why
 from attnpass.version import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def to_html(report: Report) -> str:
         torch_version=str(torch.__version__),
         breakable=_breakable,
         counted=counted,
+        told=[text for text in (expected(report), *advice(report).values()) if text],
+        mask_text=mask_text,
         short_source=short_source,
         skipped_text=skipped_text,
         told_answers=told_answers,

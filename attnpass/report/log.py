@@ -12,7 +12,7 @@ from itertools import chain
 
 from attnpass.errors import ISSUES_HINT
 from attnpass.report.record import Report
-from attnpass.report.text import block, debug_text, no_calls_warning, unmatched_text
+from attnpass.report.text import advice, block, debug_text, headline, no_calls_warning, unmatched_text
 from attnpass.settings.config import LOG_LEVELS, unknown_variables
 
 ROOT = logging.getLogger("attnpass")
@@ -22,6 +22,7 @@ _level_set_here: int | None = None
 _calls_seen = False
 _warned = False
 _globs_said: set[str] = set()
+_advised: set[str] = set()
 
 
 class _Stderr(logging.Handler):
@@ -74,15 +75,24 @@ def emit_report(report: Report) -> None:
 
 def _tell(report: Report) -> None:
     global _calls_seen, _warned
+    if _warned and report.decisions and not _calls_seen:
+        logger.warning("attnpass graph %s has attention calls after all: %s", report.graph, headline(report))
     _calls_seen = _calls_seen or bool(report.decisions)
     if not (_calls_seen or _warned or report.error):
         _warned = True
         logger.warning("%s", no_calls_warning(report))
     elif logger.isEnabledFor(logging.INFO):
-        logger.info("%s", block(report))
+        logger.info("%s", "\n".join([block(report), *_fresh_advice(report)]))
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s", debug_text(report))
     _warn_of_unmatched_modules(report)
+
+
+def _fresh_advice(report: Report) -> list[str]:
+    """What would be worth installing, each library once in a process."""
+    fresh = {kernel: text for kernel, text in advice(report).items() if kernel not in _advised}
+    _advised.update(fresh)
+    return [f"  {text}" for text in fresh.values()]
 
 
 def _warn_of_unmatched_modules(report: Report) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from attnpass.find.found import NearMiss
-from attnpass.ir.decision import Answer, Decision, Reason
+from attnpass.ir.decision import NATIVE, Answer, Decision, Reason
 from attnpass.report.groups import (
     Group,
     compress,
@@ -23,6 +23,7 @@ from attnpass.report.groups import (
 from attnpass.report.record import Report
 
 MAX_MISSES = 3
+MAX_TIMES = 3  # of kernels in a sentence
 LOOKED_FOR = (
     "F.scaled_dot_product_attention, nn.MultiheadAttention, nn.TransformerEncoderLayer and softmax between products; "
     "attention inside a C++ extension, a graph break or @torch.compiler.disable is out of sight"
@@ -31,7 +32,8 @@ LOOKED_FOR = (
 
 def block(report: Report) -> str:
     """What was rewritten, what was kept and why, equal calls told once."""
-    told = [*_error_lines(report), *_group_lines(report), *_unmatched_lines(report), *_miss_lines(report)]
+    told = [*_error_lines(report), *_group_lines(report), *_expected_lines(report)]
+    told += [*_unmatched_lines(report), *_miss_lines(report)]
     return "\n".join([headline(report), *told])
 
 
@@ -69,26 +71,83 @@ def group_lines(group: Group) -> list[str]:
 
 
 def _answers(decision: Decision) -> Iterator[str]:
-    mask = decision.call.mask
     yield f"      {decision.call.text()}, on {decision.call.device}"
-    if mask.meaning or mask.stop:
-        yield f"      mask: {mask.meaning or f'not proved: {mask.stop}'}"
+    if mask_text(decision):
+        yield f"      mask: {mask_text(decision)}"
     names = ", ".join(decision.tried) or "nothing"
     yield f"      {status(decision)}, because {why(decision)}; considered: {names}"
     yield from (f"      {skipped_text(each)}" for each in decision.skipped)
     width = max((len(answer.kernel) for answer in decision.answers), default=0)
-    yield from (f"      {answer.kernel.ljust(width)}  {verdict(answer)}" for answer in decision.answers)
+    yield from (f"      {answer.kernel.ljust(width)}  {answered(decision, answer)}" for answer in decision.answers)
+
+
+def answered(decision: Decision, answer: Answer) -> str:
+    """The verdict, and what a run costs if that is known: ``"takes it  ███▌ 0.41 ms"``."""
+    ms = decision.ms.get(answer.kernel)
+    if ms is None or answer.kernel == NATIVE:
+        return verdict(answer)
+    return f"{verdict(answer)}  {bar(ms, max(decision.ms.values()))} {ms:.3g} ms"
 
 
 def why(decision: Decision) -> str:
     """Why the decision came out as it did, in one clause; with the policy's clause, if there are several."""
     sentences = {
         Reason.REQUESTED: f"{decision.kernel} was asked for by name",
-        Reason.AUTO: "the fastest exact kernel here that takes the call",
+        Reason.AUTO: _chosen_by(decision),
         Reason.NONE_ACCEPTED: "no kernel that was asked for takes the call",
     }
     by = f", by the clause {decision.clause}" if decision.clause and decision.reason is not Reason.USER_CHOICE else ""
     return f"{decision.note or sentences[decision.reason]}{by}"  # a reason without a sentence comes with a note
+
+
+def _chosen_by(decision: Decision) -> str:
+    """What ``auto`` went by: numbers only where something was measured."""
+    if decision.kernel not in decision.ms:
+        return "the first in PyTorch's order that takes the call; none was measured for such a call on such a device"
+    known = [f"{name} {ms:.3g} ms" for name, ms in times(decision).items()][:MAX_TIMES]
+    return f"the fastest exact kernel that takes the call, by the table: {', '.join(known)}"
+
+
+def times(decision: Decision) -> dict[str, float]:
+    """Milliseconds of the kernels that take the call, as far as they are known, the fastest first."""
+    able = {answer.kernel for answer in decision.answers if answer.accepted} - {NATIVE}
+    return {name: ms for name, ms in decision.ms.items() if name in able}
+
+
+def bar(ms: float, longest: float, width: int = 12) -> str:
+    """``ms`` beside the longest as a row of blocks, eighths at the end: ``"██████▌"``."""
+    eighths = max(1, round(8 * width * ms / longest)) if longest else 1
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def expected(report: Report) -> str:
+    """What the graph's attention is expected to take, beside PyTorch's own choice; "" where too little is known."""
+    told = [d for d in report.decisions if d.rewritten and d.kernel in d.ms and NATIVE in d.ms]
+    if not told or len(told) < report.rewritten:
+        return ""
+    ours, theirs = sum(d.ms[d.kernel] for d in told), sum(d.ms[NATIVE] for d in told)
+    gain = f"{theirs / ours:.2f} times faster" if ours < theirs * 0.99 else "no gain by the kernel alone"
+    return f"attention takes {ours:.3g} ms by the table, {theirs:.3g} ms as PyTorch would choose: {gain}"
+
+
+def advice(report: Report) -> dict[str, str]:
+    """By kernel: what a library that is not installed would make faster, and the command that installs it."""
+    lacking: dict[str, list[Decision]] = {}
+    for decision in report.decisions:
+        if decision.missing is not None:
+            lacking.setdefault(decision.missing.kernel, []).append(decision)
+    return {name: _advice(name, decisions) for name, decisions in lacking.items()}
+
+
+def _advice(name: str, decisions: list[Decision]) -> str:
+    now = sum(decision.ms[decision.kernel] for decision in decisions)
+    then = sum(decision.missing.ms for decision in decisions if decision.missing)
+    install = next(decision.missing.install for decision in decisions if decision.missing)
+    calls = counted(len(decisions), "call")
+    return (
+        f"{name} is not installed: by the table {calls} would take {then:.3g} ms with it, {now:.3g} ms now "
+        f"({now / then:.2f} times faster); {install}"
+    )
 
 
 def skipped_text(skipped: str) -> str:
@@ -117,12 +176,27 @@ def _group_lines(report: Report) -> Iterator[str]:
     counts = [f"x{len(each.decisions)}" for each in groups]
     width = max(map(len, counts), default=0)
     rows = [
-        (status(each.first), count.rjust(width), each.first.call.text(), each.modules, each.sources)
+        (status(each.first), count.rjust(width), call_text(each.first), each.modules, each.sources)
         for each, count in zip(groups, counts, strict=True)
     ]
     for group, line in zip(groups, aligned(rows), strict=True):
         yield f"  {line}"
         yield from (f"      {reason}" for reason in _told(group.first))
+
+
+def call_text(decision: Decision) -> str:
+    """The call in one line; where its mask is proved and the kernel reads the tensor all the same, that too."""
+    read = decision.rewritten and decision.mask_is_read and decision.call.mask.spelled is not None
+    return decision.call.text() + (" (read as a tensor)" if read else "")
+
+
+def mask_text(decision: Decision) -> str:
+    """What the mask means and how the kernel gets it; "" without one."""
+    mask, read = decision.call.mask, decision.mask_is_read
+    if read is None:
+        return ""
+    meaning = mask.meaning or (f"not proved: {mask.stop}" if mask.stop else str(mask))
+    return f"{meaning}; " + ("read as a tensor" if read else "computed from its meaning")
 
 
 def _told(decision: Decision) -> Iterator[str]:
@@ -152,6 +226,10 @@ def unmatched_text(report: Report) -> str:
     modules = [decision.call.module for decision in report.decisions]
     here = compress(modules, modules)
     return f"no attention call stands in a module that matches {', '.join(report.unmatched)}; modules here: {here}"
+
+
+def _expected_lines(report: Report) -> list[str]:
+    return [f"  {text}"] if (text := expected(report)) else []
 
 
 def _unmatched_lines(report: Report) -> list[str]:

@@ -56,15 +56,22 @@ def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Col
         return CPU
     if machine.kind != "cuda":
         return ()
-    generation = sm_number(machine.capability) or 0
-    order = HOPPER_AND_DATACENTER_BLACKWELL if 90 <= generation < 110 else OTHER_NVIDIA
-    installed = tuple(name for name, key in LIBRARIES.items() if key in machine.versions)
+    order, installed = (
+        pytorchs_order(machine),
+        tuple(name for name, key in LIBRARIES.items() if key in machine.versions),
+    )
     if call is None:
         return (FLEX, *order, *installed, DECODING)
     read = call.mask.spelled is None and call.mask.tensor is not None
     flex = (FLEX,) if call.softcap is not None or read or _hides_blocks(call, NARROW) else ()
     few = (DECODING,) if "triton" in machine.versions and known(call.Sq <= FEW) else ()
     return _by_cost((*order, *flex, *installed, *few), machine, call, spelled) or _by_rule(order, call)
+
+
+def pytorchs_order(machine: Machine) -> tuple[str, ...]:
+    """The kernels of an NVIDIA GPU in the order in which PyTorch asks them."""
+    generation = sm_number(machine.capability) or 0
+    return HOPPER_AND_DATACENTER_BLACKWELL if 90 <= generation < 110 else OTHER_NVIDIA
 
 
 def is_measured(call: AttentionCall, machine: Machine) -> bool:
@@ -74,24 +81,42 @@ def is_measured(call: AttentionCall, machine: Machine) -> bool:
     return call.dtype.itemsize == 2 and bool(predicted(call, machine, dict.fromkeys(OTHER_NVIDIA, False)))
 
 
+def expected_ms(
+    machine: Machine,
+    call: AttentionCall,
+    spelled: Collection[str] = (),
+    names: Collection[str] = (*OTHER_NVIDIA, FLEX, *LIBRARIES, DECODING),
+) -> dict[str, float]:
+    """What a run costs with those of ``names`` of which measurements say it, whether they take the call or not.
+
+    Args:
+        machine: where the call runs.
+        call: the call.
+        spelled: kernels that would read the call's mask as a tensor.
+        names: kernels, installed or not.
+    """
+    if call.dtype.itemsize != 2 or machine.kind != "cuda":
+        return {}
+    found = predicted(call, machine, {name: name in spelled for name in names})
+    counted, alone = _is_counted(call), call.mask.is_only(Term.KEY_PADDING)
+    if counted:  # at worst nothing is hidden; where a block is full or hidden, its mask is not read
+        found |= predicted(replace(call, mask=MaskSpec()), machine, {FLEX: False} if FLEX in found else {})
+    if counted or (call.mask.spelled is not None and _reads_data(call)):
+        found |= _with_functions(machine, found, {FLEX} if alone or counted else set(MASK_FUNCTION))
+    if DECODING in found and (read := _read_by(call, DECODING in spelled)) is not None:
+        found[DECODING] = max(found[DECODING] * HALF_FULL, host_ms(DECODING, read, machine))
+    if alone:
+        least = 0.0 if machine.cuda_graphs else ORDER_MS
+        by_length = set(found) - {FLEX, *spelled}
+        found |= {name: max(_in_order(name, found[name], call), least) for name in by_length}
+    return found
+
+
 def _by_cost(
     names: tuple[str, ...], machine: Machine, call: AttentionCall, spelled: Collection[str]
 ) -> tuple[str, ...]:
     """``names``, the cheapest first, those of unknown cost last. Empty where nothing was measured."""
-    if call.dtype.itemsize != 2:
-        return ()
-    left = predicted(call, machine, {name: name in spelled for name in names})
-    counted, alone = _is_counted(call), call.mask.is_only(Term.KEY_PADDING)
-    if counted:  # at worst nothing is hidden; where a block is full or hidden, its mask is not read
-        left |= predicted(replace(call, mask=MaskSpec()), machine, {FLEX: False} if FLEX in left else {})
-    if counted or (call.mask.spelled is not None and _reads_data(call)):
-        left |= _with_functions(machine, left, {FLEX} if alone or counted else set(MASK_FUNCTION))
-    if DECODING in left and (read := _read_by(call, DECODING in spelled)) is not None:
-        left[DECODING] = max(left[DECODING] * HALF_FULL, host_ms(DECODING, read, machine))
-    if alone:
-        least = 0.0 if machine.cuda_graphs else ORDER_MS
-        by_length = set(left) - {FLEX, *spelled}
-        left |= {name: max(_in_order(name, left[name], call), least) for name in by_length}
+    left = expected_ms(machine, call, spelled, names)
     unknown = tuple(name for name in names if name not in left) if left else ()
     order: list[str] = []
     while left:

@@ -247,7 +247,8 @@ def _surroundings(limits: Limits, call: AttentionCall, machine: Machine) -> Iter
     if call.context.subclass:
         yield Rejection(Code.SUBCLASS, "operand type", call.context.subclass, "a plain tensor")
     if call.context.unreadable:
-        yield Rejection(Code.DYNAMIC, call.context.unreadable, "decided at run time", "a constant in the graph")
+        cure = "a NumPy number is none: write float(scale)" if call.context.unreadable == "scale" else ""
+        yield Rejection(Code.DYNAMIC, call.context.unreadable, "decided at run time", "a constant in the graph", cure)
     if call.out.dtype != call.dtype:
         actual = f"{dtype_name(call.dtype)} in, {dtype_name(call.out.dtype)} out"
         yield Rejection(Code.AUTOCAST, "dtype around the call", actual, "what autocast at this place would give")

@@ -14,16 +14,32 @@ from attnpass.machine.machine import Machine
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """What a clock said about a call.
+
+    Attributes:
+        kernel: the fastest.
+        ms: what a run of each costs, fastest first.
+    """
+
+    kernel: str
+    ms: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return f"timed here: {', '.join(f'{name} {ms:.3g} ms' for name, ms in self.ms.items())}"
+
+
+@dataclass(frozen=True, slots=True)
 class Learnt:
     """What running kernels has taught of one call.
 
     Attributes:
         refusals: reasons by kernel, such as a failed verification.
-        fastest: the kernel that ``auto`` means, since it was timed, and what the clock said.
+        fastest: what ``auto`` means, since it was timed.
     """
 
     refusals: Mapping[str, Sequence[Rejection]] = field(default_factory=dict)
-    fastest: tuple[str, str] | None = None
+    fastest: Timed | None = None
 
 
 NOTHING = Learnt()
@@ -38,5 +54,5 @@ class Evidence(Protocol):
     def refusals(self, kernel: Kernel, call: AttentionCall, machine: Machine) -> tuple[Rejection, ...]:
         """Why ``kernel`` must not compute ``call`` on this machine; empty if it proved itself, or need not."""
 
-    def fastest(self, decision: Decision, machine: Machine) -> tuple[str, str] | None:
-        """Of the kernels that ``auto`` may choose, the one that a clock says is fastest, and what the clock said."""
+    def fastest(self, decision: Decision, machine: Machine) -> Timed | None:
+        """What a clock says of the kernels that ``auto`` may choose, or said before."""

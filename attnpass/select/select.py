@@ -18,6 +18,7 @@ from attnpass.machine.machine import Machine
 from attnpass.select.auto import auto_order, faster_as_written
 from attnpass.select.checks import rejections
 from attnpass.select.evidence import NOTHING, Learnt
+from attnpass.select.expected import costs_of, missing
 from attnpass.select.wishes import resolve_policy
 from attnpass.settings.config import Config
 from attnpass.settings.policy import Policy
@@ -43,9 +44,12 @@ def select(
     answers = tuple(_ask(k, call, machine, learnt.refusals.get(k.name, ())) for k in kernels.values())
     wishes = resolve_policy(Policy(default=chosen.wishes), kernels)
     spelled = {answer.kernel for answer in answers if answer.spelled}
-    timed, timing = learnt.fastest or ("", "")
-    order = _spelled_out(wishes, machine, call, spelled, timed)
-    made = partial(Decision, call, tried=tuple(order), answers=answers, clause=chosen.clause, skipped=chosen.skipped)
+    timed = learnt.fastest
+    order = _spelled_out(wishes, machine, call, spelled, timed.kernel if timed else "")
+    ms = timed.ms if timed else costs_of(answers, call, machine)
+    made = partial(
+        Decision, call, tried=tuple(order), answers=answers, clause=chosen.clause, skipped=chosen.skipped, ms=ms
+    )
     choice = _users_own_choice(call, machine)
     if choice:
         return made(NATIVE, Reason.USER_CHOICE, note=choice)
@@ -56,7 +60,8 @@ def select(
             return made(NATIVE, Reason.AS_WRITTEN, note=as_written)
         inexact = reason is Reason.AUTO and not kernels[name].limits_for(machine).exact
         if name == NATIVE or (name in accepted and not inexact):
-            return made(name, reason, note=timing if reason is Reason.TUNED else "")
+            decision = made(name, reason, note=str(timed) if reason is Reason.TUNED else "")
+            return replace(decision, missing=missing(decision, kernels))
     if not order:
         return made(NATIVE, Reason.AUTO, note=f"auto leaves the choice to PyTorch on {machine.kind}")
     return made(NATIVE, Reason.NONE_ACCEPTED)
@@ -92,9 +97,9 @@ def _ask(kernel: Kernel, call: AttentionCall, machine: Machine, extra: Sequence[
         return Answer(kernel.name, ())
     found = _reasons(kernel, call, machine)
     if found and call.mask.spelled is not None:
-        spelled = replace(call, mask=call.mask.as_spelled())
-        if not _reasons(kernel, spelled, machine):
-            return Answer(kernel.name, tuple(extra), spelled=True)
+        read = _reasons(kernel, replace(call, mask=call.mask.as_spelled()), machine)
+        if len(read) < len(found):  # what is wrong with the tensor too is the reason, not the mask that it spells
+            return Answer(kernel.name, (*read, *extra), spelled=True)
     return Answer(kernel.name, (*found, *extra))
 
 

@@ -18,6 +18,7 @@ from attnpass.ir.limits import Rejection
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine, Machines
 from attnpass.select.auto import is_measured, only_if_named
+from attnpass.select.evidence import Timed
 from attnpass.settings.config import Config
 from attnpass.trials.cache import cache_folder
 from attnpass.trials.tuner import EACH_SECONDS, Candidate, Tuner
@@ -68,14 +69,14 @@ class Trials:
     def refusals(self, kernel: Kernel, call: AttentionCall, machine: Machine) -> tuple[Rejection, ...]:
         return self.validator.refusals(kernel, call, machine) if self.validator else ()
 
-    def fastest(self, decision: Decision, machine: Machine) -> tuple[str, str] | None:
+    def fastest(self, decision: Decision, machine: Machine) -> Timed | None:
         if self.tuner is None or not (self.thorough or self._is_worth_a_look(decision, machine)):
             return None
         candidates, seconds = self.candidates(decision, machine), EACH_SECONDS
         if not self.thorough:
             candidates, seconds = [each for each in candidates if not each.kernel.compiles], UNASKED_SECONDS
         tuned = self.tuner.fastest(decision.call, candidates, machine, seconds)
-        return None if tuned is None else (tuned.winner, f"timed here: {tuned}")
+        return None if tuned is None else Timed(tuned.winner, tuned.ms)
 
     def _is_worth_a_look(self, decision: Decision, machine: Machine) -> bool:
         """Is a call to be timed unasked? Where a kernel that compiles is preferred, the rule stands."""
