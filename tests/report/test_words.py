@@ -40,7 +40,7 @@ def test_symbols_are_told_from_numbers() -> None:
     torch._dynamo.reset()
     run(F.scaled_dot_product_attention, q, k, v)
     text = decisions()[-1].call.shape_text()
-    assert text.startswith("B2 H4 S=s") and text.endswith(" D64")
+    assert text.startswith("B2 H4 Sq=s") and text.endswith(" D64")
 
 
 def test_a_numpy_scale_is_refused_with_its_cure() -> None:
