@@ -15,6 +15,7 @@ from attnpass.errors import ConfigError
 from attnpass.kernels.aiter import Aiter
 from attnpass.kernels.flash2 import Flash2
 from attnpass.kernels.flash3 import Flash3
+from attnpass.kernels.flash3_fp8 import Flash3Fp8
 from attnpass.kernels.flash4 import Flash4
 from attnpass.kernels.flex import Flex
 from attnpass.kernels.hub import hub_kernel
@@ -36,7 +37,8 @@ from attnpass.machine.library import Library
 
 ENTRY_POINTS = "attnpass.kernels"
 _PYTORCH = (Native(), NativeCudnn(), NativeFlash(), NativeEfficient(), NativeMath(), Flex())
-_LIBRARIES = (Flash2(), Flash3(), Flash4(), *SAGE_KERNELS.values(), Sage1(), Sage3(), Xformers(), Aiter(), Npu(), Xla())
+_FLASH = (Flash2(), Flash3(), Flash3Fp8(), Flash4())
+_LIBRARIES = (*_FLASH, *SAGE_KERNELS.values(), Sage1(), Sage3(), Xformers(), Aiter(), Npu(), Xla())
 _registry: dict[str, Kernel] = {kernel.name: kernel for kernel in (*_PYTORCH, *_LIBRARIES, Reference())}
 
 

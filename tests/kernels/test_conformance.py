@@ -29,6 +29,7 @@ CUDA_KERNELS = ("native_flash", "native_cudnn", "native_efficient", "native_math
 CUDA_LIBRARIES = (
     "flash2",
     "flash3",
+    "flash3_fp8",
     "flash4",
     "sage",
     "sage_triton",
