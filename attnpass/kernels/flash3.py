@@ -83,7 +83,7 @@ class Flash3(Kernel):
     name = "flash3"
     stores_as_asked = True
     title = "FlashAttention-3 for Hopper (flash_attn_interface)"
-    aliases = ("_flash_3", "flash_attention_3")
+    aliases = ("_flash_3", "_flash_varlen_3", "flash_attention_3")
     limits = Limits(
         devices=frozenset({"cuda"}),
         capabilities=("sm_90", "sm_90"),

@@ -40,7 +40,7 @@ class NativeMath(Kernel):
     name = "native_math"
     candidate = False
     title = "PyTorch's composite attention (matrix products and softmax)"
-    aliases = ("_native_math",)
+    aliases = ("_native_math", "eager")
     limits = EVERYTHING
 
     def check(self, call: AttentionCall, machine: Machine) -> list[Rejection]:

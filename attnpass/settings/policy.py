@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from attnpass.errors import closest
+from attnpass.errors import closest, did_you_mean
 from attnpass.ir.call import AttentionCall
 from attnpass.settings.conditions import FACTS, SIZES, Holds, Unknown, compare
 
@@ -184,7 +184,7 @@ def _condition(text: str, clause: str, after: str) -> Condition:
         size, comparison, number = compared.groups()
         if size not in SIZES:
             raise PolicyError(
-                f"in the clause {clause!r}: {size!r} is no size{closest(size, list(SIZES)) or '.'} {LEGAL}"
+                f"in the clause {clause!r}: {size!r} is no size{did_you_mean(closest(size, SIZES))} {LEGAL}"
             )
         if not (number.isascii() and number.isdigit()):
             raise PolicyError(
@@ -197,7 +197,7 @@ def _condition(text: str, clause: str, after: str) -> Condition:
         raise PolicyError(f"in the clause {clause!r}: {name} needs a comparison, as in {example!r}")
     condition = Condition(name, negated=negated)
     if not name or (name not in FACTS and not condition.is_glob) or re.search(r"^!|[<>=,\s]", name):
-        hint = closest(name, [*FACTS, *SIZES]) or "."
+        hint = did_you_mean(closest(name, [*FACTS, *SIZES]))
         raise PolicyError(f"in the clause {clause!r}: {text!r} is no condition{hint} {LEGAL}")
     return condition
 
