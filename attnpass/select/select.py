@@ -47,6 +47,8 @@ def select(
     order = _spelled_out(wishes, machine, call, spelled, timed)
     made = partial(Decision, call, tried=tuple(order), answers=answers, clause=chosen.clause, skipped=chosen.skipped)
     choice = _users_own_choice(call, machine)
+    if not chosen.wishes:
+        choice = f"the program calls {call.chosen} itself; the clause chosen=auto in ATTNPASS_KERNEL rewrites it"
     if choice:
         return made(NATIVE, Reason.USER_CHOICE, note=choice)
     accepted = {answer.kernel for answer in answers if answer.accepted}
