@@ -24,7 +24,7 @@ from attnpass.pipeline import Given, Rewritten, run_pass
 from attnpass.report import log
 from attnpass.report.history import new_report, publish
 from attnpass.report.log import say_once, say_unknown_variables
-from attnpass.settings.config import Config, split_options
+from attnpass.settings.config import Config, refuse_unprefixed, split_options
 from attnpass.trials import verify
 from attnpass.understand import buffers
 
@@ -59,6 +59,8 @@ def attnpass(
     log.configure("info" if config.verify and config.log == "warning" else config.log)
     say_unknown_variables()
     guard()
+    if config.compiler == "inductor":
+        refuse_unprefixed(theirs)
     downstream = Downstream(config.compiler, mode, theirs)
     rewritten = _guarded_pass(gm, config, downstream.uses_cuda_graphs)
     guard_buffers(rewritten.assumptions.used)

@@ -6,7 +6,7 @@ One grammar for all: *what we were doing - what we met (the value) - what is nee
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 ISSUES_HINT = "this is a bug in attnpass, please report it with this message and ATTNPASS_LOG=debug output"
 
@@ -27,6 +27,10 @@ class KernelUnavailableError(AttnpassError):
     """A kernel was named whose library is missing, too old or broken here; the message has the install line."""
 
 
+class ProgramError(AttnpassError, TypeError):
+    """What was to be rewritten is no graph; the message says how to make one."""
+
+
 class StrictError(AttnpassError):
     """``ATTNPASS_STRICT=1`` and a call was kept: the message has the call and every reason."""
 
@@ -35,8 +39,19 @@ class PassError(AttnpassError):
     """The pass itself failed: raised under ``ATTNPASS_STRICT=1``, else the graph runs unrewritten."""
 
 
-def closest(name: str, names: Sequence[str]) -> str:
-    """``", did you mean x?"``, or nothing if no name is close; large and small letters are the same."""
+def closest(name: str, names: Iterable[str], alike: float = 0.6) -> str:
+    """The one of ``names`` that is most like ``name``, "" if none is; large and small letters are the same.
+
+    Args:
+        name: what was written.
+        names: what would be legal.
+        alike: how like it has to be, up to 1.
+    """
     by_lower = {known.lower(): known for known in names}
-    match = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f", did you mean {by_lower[match[0]]}?" if match else ""
+    match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=alike)
+    return by_lower[match[0]] if match else ""
+
+
+def did_you_mean(name: str) -> str:
+    """The end of a sentence that ends in a name; ``"."`` for none."""
+    return f", did you mean {name}?" if name else "."

@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Interpreter, Node
 
+from attnpass.errors import ProgramError
 from attnpass.graph.copy import GraphCopy
 from attnpass.graph.values import value_of
 from attnpass.pipeline import Given, run_pass
@@ -66,8 +67,15 @@ def rewrite(
     (1, True)
 
     Raises:
+        ProgramError: it is neither of both.
         ConfigError, UnknownKernelError, KernelUnavailableError, StrictError: as the backend raises them.
     """
+    if not isinstance(program, (GraphModule, ExportedProgram)):
+        raise ProgramError(
+            f"rewriting a program: it is a {type(program).__name__}, needs an ExportedProgram or a GraphModule; "
+            "torch.export.export(model, example_inputs) makes one, and torch.compile(model, backend='attnpass') "
+            "rewrites a model that runs"
+        )
     config = Config.load(options)
     log.configure(config.log)
     gm = program.module() if isinstance(program, ExportedProgram) else program

@@ -22,9 +22,11 @@ from attnpass.graph.copy import GraphCopy
 from attnpass.ir.decision import AUTO, NATIVE, Decision, Reason
 from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.registry import registry_for
+from attnpass.report.log import say_once
 from attnpass.report.record import Report
 from attnpass.select.decide import decide
 from attnpass.select.machines import look_at
+from attnpass.select.wishes import with_hint
 from attnpass.settings.config import Config
 from attnpass.trials.trials import Trials
 from attnpass.understand.buffers import Assumptions
@@ -82,14 +84,17 @@ def run_pass(gm: GraphModule, config: Config, report: Report, given: Given = Giv
     findings = understand(find(gm, given.grad), assumptions)
     with clock.stopped():  # importing a library is not the pass
         kernels = registry_for(config.kernel.wishes, config.trust_remote_code)
+        config, followed = with_hint(config, kernels)
         machines = look_at(gm, config, kernels, [found.call for found in findings.calls], given.cuda_graphs)
+    if followed:
+        say_once(f"attnpass: {followed}")
     trials = Trials.of(config, kernels, machines)
     decisions = decide(findings, kernels, machines, config, trials)
     clock.start += trials.spent  # nor is timing kernels
     work = gm
     if not given.dry_run:
         work, decisions = _applied(gm, findings, decisions, trials)
-    _enforce_strict(decisions, config)  # behind apply: a kernel may turn out not to fit only there
+    _enforce_strict(decisions, config, kernels)  # behind apply: a kernel may turn out not to fit only there
     report = replace(
         report,
         config=config,
@@ -134,9 +139,10 @@ def _applied(
     return copied.module, decisions
 
 
-def _enforce_strict(decisions: Sequence[Decision], config: Config) -> None:
+def _enforce_strict(decisions: Sequence[Decision], config: Config, kernels: Mapping[str, Kernel]) -> None:
     kept = [d for d in decisions if d.reason in (Reason.NONE_ACCEPTED, Reason.LOWERED)] if config.strict else []
-    kept = [d for d in kept if not {AUTO, NATIVE} & {*config.kernel.choose(d.call).wishes}]
+    accept = {AUTO, NATIVE, *kernels[NATIVE].aliases}
+    kept = [d for d in kept if not accept & {*config.kernel.choose(d.call).wishes}]
     if not kept:
         return
     wishes = config.kernel

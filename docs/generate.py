@@ -16,6 +16,7 @@ import measured
 
 import attnpass
 from attnpass.ir.limits import Code
+from attnpass.kernels.hub_module import NAMES, names_of
 from attnpass.kernels.support_table import support_rows
 from attnpass.settings.conditions import FACTS
 from attnpass.settings.config import VARIABLES
@@ -90,9 +91,11 @@ def kernel_times() -> str:
 
 
 def names() -> str:
-    """One row per kernel: its name, what it is, the other names that are accepted."""
+    """One row per kernel: its name, what it is, the other names that are accepted; and those of the Hub."""
     rows = [(f"`{k.name}`", k.title, ", ".join(f"`{a}`" for a in k.aliases) or "–") for k in attnpass.list_kernels()]
-    return table(("name", "what it is", "also accepted"), rows)
+    places = dict.fromkeys(NAMES.values())
+    hub = [(f"`{wish}`", "from the Hugging Face Hub", ", ".join(f"`{a}`" for a in names_of(wish))) for wish in places]
+    return table(("name", "what it is", "also accepted"), [*rows, *hub])
 
 
 def codes() -> set[str]:

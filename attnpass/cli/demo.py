@@ -18,6 +18,7 @@ import torch
 
 import attnpass
 from attnpass.cli.minilm import DIFFERENT, SENTENCES, SIMILAR, MiniLM, cosine, load
+from attnpass.cli.setting import setting
 from attnpass.cli.shape import DTYPES
 from attnpass.cli.table import print_table
 from attnpass.errors import AttnpassError, ConfigError
@@ -27,7 +28,7 @@ from attnpass.kernels.registry import registry, registry_for
 from attnpass.report.record import Report
 from attnpass.report.text import block
 from attnpass.select.wishes import resolve_policy
-from attnpass.settings.config import Config
+from attnpass.settings.config import KERNEL, Config
 
 EAGER, INDUCTOR = "eager", "inductor"
 RUNS = 20
@@ -110,13 +111,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _named(text: str) -> tuple[str, ...]:
     """The kernels in a list, which may have no conditions."""
-    policy = Config.load({"attnpass.kernel": text}).kernel
+    with setting(KERNEL, text, "--kernel"):
+        policy = Config.load().kernel
     if policy.clauses:
         raise ConfigError(
             f"reading the command line: --kernel is {text!r}, needs kernel names without conditions: the demo "
             "measures each kernel by itself"
         )
-    return resolve_policy(policy, registry_for(policy.wishes))
+    return resolve_policy(policy, registry_for(policy.wishes), "--kernel")
 
 
 def compare(minilm: MiniLM, exact: torch.Tensor, wishes: Sequence[str], say: Callable[[str], None]) -> Iterator[Result]:

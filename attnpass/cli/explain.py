@@ -30,11 +30,11 @@ from attnpass.report.groups import group_calls, status
 from attnpass.report.record import Report
 from attnpass.report.text import answered, block, group_lines, skipped_text, why
 from attnpass.select.select import select
-from attnpass.select.wishes import resolve_policy
-from attnpass.settings.config import Config
+from attnpass.select.wishes import resolve_policy, with_hint
+from attnpass.settings.config import KERNEL, Config
 
 HERE = "here"
-KERNEL_VARIABLE = "ATTNPASS_KERNEL"
+ARGUMENT = "--kernel"
 EXAMPLE = "attnpass explain --shape 2,24,4096,128 --dtype bf16 --machine h100"
 
 
@@ -49,7 +49,7 @@ def add_command(commands: Any) -> None:
     command.add_argument("file", nargs="?", metavar=model_file.METAVAR, help=model_file.HELP)
     shape = add_shape(command, "a call, instead of a file")
     shape.add_argument("--machine", choices=(HERE, *KNOWN_MACHINES), default=HERE, help="default: here")
-    command.add_argument("--kernel", metavar="WISH", help="as in ATTNPASS_KERNEL, which it overrides")
+    command.add_argument(ARGUMENT, metavar="WISH", help="as in ATTNPASS_KERNEL, which it overrides")
     command.set_defaults(run=run)
 
 
@@ -61,9 +61,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _explain_shape(args: argparse.Namespace) -> int:
-    config = Config.load({"attnpass.kernel": args.kernel} if args.kernel else None)
+    with setting(KERNEL, args.kernel, ARGUMENT):
+        config = Config.load()
     kernels = registry_for(config.kernel.wishes, config.trust_remote_code)
-    named = set(resolve_policy(config.kernel, kernels)) - {AUTO}
+    config, _ = with_hint(config, kernels)
+    named = set(resolve_policy(config.kernel, kernels, config.kernel_origin)) - {AUTO}
     machine = find_machine(args.machine, kernels, {kernels[name].limits.library for name in named})
     decision = select(make_call(args, machine), kernels, machine, config)
     if args.json:
@@ -90,9 +92,9 @@ def split_by_device(decision: Decision) -> tuple[list[Answer], list[Answer]]:
 
 
 def _explain_file(args: argparse.Namespace) -> int:
-    with setting(KERNEL_VARIABLE, args.kernel):
-        policy = Config.load().kernel
-        resolve_policy(policy, registry_for(policy.wishes))  # a bad name is an error before the model is loaded
+    with setting(KERNEL, args.kernel, ARGUMENT):
+        config = Config.load()  # a bad name is an error before the model is loaded
+        resolve_policy(config.kernel, registry_for(config.kernel.wishes), config.kernel_origin)
         reports = model_file.load_model(args.file).explained_by(attnpass.explain)
     if args.json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))

@@ -15,6 +15,7 @@ import torch
 from torch._ops import HigherOrderOperator
 from torch.fx import GraphModule, Node
 
+from attnpass.find.chosen import NotKnownError, chosen_by, read_chosen
 from attnpass.find.found import Findings, FoundCall, NearMiss
 from attnpass.find.handwritten.chain import is_softmax
 from attnpass.find.handwritten.links import RefusedError
@@ -82,6 +83,9 @@ class _Finder:
             layer = self._layers.get(node)
             if is_sdpa(node) and node in self.reading.places:
                 self.calls.append(self._sdpa(node))
+            elif chosen_by(node) and node in self.reading.places:
+                self._chosen(gm, node)
+                continue  # what an op is made of is not the program's
             elif isinstance(layer, str):
                 self.misses.append(NearMiss(node.name, layer, source_of(node.meta)))
             for softmax in softmaxes.get(node, ()):
@@ -115,6 +119,17 @@ class _Finder:
             values=replace(found.values, k=k, v=v),
             repeated=(found.wiring.k, found.wiring.v),
         )
+
+    def _chosen(self, gm: GraphModule, node: Node) -> None:
+        """A call whose kernel the program names itself, or what of it is not known."""
+        try:
+            read = read_chosen(gm, node, self.reading, self._grad)
+        except NotKnownError as unknown:
+            reason = f"the program calls {chosen_by(node)} itself; it is left as it is: {unknown}"
+            self.misses.append(NearMiss(node.name, reason, source_of(node.meta)))
+            return
+        values = self._values(read.wiring, read.node)
+        self.calls.append(self._placed(FoundCall(read.call, read.node, read.wiring, values, dead=read.dead)))
 
     def _by_hand(self, softmax: Value) -> None:
         """The attention around a softmax, or why it is none if it looks like one."""

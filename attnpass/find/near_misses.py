@@ -31,29 +31,15 @@ NORMALISERS = {
     "pow": "a power instead of softmax",
 }
 
-NAMED_KERNELS = {
-    "_scaled_dot_product_flash_attention": "the program names PyTorch's flash attention itself",
-    "_scaled_dot_product_flash_attention_for_cpu": "the program names PyTorch's flash attention for CPU itself",
-    "_scaled_dot_product_efficient_attention": "the program names PyTorch's memory-efficient attention itself",
-    "_scaled_dot_product_cudnn_attention": "the program names PyTorch's cuDNN attention itself",
-    "flex_attention": "the program calls FlexAttention itself",
-}
-
 
 def near_misses(reading: Reading) -> Iterator[NearMiss]:
     """Near misses without a softmax, in program order; one for each node of the program."""
     said: set[Node] = set()
     for value in reading.values:
-        node, name = value.maker, name_of(value) or str(getattr(value.target, "__name__", ""))
-        if node is None or node in said:
-            continue
-        reason = ""
-        if name in NAMED_KERNELS:
-            reason = f"{NAMED_KERNELS[name]}; it is left as it is"
-        elif name in NORMALISERS and _between_products(value):
-            reason = f"{NORMALISERS[name]} between two batched matrix products: not the attention of any kernel"
-        if reason:
+        node, name = value.maker, name_of(value)
+        if node is not None and node not in said and name in NORMALISERS and _between_products(value):
             said.add(node)
+            reason = f"{NORMALISERS[name]} between two batched matrix products: not the attention of any kernel"
             yield NearMiss(node.name, reason, source_of(node.meta))
 
 

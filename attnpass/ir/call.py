@@ -26,6 +26,7 @@ class Pattern(Enum):
     SDPA = "sdpa"
     MULTIHEAD = "multihead"
     HANDWRITTEN = "handwritten"
+    CHOSEN = "chosen"
 
 
 class Kind(Enum):
@@ -83,6 +84,7 @@ class AttentionCall:
         source: file and line in the user's program.
         pattern: how the call was spelled.
         kind: does K come from Q's sequence?
+        chosen: who computes it as the program says itself, in words; "" where it does not say so.
     """
 
     q: TensorSpec
@@ -103,6 +105,7 @@ class AttentionCall:
     source: Source = field(default_factory=Source)
     pattern: Pattern = Pattern.SDPA
     kind: Kind = Kind.UNKNOWN
+    chosen: str = ""
 
     @property
     def B(self) -> Size:

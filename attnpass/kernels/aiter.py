@@ -47,6 +47,7 @@ class Aiter(Kernel):
 
     name = "aiter"
     title = "AITER (amd-aiter)"
+    aliases = ("aiter_fa2_hub",)
     limits = Limits(
         devices=frozenset({"rocm"}),
         gfx=frozenset({"gfx90a", "gfx942", "gfx950"}),

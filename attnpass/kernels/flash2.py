@@ -45,7 +45,7 @@ class Flash2(Kernel):
 
     name = "flash2"
     title = "FlashAttention-2 (flash-attn)"
-    aliases = ("flash", "flash_attention_2")
+    aliases = ("flash", "flash_varlen", "flash_attention_2")
     limits = Limits(
         devices=frozenset({"cuda"}),
         capabilities=("sm_80", "sm_121"),

@@ -56,12 +56,14 @@ def _read_build() -> Build:
         flags: dict[str, bool] = {}
     else:
         flags = CONFIG["build_flags"]
-    names = ("VARLEN", "PAGEDKV", "BACKWARD", "SOFTCAP", "LOCAL", "FP16", *(f"HDIM{size}" for size in HEAD_DIMS))
+    names = ("VARLEN", "PAGEDKV", "BACKWARD", "SOFTCAP", "LOCAL", "FP16", "FP8", *(f"HDIM{size}" for size in HEAD_DIMS))
     build = {name.lower(): not flags.get(f"FLASHATTENTION_DISABLE_{name}", False) for name in names}
     _, arguments = _raw_op(flash_attn_interface)
+    taken = inspect.signature(flash_attn_interface.flash_attn_func).parameters
     return {
         **build,
-        "sinks": "sinks" in inspect.signature(flash_attn_interface.flash_attn_func).parameters,
+        "fp8": build["fp8"] and "q_descale" in taken,
+        "sinks": "sinks" in taken,
         "lengths": build["varlen"] and build["pagedkv"] and arguments >= flash3_pages.ARGUMENTS,
     }
 
@@ -81,7 +83,7 @@ class Flash3(Kernel):
     name = "flash3"
     stores_as_asked = True
     title = "FlashAttention-3 for Hopper (flash_attn_interface)"
-    aliases = ("_flash_3", "flash_attention_3")
+    aliases = ("_flash_3", "_flash_varlen_3", "flash_attention_3")
     limits = Limits(
         devices=frozenset({"cuda"}),
         capabilities=("sm_90", "sm_90"),
@@ -103,21 +105,16 @@ class Flash3(Kernel):
         def built(feature: str) -> bool:
             return machine.has_built(FLASH_ATTN_3, feature)
 
-        terms = {Term.CAUSAL: True, Term.WINDOW: built("local"), Term.KEY_PADDING: built("lengths")}
         return replace(
-            self.limits,
+            with_terms_built(self.limits, machine),
             backward=built("backward"),
             softcap=built("softcap"),
             sinks=built("sinks"),
-            padding_by_length=terms[Term.KEY_PADDING],
-            terms=frozenset(term for term, there in terms.items() if there),
             dtypes=self.limits.dtypes if built("fp16") else frozenset({torch.bfloat16}),
         )
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
-        sizes = [size for size in HEAD_DIMS if machine.has_built(FLASH_ATTN_3, f"hdim{size}")]
-        if not any(known(size >= call.D) for size in sizes):
-            yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), f"at most {max(sizes, default=0)} in this build")
+        yield from head_dim_not_built(call, machine)
         if call.needs_grad and machine.deterministic and not known(call.D < 256):
             yield Rejection(Code.DETERMINISTIC, "head_dim", shown(call.D), "below 256 for a deterministic backward")
         if call.needs_grad and call.sinks is not None:
@@ -133,6 +130,20 @@ class Flash3(Kernel):
             sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
             out = _attention.emit(emitter, call, q, k, v, sinks, lengths, *numbers, args.heads_first)
         return bhsd(emitter, out, call.Dv)
+
+
+def with_terms_built(limits: Limits, machine: Machine) -> Limits:
+    """``limits`` with the masks that this build computes."""
+    needed = {Term.WINDOW: "local", Term.KEY_PADDING: "lengths"}
+    missing = {term for term, feature in needed.items() if not machine.has_built(FLASH_ATTN_3, feature)}
+    return replace(limits, padding_by_length=Term.KEY_PADDING not in missing, terms=limits.terms - missing)
+
+
+def head_dim_not_built(call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
+    """Is the head dim larger than all that this build has?"""
+    sizes = [size for size in HEAD_DIMS if machine.has_built(FLASH_ATTN_3, f"hdim{size}")]
+    if not any(known(size >= call.D) for size in sizes):
+        yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), f"at most {max(sizes, default=0)} in this build")
 
 
 @cache
@@ -161,6 +172,24 @@ def _forward(operands: dict[str, Tensor], lse: bool, scale: float, left: int, ri
     return flash_attn_interface.flash_attn_func(**given, causal=causal, window_size=(left, right), **more)
 
 
+def attend(given: dict[str, Any], heads_first: bool, *numbers: Any) -> Tensor:
+    """The output (B, Sq, H, D), stored so or, ``heads_first``, as BHSD.
+
+    The library writes into any tensor whose last stride is 1.
+
+    Args:
+        given: the library's arguments that are tensors, by name; q, k and v are BSHD.
+        heads_first: how the output is stored.
+        numbers: the scale, the window to the left and to the right (-1 for no bound), and the softcap (0 for none).
+    """
+    stored = flash3_pages.empty_output(given["q"], heads_first=True) if heads_first else None
+    found = _forward({name: x for name, x in {**given, "out": stored}.items() if x is not None}, False, *numbers)
+    out: Tensor = found if isinstance(found, Tensor) else found[0]
+    if stored is None or out.data_ptr() == stored.data_ptr():
+        return out if stored is None else stored
+    return stored.copy_(out)  # a distribution that cannot write there
+
+
 def _infer(
     q: Tensor,
     k: Tensor,
@@ -173,20 +202,13 @@ def _infer(
     softcap: float,
     heads_first: bool = False,
 ) -> Tensor:
-    """(B, Sq, H, D), (B, Sk, Hkv, D), (B, Sk, Hkv, D) -> (B, Sq, H, D), stored so or, ``heads_first``, as BHSD.
-
-    ``lengths``: (B,) int32, how many keys are read. The library writes into any tensor whose last stride is 1.
-    """
-    stored = flash3_pages.empty_output(q, heads_first=True) if heads_first else None
-    given = {"q": q, "k": k, "v": v, "sinks": sinks, "seqused_k": lengths, "out": stored}
-    found = _forward({name: x for name, x in given.items() if x is not None}, False, scale, left, right, softcap)
-    out: Tensor = found if isinstance(found, Tensor) else found[0]
-    if stored is None or out.data_ptr() == stored.data_ptr():
-        return out if stored is None else stored
-    return stored.copy_(out)  # a distribution that cannot write there
+    """As `attend`; ``lengths``: (B,) int32, how many keys are read."""
+    given = {"q": q, "k": k, "v": v, "sinks": sinks, "seqused_k": lengths}
+    return attend(given, heads_first, scale, left, right, softcap)
 
 
-def _output(q: Tensor, *rest: Any) -> Tensor:
+def output(q: Tensor, *rest: Any) -> Tensor:
+    """The fake of `attend`'s output, from an op's arguments of which ``heads_first`` is the last."""
     return flash3_pages.empty_output(q, heads_first=rest[-1] is True)
 
 
@@ -229,7 +251,7 @@ _attention = ops.attention(
     _infer,
     _train,
     _backward,
-    output=_output,
+    output=output,
     gradients=ops.gradients_like_operands,
     inference_only=("sinks", "lengths", "heads_first"),
     vmap=True,

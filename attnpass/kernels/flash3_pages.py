@@ -89,9 +89,12 @@ def splits(q: Tensor) -> int:
 
 
 def empty_output(q: Tensor, heads_first: bool) -> Tensor:
-    """An output (B, Sq, H, D), stored so or as (B, H, Sq, D)."""
+    """An output (B, Sq, H, D), stored so or as (B, H, Sq, D); of fp8 operands it is bf16."""
     B, Sq, H, D = q.shape
-    return q.new_empty((B, H, Sq, D)).transpose(1, 2) if heads_first else q.new_empty(q.shape)
+    dtype = torch.bfloat16 if q.dtype.itemsize == 1 else q.dtype
+    if heads_first:
+        return q.new_empty((B, H, Sq, D), dtype=dtype).transpose(1, 2)
+    return q.new_empty(q.shape, dtype=dtype)
 
 
 def _paged_forward(

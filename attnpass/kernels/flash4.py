@@ -69,7 +69,7 @@ class Flash4(Kernel):
     name = "flash4"
     compiles = True
     title = "FlashAttention-4 (flash-attn-4, CuTe DSL)"
-    aliases = ("flash_4_hub", "flash_attention_4")
+    aliases = ("flash_attention_4",)
     limits = Limits(
         devices=frozenset({"cuda"}),
         capabilities=("sm_80", "sm_121"),

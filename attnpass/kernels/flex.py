@@ -49,7 +49,7 @@ class Flex(Kernel):
     name = "flex"
     compiles = True
     title = "FlexAttention, compiled by Inductor"
-    aliases = ("_native_flex",)
+    aliases = ("_native_flex", "flex_attention")
     expensive = (torch.ops.higher_order.flex_attention,)
     limits = Limits(
         devices=frozenset({"cuda", "cpu", "xpu"}),

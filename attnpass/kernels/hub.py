@@ -33,7 +33,7 @@ from attnpass.ir.mask import Term
 from attnpass.kernels.flash2 import Flash2
 from attnpass.kernels.flash3 import Flash3
 from attnpass.kernels.flash4 import Flash4
-from attnpass.kernels.hub_module import FLASH_4, PREFIX, SAGE_1, SAGE_2, Function, Place, load, loaded
+from attnpass.kernels.hub_module import FLASH_4, PREFIX, SAGE_1, SAGE_2, Function, Place, load, loaded, names_of
 from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.sage import Sage, on_default_stream
 from attnpass.kernels.sage1 import Sage1
@@ -90,17 +90,14 @@ class HubKernel(Kernel):
 
 @cache
 def hub_kernel(wish: str, trust_remote_code: bool = False) -> Kernel:
-    """The kernel that ``wish``, such as ``hub:org/repo``, names. Nothing is loaded yet.
-
-    Raises:
-        ConfigError: ``wish`` is neither a repository nor a folder.
-    """
+    """The kernel that ``wish``, such as ``hub:org/repo``, names. Nothing is loaded yet."""
     place = Place.read(wish)
     library = Library(
         "kernels", "0.14", modules=("kernels",), build=partial(_read_build, wish, trust_remote_code), part=wish
     )
     facts = {
         "name": wish,
+        "aliases": names_of(wish),
         "title": f"the kernel in {place.folder or place.repository}",
         "limits": replace(HubKernel.limits, library=library),
         "__doc__": HubKernel.__doc__,

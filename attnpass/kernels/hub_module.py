@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from attnpass.errors import ConfigError
 from attnpass.machine.library import UnusableError
 
 PREFIX = "hub:"
 FLASH_2, FLASH_3, FLASH_4, SAGE_1, SAGE_2 = FAMILIES = ("flash2", "flash3", "flash4", "sage1", "sage")
+NAMES = {  # Diffusers' names for kernels of the Hub, in the versions that it loads (0.42)
+    "flash_hub": "hub:kernels-community/flash-attn2@3",
+    "flash_varlen_hub": "hub:kernels-community/flash-attn2@3",
+    "_flash_3_hub": "hub:kernels-community/flash-attn3@1",
+    "_flash_3_varlen_hub": "hub:kernels-community/flash-attn3@1",
+    "flash_4_hub": "hub:kernels-community/flash-attn4@0",
+    "sage_hub": "hub:SageAttention/sage-attention@3",
+}
+FORMS = (f"{PREFIX}org/repo", f"{PREFIX}org/repo@revision", f"{PREFIX}./folder")
+_REPOSITORY = re.compile(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*(@[\w./-]+)?")
 _loaded: dict[str, Function] = {}
+
+
+def wish_of(name: str) -> str:
+    """``hub:...`` for what stands behind it: written so, as transformers write it (``org/repo``), or in `NAMES`.
+
+    "" for a name of another kind, and where neither a repository nor a folder stands behind ``hub:``.
+    """
+    wish = NAMES.get(name, name)
+    place = wish.removeprefix(PREFIX)
+    is_folder = wish != place and place.startswith((".", "/", "~"))
+    return PREFIX + place if is_folder or _REPOSITORY.fullmatch(place) else ""
+
+
+def names_of(wish: str) -> tuple[str, ...]:
+    """The other names of a wish that `wish_of` gave."""
+    place = wish.removeprefix(PREFIX)
+    others = (name for name in (place, *NAMES) if wish_of(name) == wish)
+    return tuple(others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +56,11 @@ class Place:
 
     @classmethod
     def read(cls, wish: str) -> Place:
-        """``hub:...`` as the user wrote it.
-
-        Raises:
-            ConfigError: it is neither a repository nor a folder.
-        """
+        """What `wish_of` gave."""
         text = wish.removeprefix(PREFIX)
         if text.startswith((".", "/", "~")):
             return cls(folder=Path(text).expanduser().absolute())
         repository, _, at = text.partition("@")
-        if not all(repository.partition("/")[::2]) or repository.count("/") != 1:
-            wanted = f"{PREFIX}org/repo, {PREFIX}org/repo@revision or {PREFIX}./folder"
-            raise ConfigError(f"choosing a kernel: ATTNPASS_KERNEL names {wish!r}, needs {wanted}")
         return cls(repository, None, int(at)) if at.isdigit() else cls(repository, at or "main")
 
 

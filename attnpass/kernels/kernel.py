@@ -29,6 +29,7 @@ class Kernel(ABC):
         title: one line for tables.
         aliases: other names for it, such as Diffusers'.
         limits: what it can take, as data.
+        backend: its name among PyTorch's SDPA backends (`torch.nn.attention.SDPBackend`); "" for a kernel that is none.
         candidate: is it worth timing? False for the kernels that other kernels are compared with.
         stores_as_asked: does it look at `Operands.heads_first`, and store its output so?
         compiles: does the first run of a kind of call compile for seconds?
@@ -41,6 +42,7 @@ class Kernel(ABC):
     title: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
     limits: ClassVar[Limits]
+    backend: ClassVar[str] = ""
     candidate: ClassVar[bool] = True
     stores_as_asked: ClassVar[bool] = False
     keeps: ClassVar[bool] = False

@@ -27,6 +27,7 @@ class Native(Kernel):
 
     name = "native"
     title = "PyTorch's own choice, the call stays as it is"
+    aliases = ("sdpa",)
     keeps = True
     limits = replace(EVERYTHING, devices=ANYWHERE, hidden_rows_train=False)
 

@@ -39,6 +39,7 @@ class NativeCudnn(Kernel):
     """PyTorch's cuDNN attention, named explicitly instead of left to its dispatch."""
 
     name = "native_cudnn"
+    backend = "CUDNN_ATTENTION"
     title = "PyTorch's cuDNN attention"
     aliases = ("_native_cudnn",)
     expensive = (aten._scaled_dot_product_cudnn_attention.default,)
@@ -58,8 +59,6 @@ class NativeCudnn(Kernel):
     )
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
-        if "cudnn" not in machine.sdp_enabled:
-            yield Rejection(Code.DISABLED, "torch.backends.cuda.cudnn_sdp_enabled()", False, "True")
         if machine.cudnn is None or machine.cudnn < OLDEST_CUDNN:
             yield Rejection(Code.LIBRARY, "cuDNN", machine.cudnn or "not there", f">= {OLDEST_CUDNN}")
         if machine.capability != "sm_90":

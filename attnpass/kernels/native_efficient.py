@@ -52,6 +52,7 @@ class NativeEfficient(Kernel):
     """PyTorch's memory-efficient attention, named explicitly instead of left to its dispatch."""
 
     name = "native_efficient"
+    backend = "EFFICIENT_ATTENTION"
     title = "PyTorch's memory-efficient attention (CUTLASS)"
     aliases = ("_native_efficient",)
     expensive = (aten._scaled_dot_product_efficient_attention.default,)
@@ -76,8 +77,6 @@ class NativeEfficient(Kernel):
         return self.old_limits if (sm_number(machine.capability) or 80) < 80 else self.limits
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
-        if "efficient" not in machine.sdp_enabled:
-            yield Rejection(Code.DISABLED, "torch.backends.cuda.mem_efficient_sdp_enabled()", False, "True")
         if call.is_gqa and not (as_int(call.H) and as_int(call.Hkv)):
             yield Rejection(
                 Code.DYNAMIC, "heads", f"{shown(call.H)} on {shown(call.Hkv)}", "numbers, to repeat K and V"

@@ -35,6 +35,7 @@ class NativeFlash(Kernel):
     """PyTorch's flash attention, named explicitly instead of left to its dispatch."""
 
     name = "native_flash"
+    backend = "FLASH_ATTENTION"
     title = "PyTorch's FlashAttention-2 (CUDA, ROCm) or flash attention for CPU"
     aliases = ("_native_flash",)
     expensive = (
@@ -78,8 +79,6 @@ class NativeFlash(Kernel):
         return self.cpu_limits if machine.kind == "cpu" else self.limits
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
-        if "flash" not in machine.sdp_enabled:
-            yield Rejection(Code.DISABLED, "torch.backends.cuda.flash_sdp_enabled()", False, "True")
         if machine.kind == "cpu":
             return
         if call.needs_grad and sm_number(machine.capability) in LITTLE_SHARED_MEMORY:

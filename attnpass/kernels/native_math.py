@@ -12,10 +12,9 @@ from torch.fx import Node
 
 from attnpass.emit.emitter import Emitter, Operands, additive_mask, aten
 from attnpass.ir.call import AttentionCall
-from attnpass.ir.limits import ALL_FLOATS, Code, Limits, Rejection
+from attnpass.ir.limits import ALL_FLOATS, Limits
 from attnpass.ir.mask import Term
 from attnpass.kernels.kernel import Kernel
-from attnpass.machine.machine import Machine
 
 EVERYTHING = Limits(
     devices=frozenset({"cuda", "rocm", "cpu", "xpu", "mps", "npu"}),
@@ -38,15 +37,11 @@ class NativeMath(Kernel):
     """PyTorch's composite attention, named explicitly instead of left to its dispatch."""
 
     name = "native_math"
+    backend = "MATH"
     candidate = False
     title = "PyTorch's composite attention (matrix products and softmax)"
-    aliases = ("_native_math",)
+    aliases = ("_native_math", "eager")
     limits = EVERYTHING
-
-    def check(self, call: AttentionCall, machine: Machine) -> list[Rejection]:
-        if "math" in machine.sdp_enabled:
-            return []
-        return [Rejection(Code.DISABLED, "torch.backends.cuda.math_sdp_enabled()", False, "True")]
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         return emit_math(emitter, call, args)

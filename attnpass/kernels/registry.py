@@ -15,11 +15,12 @@ from attnpass.errors import ConfigError
 from attnpass.kernels.aiter import Aiter
 from attnpass.kernels.flash2 import Flash2
 from attnpass.kernels.flash3 import Flash3
+from attnpass.kernels.flash3_fp8 import Flash3Fp8
 from attnpass.kernels.flash4 import Flash4
 from attnpass.kernels.flash_decoding import FlashDecoding
 from attnpass.kernels.flex import Flex
 from attnpass.kernels.hub import hub_kernel
-from attnpass.kernels.hub_module import PREFIX
+from attnpass.kernels.hub_module import wish_of
 from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.native import Native
 from attnpass.kernels.native_cudnn import NativeCudnn
@@ -38,7 +39,8 @@ from attnpass.machine.library import Library
 ENTRY_POINTS = "attnpass.kernels"
 _PYTORCH = (Native(), NativeCudnn(), NativeFlash(), NativeEfficient(), NativeMath(), Flex())
 _OWN = (FlashDecoding(),)
-_LIBRARIES = (Flash2(), Flash3(), Flash4(), *SAGE_KERNELS.values(), Sage1(), Sage3(), Xformers(), Aiter(), Npu(), Xla())
+_FLASH = (Flash2(), Flash3(), Flash3Fp8(), Flash4())
+_LIBRARIES = (*_FLASH, *SAGE_KERNELS.values(), Sage1(), Sage3(), Xformers(), Aiter(), Npu(), Xla())
 _registry: dict[str, Kernel] = {kernel.name: kernel for kernel in (*_PYTORCH, *_OWN, *_LIBRARIES, Reference())}
 
 
@@ -54,13 +56,9 @@ def list_kernels() -> tuple[Kernel, ...]:
 
 
 def registry_for(wishes: Iterable[str], trust_remote_code: bool = False) -> Mapping[str, Kernel]:
-    """Every registered kernel, and those that come into being by being named: ``hub:org/repo``.
-
-    Raises:
-        ConfigError: what stands behind ``hub:`` is neither a repository nor a folder.
-    """
-    named = {wish: hub_kernel(wish, trust_remote_code) for wish in wishes if wish.startswith(PREFIX)}
-    return MappingProxyType({**registry(), **named})
+    """Every registered kernel, and those that come into being by being named: ``hub:org/repo``, ``flash_hub``."""
+    named = filter(None, map(wish_of, wishes))
+    return MappingProxyType({**registry(), **{wish: hub_kernel(wish, trust_remote_code) for wish in named}})
 
 
 def register(kernel: Kernel) -> Kernel:

@@ -149,7 +149,7 @@ class Sage(SageKernel):
 
     name = "sage"
     title = "SageAttention 2, the entry point that suits the GPU"
-    aliases = ("sage_hub", "sage2")
+    aliases = ("sage2", "sage_varlen")
     entries = tuple(replace(entry, gpus=(gpu,)) for gpu, entry in BY_GPU.items())
 
 

@@ -39,6 +39,7 @@ class Sage3(Kernel):
 
     name = "sage3"
     title = "SageAttention 3 (fp4, Blackwell)"
+    aliases = ("sage_blackwell_hub",)
     limits = Limits(
         devices=frozenset({"cuda"}),
         capabilities=("sm_120", "sm_121"),

@@ -105,16 +105,17 @@ class Machine:
         return {**asdict(self), "sdp_enabled": sorted(self.sdp_enabled)}
 
 
+SWITCHES = {  # SDPBackend -> its name in `Machine.sdp_enabled`, and what asks for its switch in torch.backends.cuda
+    "FLASH_ATTENTION": ("flash", "flash_sdp_enabled"),
+    "EFFICIENT_ATTENTION": ("efficient", "mem_efficient_sdp_enabled"),
+    "MATH": ("math", "math_sdp_enabled"),
+    "CUDNN_ATTENTION": ("cudnn", "cudnn_sdp_enabled"),
+}
+
+
 def sdp_enabled() -> frozenset[str]:
     """PyTorch's SDPA backends that are switched on in this process."""
-    cuda = torch.backends.cuda
-    on = {
-        "flash": cuda.flash_sdp_enabled(),
-        "efficient": cuda.mem_efficient_sdp_enabled(),
-        "math": cuda.math_sdp_enabled(),
-        "cudnn": cuda.cudnn_sdp_enabled(),
-    }
-    return frozenset(name for name, enabled in on.items() if enabled)
+    return frozenset(name for name, switch in SWITCHES.values() if getattr(torch.backends.cuda, switch)())
 
 
 def sm_number(capability: str) -> int | None:

@@ -101,7 +101,7 @@ def _warn_of_unmatched_modules(report: Report) -> None:
     fresh = set(report.unmatched) - _globs_said
     _globs_said.update(globs)
     if fresh:
-        logger.warning("attnpass graph %s, ATTNPASS_KERNEL: %s", report.graph, unmatched_text(report))
+        logger.warning("attnpass graph %s, %s: %s", report.graph, report.config.kernel_origin, unmatched_text(report))
 
 
 def _trace(report: Report) -> None:

@@ -117,6 +117,7 @@ def _decision_to_dict(decision: Decision) -> dict[str, Any]:
 def _call_to_dict(call: AttentionCall) -> dict[str, Any]:
     return {
         "pattern": call.pattern.value,
+        "chosen": call.chosen,
         "node": call.node,
         "module": call.module,
         "kind": call.kind.value,

@@ -19,7 +19,7 @@ from attnpass.select.auto import auto_order
 from attnpass.select.decide import decision_key
 from attnpass.select.select import select
 from attnpass.select.wishes import check_policy, resolve_policy
-from attnpass.settings.config import Config
+from attnpass.settings.config import HINT, Config
 
 
 def node_devices(gm: GraphModule) -> set[torch.device]:
@@ -50,7 +50,7 @@ def look_at(
         UnknownKernelError: no kernel has a name that is wished for.
         KernelUnavailableError: the library of a named kernel is missing or too old.
     """
-    wishes = resolve_policy(config.kernel, kernels)
+    wishes = resolve_policy(config.kernel, kernels, config.kernel_origin)
     named = {kernels[name].limits.library for name in wishes if name != AUTO}
     exact = {kernel.limits.library for kernel in kernels.values() if kernel.limits.exact}
     machines = {}
@@ -69,7 +69,8 @@ def look_at(
                 break
             imported |= chosen
             machine = seen(device, imported)
-        check_policy(config.kernel, kernels, machine)
+        if config.kernel_origin != HINT:
+            check_policy(config.kernel, kernels, machine, config.kernel_origin)
         machines[device] = machine
     return machines
 

@@ -6,7 +6,7 @@ can be tested with invented machines.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +14,7 @@ from attnpass.ir.call import AttentionCall
 from attnpass.ir.decision import AUTO, NATIVE, Answer, Decision, Reason
 from attnpass.ir.limits import Code, Rejection
 from attnpass.kernels.kernel import Kernel
-from attnpass.machine.machine import Machine
+from attnpass.machine.machine import SWITCHES, Machine
 from attnpass.select.auto import auto_order, faster_as_written
 from attnpass.select.checks import rejections
 from attnpass.select.evidence import NOTHING, Learnt
@@ -51,6 +51,8 @@ def select(
         Decision, call, tried=tuple(order), answers=answers, clause=chosen.clause, skipped=chosen.skipped, ms=ms
     )
     choice = _users_own_choice(call, machine)
+    if not chosen.wishes:
+        choice = f"the program calls {call.chosen} itself; the clause chosen=auto in ATTNPASS_KERNEL rewrites it"
     if choice:
         return made(NATIVE, Reason.USER_CHOICE, note=choice)
     accepted = {answer.kernel for answer in answers if answer.accepted}
@@ -104,14 +106,29 @@ def _ask(kernel: Kernel, call: AttentionCall, machine: Machine, extra: Sequence[
 
 
 def _reasons(kernel: Kernel, call: AttentionCall, machine: Machine) -> list[Rejection]:
-    found = rejections(kernel.limits_for(machine), call, machine)
+    found = [*_switched_off(kernel, call, machine), *rejections(kernel.limits_for(machine), call, machine)]
     if not any(reason.code in (Code.DEVICE, Code.RANK) for reason in found):
         found += kernel.check(call, machine)
     return found
 
 
+def _switched_off(kernel: Kernel, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
+    """A list of backends at this place is for all kernels; a backend that is off in the process, for its own alone."""
+    allowed = call.context.sdpa_kernel
+    name, switch = SWITCHES.get(kernel.backend, ("", ""))
+    if allowed is not None and kernel.backend not in allowed:
+        wanted = f"one of the backends that sdpa_kernel allows here: {', '.join(allowed)}"
+        yield Rejection(Code.DISABLED, "backend", kernel.backend or "none of PyTorch's", wanted)
+    elif allowed is None and name and name not in machine.sdp_enabled:
+        yield Rejection(Code.DISABLED, f"torch.backends.cuda.{switch}()", False, "True")
+
+
 def _users_own_choice(call: AttentionCall, machine: Machine) -> str:
-    if call.context.sdpa_kernel is not None:
-        return f"the program chose {', '.join(call.context.sdpa_kernel) or 'no backend'} with sdpa_kernel at this place"
+    """One backend is a choice, several are a restriction (`_switched_off`) that counts instead of the one around."""
+    allowed = call.context.sdpa_kernel
+    if allowed is not None and len(allowed) > 1:
+        return ""
+    if allowed is not None:
+        return f"the program chose {', '.join(allowed) or 'no backend'} with sdpa_kernel at this place"
     around = machine.user_choice()
     return f"sdpa_kernel around the compiled call allows only: {around}" if around else ""

@@ -53,6 +53,7 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
         ">": operator.gt,
     }
 )
+CHOSEN = "chosen"
 OPPOSITES = MappingProxyType({"==": "!=", "!=": "==", "<=": ">", ">=": "<", "<": ">=", ">": "<="})
 SIZES: Mapping[str, Callable[[AttentionCall], Size]] = MappingProxyType(
     {"head_dim": lambda call: call.D, "Sq": lambda call: call.Sq, "Sk": lambda call: call.Sk}
@@ -94,6 +95,10 @@ def _is_masked(call: AttentionCall) -> Holds:
     return str(call.mask) != "none"
 
 
+def _is_chosen(call: AttentionCall) -> Holds:
+    return bool(call.chosen)
+
+
 def _is_gqa(call: AttentionCall) -> Holds:
     if known(call.Hkv != call.H):
         return True
@@ -115,6 +120,7 @@ FACTS: Mapping[str, Fact] = MappingProxyType(
         "causal": Fact("the mask is causal, alone or with more", _is_causal),
         "masked": Fact("there is any mask or bias, also a causal one", _is_masked),
         "gqa": Fact("K and V have fewer heads than Q", _is_gqa),
+        CHOSEN: Fact("the program names the kernel itself; without this condition no clause is for it", _is_chosen),
         "handwritten": Fact("a chain of matmul and softmax", lambda call: call.pattern is Pattern.HANDWRITTEN),
         **{name: _has_dtype(dtype) for dtype, name in DTYPE_NAMES.items() if dtype.is_floating_point},
     }

@@ -14,12 +14,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from attnpass.errors import ConfigError, closest
+from attnpass.errors import ConfigError, closest, did_you_mean
 from attnpass.settings import policy
 from attnpass.settings.policy import Policy, PolicyError
 
 PREFIX = "ATTNPASS_"
 OPTION_PREFIX = "attnpass."
+KERNEL = "ATTNPASS_KERNEL"
+HINT = "DIFFUSERS_ATTN_BACKEND"
+SYNONYMS = {"backend": "kernel", "backends": "kernel", "attn_backend": "kernel", "attention": "kernel"}
+written_as: dict[str, str] = {}  # a variable that the command line sets -> what the user wrote instead
 LOG_LEVELS = {"warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 
 
@@ -60,7 +64,8 @@ def _switch(default: bool, meaning: str) -> Any:
 class Config:
     """The settings in force for one compilation, each declared here and nowhere else. Build one with `Config.load`.
 
-    ``origin`` has the variable or option that each setting comes from which is not left to its default.
+    ``origin`` has the variable or option that each setting comes from which is not left to its default, and ``hint``
+    what Diffusers' own variable says where no kernel is named (`attnpass.select.wishes.with_hint`).
     """
 
     kernel: Policy = _setting(  # noqa: RUF009 (it makes a field)
@@ -120,6 +125,7 @@ class Config:
         "inductor, aot_eager, eager, openxla, any registered backend, or aot:NAME",
         _text,
     )
+    hint: str = ""
     origin: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -135,8 +141,8 @@ class Config:
         for variable in VARIABLES:
             text = environ.get(variable.name, "")
             if text:
-                given[variable.field] = _parse(variable, text, variable.name)
-                origin[variable.field] = variable.name
+                origin[variable.field] = written_as.get(variable.name, variable.name)
+                given[variable.field] = _parse(variable, text, origin[variable.field])
         known_options = {variable.option: variable for variable in VARIABLES}
         for key, value in (options or {}).items():
             if key not in known_options:
@@ -144,7 +150,13 @@ class Config:
             variable = known_options[key]
             given[variable.field] = _parse(variable, _as_text(value), f"options[{key!r}]")
             origin[variable.field] = f"options[{key!r}]"
-        return cls(**given, origin=origin)
+        hint = "" if "kernel" in given else environ.get(HINT, "").strip()
+        return cls(**given, hint=hint, origin=origin)
+
+    @property
+    def kernel_origin(self) -> str:
+        """Where the policy was written."""
+        return self.origin.get("kernel", KERNEL)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without where the values came from."""
@@ -154,7 +166,8 @@ class Config:
     def rows(self) -> list[tuple[str, str, str]]:
         """For people: variable, value as a user would write it, and where it comes from."""
         values = [(variable, _as_text(getattr(self, variable.field))) for variable in VARIABLES]
-        return [(each.name, text or "unset", self.origin.get(each.field, "default")) for each, text in values]
+        rows = [(each.name, text or "unset", self.origin.get(each.field, "default")) for each, text in values]
+        return [*rows, *([(HINT, self.hint, "a hint")] if self.hint else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +202,7 @@ def raw_variables() -> tuple[Callable[[Any], Any], list[Any]]:
 
     It looks into the dict behind ``os.environ``, where there is one: its values are not decoded at each look.
     """
-    data, names = getattr(os.environ, "_data", None), [variable.name for variable in VARIABLES]
+    data, names = getattr(os.environ, "_data", None), [*(variable.name for variable in VARIABLES), HINT]
     return (os.environ.get, names) if data is None else (data.get, list(map(os.environ.encodekey, names)))
 
 
@@ -217,9 +230,24 @@ def split_options(options: Mapping[str, Any] | None) -> tuple[dict[str, Any], di
     return ours, theirs
 
 
+def refuse_unprefixed(theirs: Mapping[str, Any]) -> None:
+    """Inductor knows no option that is called as a setting of ours: its prefix was forgotten.
+
+    Raises:
+        ConfigError: with the option that was meant.
+    """
+    for key in theirs:
+        field_name = SYNONYMS.get(key, key)
+        if any(variable.field == field_name for variable in VARIABLES):
+            raise ConfigError(_unknown("option", key, [variable.option for variable in VARIABLES]))
+
+
 def _unknown(kind: str, name: str, names: list[str]) -> str:
-    hint = closest(name, names) or "."
-    return f"reading attnpass settings: unknown {kind} {name}{hint} Known: {', '.join(names)}"
+    prefix = next((one for one in (PREFIX, OPTION_PREFIX) if name.startswith(one)), "")
+    bare = name.removeprefix(prefix).lower()
+    ours = {each.lower().removeprefix(PREFIX.lower()).removeprefix(OPTION_PREFIX): each for each in names}
+    meant = ours.get(SYNONYMS.get(bare, bare)) or closest(name, names)
+    return f"reading attnpass settings: unknown {kind} {name}{did_you_mean(meant)} Known: {', '.join(names)}"
 
 
 def _parse(variable: Variable, text: str, origin: str) -> Any:

@@ -11,6 +11,7 @@
 - Clauses with conditions are tried in the order written; the first whose conditions all hold gives the wish list.
 - The clause without a condition, at most one, is for the calls that no condition matches, wherever it stands. Without
   one, ``auto`` is.
+- A call whose kernel the program names itself is left, unless a clause with the condition ``chosen`` matches it.
 - What the graph does not show is neither true nor false: such a clause is skipped, and the report says so.
 - Spaces do not count, nor do empty clauses. The ``=`` behind the conditions is the first that is part of no comparison.
 
@@ -25,9 +26,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from attnpass.errors import closest
+from attnpass.errors import closest, did_you_mean
 from attnpass.ir.call import AttentionCall
-from attnpass.settings.conditions import FACTS, SIZES, Holds, Unknown, compare
+from attnpass.settings.conditions import CHOSEN, FACTS, SIZES, Holds, Unknown, compare
 
 DEFAULT = ("auto",)
 LEGAL = (
@@ -84,6 +85,10 @@ class Clause:
     conditions: tuple[Condition, ...]
     wishes: tuple[str, ...]
 
+    @property
+    def is_for_chosen(self) -> bool:
+        return any(condition.name == CHOSEN and not condition.negated for condition in self.conditions)
+
     def __str__(self) -> str:
         return f"{'&'.join(map(str, self.conditions))}={','.join(self.wishes)}"
 
@@ -93,7 +98,7 @@ class Choice:
     """What a policy says about one call.
 
     Attributes:
-        wishes: the wish list.
+        wishes: the wish list; empty where the policy says nothing of the call, which is left alone.
         clause: the clause that it comes from, as text; "" for a plain list, where there is nothing to tell.
         skipped: earlier clauses of which the graph does not show whether they hold, each with the reason.
     """
@@ -119,6 +124,8 @@ class Policy:
         """The wish list for ``call``. Adds no guard."""
         skipped: list[str] = []
         for clause in self.clauses:
+            if call.chosen and not clause.is_for_chosen:
+                continue
             answers = [condition.ask(call) for condition in clause.conditions]
             unknown = dict.fromkeys(answer.reason for answer in answers if isinstance(answer, Unknown))
             if False in answers:
@@ -126,6 +133,8 @@ class Policy:
             if not unknown:
                 return Choice(clause.wishes, str(clause), tuple(skipped))
             skipped.append(f"{clause}: {'; '.join(unknown)}")
+        if call.chosen:
+            return Choice((), skipped=tuple(skipped))
         return Choice(self.default, ",".join(self.default) if self.clauses else "", tuple(skipped))
 
     def wish_lists(self) -> list[tuple[str, tuple[str, ...]]]:
@@ -184,7 +193,7 @@ def _condition(text: str, clause: str, after: str) -> Condition:
         size, comparison, number = compared.groups()
         if size not in SIZES:
             raise PolicyError(
-                f"in the clause {clause!r}: {size!r} is no size{closest(size, list(SIZES)) or '.'} {LEGAL}"
+                f"in the clause {clause!r}: {size!r} is no size{did_you_mean(closest(size, SIZES))} {LEGAL}"
             )
         if not (number.isascii() and number.isdigit()):
             raise PolicyError(
@@ -197,7 +206,7 @@ def _condition(text: str, clause: str, after: str) -> Condition:
         raise PolicyError(f"in the clause {clause!r}: {name} needs a comparison, as in {example!r}")
     condition = Condition(name, negated=negated)
     if not name or (name not in FACTS and not condition.is_glob) or re.search(r"^!|[<>=,\s]", name):
-        hint = closest(name, [*FACTS, *SIZES]) or "."
+        hint = did_you_mean(closest(name, [*FACTS, *SIZES]))
         raise PolicyError(f"in the clause {clause!r}: {text!r} is no condition{hint} {LEGAL}")
     return condition
 

@@ -41,6 +41,7 @@ def signature(call: AttentionCall) -> AttentionCall | None:
         source=Source(),
         pattern=Pattern.SDPA,
         kind=Kind.UNKNOWN,
+        chosen="",
     )
 
 

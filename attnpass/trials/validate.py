@@ -150,13 +150,15 @@ def key_of(kernel: Kernel, sample: AttentionCall, machine: Machine) -> dict[str,
 
 
 def _source_digest(cls: type) -> str:
-    """A digest of the file that defines the kernel, and of those beside it with its name in front (flash3_pages.py).
+    """A digest of the file that defines the kernel, and of those of its family: flash3.py, flash3_pages.py.
 
     Another way to call the library has to prove itself anew.
     """
     try:
         file = Path(inspect.getfile(cls))
-        parts = [file, *sorted(file.parent.glob(f"{file.stem}_*.py"))]
+        own = f"{file.stem}_"
+        beside = ((part, f"{part.stem}_") for part in sorted(file.parent.glob("*.py")))
+        parts = [part for part, name in beside if name.startswith(own) or own.startswith(name)]
         return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()[:12]
     except (OSError, TypeError):
         return ""

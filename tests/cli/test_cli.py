@@ -102,10 +102,10 @@ def test_explain_answers_for_every_machine(machine: str, extra: tuple[str, ...],
         (["explain", "x.py", "--shape", "1,1,1,1"], "reading the command line: give either FILE.py or --shape"),
         (
             ["explain", "--shape", "1,1,8,8", "--kernel", "flx"],
-            "choosing a kernel: ATTNPASS_KERNEL names 'flx', which is",
+            "choosing a kernel: --kernel names 'flx', which is",
         ),
         (["explain", "nothing.py"], "loading nothing.py: there is no file nothing.py, needs FILE.py or FILE.py:name"),
-        (["demo", "--kernel", "flx"], "choosing a kernel: ATTNPASS_KERNEL names 'flx', which is not a kernel"),
+        (["demo", "--kernel", "flx"], "choosing a kernel: --kernel names 'flx', which is not a kernel"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_code_2(argv: list[str], told: str, capsys: pytest.CaptureFixture[str]):

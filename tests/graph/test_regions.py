@@ -104,6 +104,42 @@ def test_users_own_sdpa_kernel_wins() -> None:
     assert "MATH" in decisions()[0].note
 
 
+LISTS = {
+    (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH): {"auto": "native_flash", "native_math": "native_math"},
+    (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH): {"auto": "native", "native_flash": "native", "flex": "native"},
+    (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION): {"native_math": "native", "reference": "native"},
+}
+
+
+@pytest.mark.parametrize("backends", LISTS, ids=lambda pair: "+".join(backend.name for backend in pair))
+def test_a_list_of_backends_is_chosen_from(backends: tuple[SDPBackend, ...]) -> None:
+    def fn(q: Tensor) -> Tensor:
+        with sdpa_kernel(list(backends)):
+            inside = S(q, q, q)
+        return inside + S(q, q, q) + (q @ q.mT / 4).softmax(-1) @ q
+
+    q = torch.randn(1, 2, 8, 16)
+    for kernel, taken in LISTS[backends].items():
+        torch._dynamo.reset()
+        attnpass.clear_reports()
+        torch.testing.assert_close(run(fn, q, kernel=kernel), fn(q))
+        inside, *outside = decisions()
+        assert inside.kernel == taken and all(each.reason.value != "user_choice" for each in decisions())
+        assert ("disabled" in codes(inside, kernel)) == (taken == "native" != kernel and kernel != "auto")
+        assert kernel in ("auto", "flex") or all(not codes(each, kernel) for each in outside)
+
+
+def test_a_list_inside_counts_instead_of_the_one_around() -> None:
+    def fn(q: Tensor) -> Tensor:
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+            return S(q, q, q)
+
+    q = torch.randn(1, 2, 8, 16)
+    with sdpa_kernel(SDPBackend.MATH):
+        torch.testing.assert_close(run(fn, q), fn(q))
+    assert kernels_used() == ["native_flash"]
+
+
 def test_sdpa_kernel_around_the_program_wins() -> None:
     q = torch.randn(1, 2, 8, 16)
     with sdpa_kernel(SDPBackend.MATH):

@@ -30,6 +30,7 @@ CUDA_LIBRARIES = (
     "flash_decoding",
     "flash2",
     "flash3",
+    "flash3_fp8",
     "flash4",
     "sage",
     "sage_triton",

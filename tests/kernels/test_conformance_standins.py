@@ -30,6 +30,7 @@ COUNT = 150
 STANDINS: dict[str, tuple[Any, str, str, int]] = {  # stand-in, version, machine, right ones at least
     "flash2": (flash_attn_2, "2.8.3", "h100", 80),
     "flash3": (flash_attn_3, "3.0.0", "h100", 80),
+    "flash3_fp8": (flash_attn_3, "3.0.0", "h100", 70),
     "flash4": (flash_attn_4, "4.0.0b36", "h100", 80),
     "flash_decoding": (flash_decoding, "3.7.1", "h100", 80),
     "sage": (sageattention_2, "2.2.0", "h100", 70),
@@ -52,7 +53,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("kernel", STANDINS)
 def test_right_or_refused(kernel: str, monkeypatch: pytest.MonkeyPatch, record_property: pytest.RecordProperty) -> None:
     standin, version, machine, floor = STANDINS[kernel]
-    standin.install(monkeypatch, **({"raw": True} if kernel == "flash3" else {}))  # as the real one is
+    standin.install(monkeypatch, **({"raw": True} if standin is flash_attn_3 else {}))  # as the real one is
     pretend_all(monkeypatch, machine, {registry()[kernel].limits.library: version})
     outcomes = testing.conform(kernel, count=COUNT, seed=5)
     print(f"\nconformance of {kernel} over its stand-in: {dict(outcomes)}, none wrong")

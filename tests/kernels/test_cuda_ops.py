@@ -15,6 +15,7 @@ from torch import Tensor
 from attnpass.emit.mask_blocks import band_blocks
 from attnpass.emit.padding import in_order
 from attnpass.kernels import flash3_pages
+from attnpass.kernels.flash3_fp8 import fp8_heads
 from attnpass.kernels.registry import registry
 from attnpass.machine.machine import Machine
 from tests.helpers.compiled import qkv, skip_without
@@ -22,9 +23,12 @@ from tests.helpers.compiled import qkv, skip_without
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 Checked = tuple[Any, tuple[Any, ...]]
-# without dropout flash-attn 2 leaves the state of random numbers as it finds it, so two runs are not equal
-NOT_EQUAL_TWICE = {"attnpass::flash2_train"}
-RULES = ("test_schema", "test_autograd_registration", "test_faketensor")
+CHECKS = {  # those that can be done, where not all can
+    # without dropout flash-attn 2 leaves the state of random numbers as it finds it, so two runs are not equal
+    "attnpass::flash2_train": ("test_schema", "test_autograd_registration", "test_faketensor"),
+    # whether an operand was changed is asked with ``allclose``, which has no fp8
+    "attnpass::flash3_fp8": ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"),
+}
 SCALE = 0.2
 CAUSAL = (SCALE, -1, 0, 0.0)
 UNBOUNDED = (SCALE, -1, -1, 0.0)
@@ -84,6 +88,13 @@ def flash3() -> Iterator[Checked]:
         yield ops.flash3_train.default, (*leaves(q, k, v), *CAUSAL)
 
 
+def flash3_fp8() -> Iterator[Checked]:
+    q, k, v = bshd(Hkv=2)
+    for lengths in (None, LENGTHS.cuda()):
+        rounded, worth = zip(*[fp8_heads(x, 2, None, x is k) for x in (q, k, v)], strict=True)
+        yield torch.ops.attnpass.flash3_fp8.default, (*rounded, *worth, lengths, *UNBOUNDED[:3], True)
+
+
 def flash4() -> Iterator[Checked]:
     ops = torch.ops.attnpass
     q, k, v = bshd(Hkv=2)
@@ -121,12 +132,12 @@ def sage1() -> Iterator[Checked]:
         yield ops.sage1.default, (q, k, v.half(), q_steps, k_steps, "NHD", False, torch.bfloat16)
 
 
-OPS = (native_cudnn, native_flash, flash2, flash3, flash4, xformers, sage, sage1)
+OPS = (native_cudnn, native_flash, flash2, flash3, flash3_fp8, flash4, xformers, sage, sage1)
 
 
 @pytest.mark.parametrize("checked", OPS, ids=lambda function: function.__name__)
 def test_opcheck_on_cuda(checked: Any) -> None:
     skip_without(registry()[checked.__name__].limits.library)
     for op, arguments in checked():
-        more = {"test_utils": RULES} if op._schema.name in NOT_EQUAL_TWICE else {}
+        more = {"test_utils": CHECKS[op._schema.name]} if op._schema.name in CHECKS else {}
         torch.library.opcheck(op, arguments, **more)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import attnpass
 from attnpass.cli import main
-from attnpass.errors import ConfigError, KernelUnavailableError
+from attnpass.errors import KernelUnavailableError, UnknownKernelError
 from attnpass.kernels import hub, hub_module
 from attnpass.kernels.hub_module import Place
 from attnpass.kernels.registry import _registry, registry_for
@@ -154,7 +154,7 @@ def test_places(wish: str) -> None:
 
 @pytest.mark.parametrize("wish", ("hub:", "hub:repo", "hub:org/", "hub:a/b/c", "hub:org/@2"))
 def test_neither_a_repository_nor_a_folder(wish: str) -> None:
-    with pytest.raises(ConfigError, match=r"needs hub:org/repo, hub:org/repo@revision or hub:\./folder"):
+    with pytest.raises(UnknownKernelError, match=r"which is not a kernel.* hub:org/repo, .*hub:\./folder"):
         attnpass.rewrite(sdpa_graph({}, mask=False), qkv(), options={"attnpass.kernel": wish})
 
 

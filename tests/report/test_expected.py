@@ -76,7 +76,9 @@ def test_nothing_is_advised_that_would_not_help(why_not: str) -> None:
     machine = {
         "installed": replace(H100, versions={**H100.versions, "flash-attn-3": "3.0.0"}),
         "another device": KNOWN_MACHINES["b200"],
-        "broken": replace(H100, versions={**H100.versions, "flash-attn-3": "3"}, unusable={"flash-attn-3": "3, broken"}),
+        "broken": replace(
+            H100, versions={**H100.versions, "flash-attn-3": "3"}, unusable={"flash-attn-3": "3, broken"}
+        ),
     }.get(why_not, H100)
     shape = Shape((1, 4, 4, 128, 128, 64)) if why_not == "short" else LONG
     found = decided(shape, machine, train=why_not == "training")

@@ -222,7 +222,8 @@ def test_a_module_pattern_without_a_module_is_said_once(
     said = [record.message for record in caplog.records if "module that matches" in record.message]
     assert len(said) == 1
     assert said[0].endswith(
-        "ATTNPASS_KERNEL: no attention call stands in a module that matches *.crss; modules here: blocks.*.[attn,cross]"
+        "options['attnpass.kernel']: no attention call stands in a module that matches *.crss; "
+        "modules here: blocks.*.[attn,cross]"
     )
 
 

@@ -21,6 +21,8 @@ from tests.standins.formula import attention, band, gradients, is_aligned, used
 # the flags of the wheel tokenspeed-fa3
 FORWARD_ONLY = ("BACKWARD", "SOFTCAP", "HDIM96", "SM8x")
 disabled: frozenset[str] = frozenset()
+E4M3 = torch.float8_e4m3fn
+Worth = tuple[Tensor | None, Tensor | None, Tensor | None]  # the descales of q, k and v
 
 
 def _seen(q: Tensor, k: Tensor, causal: bool, left: int, right: int) -> Tensor:
@@ -30,13 +32,15 @@ def _seen(q: Tensor, k: Tensor, causal: bool, left: int, right: int) -> Tensor:
 
 def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, left: int, right: int, softcap: float) -> None:
     D = q.shape[-1]
-    assert q.dtype in (torch.float16, torch.bfloat16) and q.dtype == k.dtype == v.dtype
+    assert q.dtype in (torch.float16, torch.bfloat16, E4M3) and q.dtype == k.dtype == v.dtype
+    assert not (q.dtype == E4M3 and "FP8" in disabled), "This flash attention build does not support FP8."
     assert not (q.dtype == torch.float16 and "FP16" in disabled), "This flash attention build does not support FP16."
-    assert D % 8 == 0 and D <= 256, "head_size should be a multiple of 8"
+    step = 16 // q.dtype.itemsize
+    assert D % step == 0 and D <= 256, f"head_size should be a multiple of {step}"
     assert max(d for d in (64, 96, 128, 192, 256) if f"HDIM{d}" not in disabled) >= D, "no kernel for this head_size"
     assert v.shape[-1] == D, "computes with q's head dim what has v's"
     assert q.shape[2] % k.shape[2] == 0 and q.shape[0] == k.shape[0]
-    assert all(is_aligned(x) for x in (q, k, v)), "TMA wants aligned strides"
+    assert all(is_aligned(x, step) for x in (q, k, v)), "TMA wants aligned strides"
     assert not (softcap and "SOFTCAP" in disabled), "This flash attention build does not support tanh softcapping."
     local = (left >= 0 or right >= 0) and not (left < 0 and right == 0)
     assert not (local and "LOCAL" in disabled), "This flash attention build does not support local attention."
@@ -61,7 +65,9 @@ def flash_attn_func(
     sm_margin: int = 0,
     return_attn_probs: bool = False,
 ) -> Any:
-    return _forward(q, k, v, softmax_scale, causal, window_size, softcap, num_splits, return_attn_probs, None)
+    worth = (q_descale, k_descale, v_descale)
+    more = (softcap, num_splits, return_attn_probs, None, None, worth)
+    return _forward(q, k, v, softmax_scale, causal, window_size, *more)
 
 
 def flash_attn_func_with_sinks(
@@ -84,7 +90,9 @@ def flash_attn_func_with_sinks(
     return_attn_probs: bool = False,
     sinks: Tensor | None = None,
 ) -> Any:
-    return _forward(q, k, v, softmax_scale, causal, window_size, softcap, num_splits, return_attn_probs, sinks)
+    worth = (q_descale, k_descale, v_descale)
+    more = (softcap, num_splits, return_attn_probs, sinks, None, worth)
+    return _forward(q, k, v, softmax_scale, causal, window_size, *more)
 
 
 def _forward(
@@ -99,6 +107,7 @@ def _forward(
     with_lse: bool,
     sinks: Tensor | None,
     seqused_k: Tensor | None = None,
+    worth: Worth = (None, None, None),
 ) -> Any:
     _check(q, k, v, causal, *window, softcap)
     assert num_splits in (0, 1), "one part, or as many as the library chooses"
@@ -110,8 +119,19 @@ def _forward(
     if sinks is not None:
         assert sinks.dtype == torch.bfloat16 and sinks.is_contiguous() and sinks.shape == (q.shape[2],)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if q.dtype == E4M3:
+        assert sinks is None, "not stood in for"
+        k, v = _scaled(k, v, worth)
     out, lse = attention(q, k, v, scale, seen, softcap=softcap, sinks=sinks)
     return (out, lse) if with_lse else out
+
+
+def _scaled(k: Tensor, v: Tensor, worth: Worth) -> tuple[Tensor, Tensor]:
+    """K and V as the numbers that they stand for; what those of q are worth goes into K."""
+    for each in worth:
+        assert each is None or (each.dtype == torch.float32 and each.shape == (k.shape[0], k.shape[2])), "(B, Hkv)"
+    of_q, of_k, of_v = (1.0 if each is None else each[:, None, :, None] for each in worth)
+    return k.float() * of_k * of_q, v.float() * of_v
 
 
 class RawOp:
@@ -119,7 +139,8 @@ class RawOp:
 
     _schema = torch._C.parse_schema(
         "fwd(Tensor q, Tensor k, Tensor v, Tensor? out=None, Tensor? seqused_q=None, "
-        "Tensor? seqused_k=None, Tensor? page_table=None, float? softmax_scale=None, bool is_causal=False, "
+        "Tensor? seqused_k=None, Tensor? page_table=None, Tensor? q_descale=None, Tensor? k_descale=None, "
+        "Tensor? v_descale=None, float? softmax_scale=None, bool is_causal=False, "
         "int window_size_left=-1, int window_size_right=-1, float softcap=0.0, int num_splits=0, int sm_margin=0, "
         "Tensor? sinks=None) -> (Tensor, Tensor, Tensor?, Tensor?)"
     )
@@ -142,6 +163,9 @@ class RawOp:
         seqused_k: Tensor | None = None,
         seqused_q: Tensor | None = None,
         page_table: Tensor | None = None,
+        q_descale: Tensor | None = None,
+        k_descale: Tensor | None = None,
+        v_descale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, None, None]:
         RawOp.calls += 1
         assert num_splits == (0 if q.shape[1] < 64 else 1), "few queries leave most of the GPU idle in one part"
@@ -150,7 +174,7 @@ class RawOp:
         if page_table is not None:
             k, v = (_looked_up(x, page_table) for x in (k, v))
         window = (window_size_left, window_size_right)
-        more = (softcap, num_splits, True, sinks, seqused_k)
+        more = (softcap, num_splits, True, sinks, seqused_k, (q_descale, k_descale, v_descale))
         result, lse = _forward(q, k, v, softmax_scale, is_causal, window, *more)
         if seqused_q is not None:  # the rows of the other queries are not written
             assert seqused_q.dtype == torch.int32 and seqused_q.is_contiguous() and out is not None
@@ -226,6 +250,7 @@ def install(
             "SOFTCAP",
             "LOCAL",
             "FP16",
+            "FP8",
             "HDIM64",
             "HDIM96",
             "HDIM128",

@@ -71,7 +71,13 @@ def scored(
         total = total + torch.exp(sinks.float()[:, None, None] - largest * scale)
     lse = (total.log() + largest * scale).squeeze(-1)
     total = total.where(total > 0, 1.0)
-    return Scores(weights / total, weights.to(q.dtype).float() / total, slope, lse)
+    return Scores(weights / total, _as_multiplied(weights, q.dtype) / total, slope, lse)
+
+
+def _as_multiplied(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights from 0 to 1 in ``dtype``; FlashAttention-3's numbers of 8 bits are counted in 256ths (``softmax.h``)."""
+    step = 256.0 if dtype.itemsize == 1 else 1.0
+    return (weights * step).to(dtype).float() / step
 
 
 def attention(
@@ -86,11 +92,11 @@ def attention(
     keep: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The output (contiguous) and the log-sum-exp (B, H, Sq) in fp32. ``keep``: dropout's factors."""
+    """The output (contiguous; bf16 of fp8) and the log-sum-exp (B, H, Sq) in fp32. ``keep``: dropout's factors."""
     held = scored(q, k, scale, seen, softcap, sinks, bias)
     wide = v.repeat_interleave(q.shape[2] // v.shape[2], 2).float()
     out = torch.einsum("bhqk,bkhd->bqhd", held.rounded * (1.0 if keep is None else keep), wide)
-    return out.to(q.dtype).contiguous(), held.lse
+    return out.to(torch.bfloat16 if q.dtype.itemsize == 1 else q.dtype).contiguous(), held.lse
 
 
 def gradients(
