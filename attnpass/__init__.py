@@ -16,7 +16,7 @@ from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.registry import list_kernels
 from attnpass.kernels.registry import register as register_kernel
 from attnpass.machine.machine import Machine
-from attnpass.offline import explain, rewrite
+from attnpass.offline import explain, explain_on, rewrite
 from attnpass.report.history import clear_reports, last_report, reports
 from attnpass.report.record import Report
 from attnpass.settings.config import Config
@@ -39,6 +39,7 @@ __all__ = [
     "__version__",
     "clear_reports",
     "explain",
+    "explain_on",
     "last_report",
     "list_kernels",
     "ops_to_save",

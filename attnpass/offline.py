@@ -13,10 +13,12 @@ from torch.fx import GraphModule, Interpreter, Node
 from attnpass.errors import ProgramError
 from attnpass.graph.copy import GraphCopy
 from attnpass.graph.values import value_of
+from attnpass.kernels.registry import registry
 from attnpass.pipeline import Given, run_pass
 from attnpass.report import log
 from attnpass.report.history import new_report, publish
 from attnpass.report.record import Report
+from attnpass.select.machines import invented
 from attnpass.settings.config import Config
 
 
@@ -30,11 +32,38 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report
     >>> len(reports[0].decisions)
     1
     """
+    return _explained(Given(dry_run=True), model, args, kwargs)
+
+
+def explain_on(machine: str, model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report]:
+    """What the model would get on another machine, on which the library of every kernel is installed.
+
+    The model runs once, here and uncompiled; ``ATTNPASS_KERNEL`` counts as it would there.
+
+    Args:
+        machine: ``a100``, ``h100``, ...: one of those that ``attnpass explain --help`` lists.
+        model: the model.
+        args: what it is called with.
+        kwargs: the same.
+
+    >>> import torch, attnpass
+    >>> x = torch.randn(2, 4, 128, 64, dtype=torch.bfloat16)
+    >>> attention = torch.nn.functional.scaled_dot_product_attention
+    >>> attnpass.explain_on("h100", attention, x, x, x)[0].decisions[0].kernel
+    'native_efficient'
+
+    Raises:
+        ConfigError: no machine has the name.
+    """
+    return _explained(Given(dry_run=True, machine=invented(machine, registry())), model, args, kwargs)
+
+
+def _explained(given: Given, model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Report]:
     found: list[Report] = []
 
     def dry(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         config = Config.load()
-        found.append(run_pass(gm, config, new_report(config), Given(dry_run=True)).report)
+        found.append(run_pass(gm, config, new_report(config), given).report)
         return gm.forward
 
     torch.compile(model, backend=dry)(*args, **kwargs)

@@ -22,10 +22,11 @@ from attnpass.graph.copy import GraphCopy
 from attnpass.ir.decision import AUTO, NATIVE, Decision, Reason
 from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.registry import registry_for
+from attnpass.machine.machine import Machine, Machines
 from attnpass.report.log import say_once
 from attnpass.report.record import Report
 from attnpass.select.decide import decide
-from attnpass.select.machines import look_at
+from attnpass.select.machines import look_at, node_devices
 from attnpass.select.wishes import with_hint
 from attnpass.settings.config import Config
 from attnpass.trials.trials import Trials
@@ -58,11 +59,13 @@ class Given:
         cuda_graphs: will the compiler replay launches?
         grad: do gradients flow through the calls, where the graph's values do not say it.
         dry_run: decide everything, change nothing.
+        machine: where the calls are to run, if that is not here; only for a dry run, and nothing is tried out.
     """
 
     cuda_graphs: bool = False
     grad: bool | None = None
     dry_run: bool = False
+    machine: Machine | None = None
 
 
 def run_pass(gm: GraphModule, config: Config, report: Report, given: Given = Given()) -> Rewritten:
@@ -85,10 +88,10 @@ def run_pass(gm: GraphModule, config: Config, report: Report, given: Given = Giv
     with clock.stopped():  # importing a library is not the pass
         kernels = registry_for(config.kernel.wishes, config.trust_remote_code)
         config, followed = with_hint(config, kernels)
-        machines = look_at(gm, config, kernels, [found.call for found in findings.calls], given.cuda_graphs)
+        machines = _machines(gm, config, kernels, findings, given)
     if followed:
         say_once(f"attnpass: {followed}")
-    trials = Trials.of(config, kernels, machines)
+    trials = Trials(kernels) if given.machine else Trials.of(config, kernels, machines)
     decisions = decide(findings, kernels, machines, config, trials)
     clock.start += trials.spent  # nor is timing kernels
     work = gm
@@ -107,6 +110,14 @@ def run_pass(gm: GraphModule, config: Config, report: Report, given: Given = Giv
         code_after=work.print_readable(print_output=False) if work is not gm and code_before else code_before,
     )
     return Rewritten(work, report, {} if work is gm else _compile_options(decisions, kernels), assumptions)
+
+
+def _machines(
+    gm: GraphModule, config: Config, kernels: Mapping[str, Kernel], findings: Findings, given: Given
+) -> Machines:
+    if given.machine is not None:
+        return dict.fromkeys(node_devices(gm), given.machine)
+    return look_at(gm, config, kernels, [found.call for found in findings.calls], given.cuda_graphs)
 
 
 @dataclass(slots=True)

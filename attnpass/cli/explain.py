@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import attnpass
@@ -24,16 +24,18 @@ from attnpass.ir.limits import Code
 from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.registry import libraries, registry_for
 from attnpass.machine.known import KNOWN_MACHINES
-from attnpass.machine.library import Library, try_out
+from attnpass.machine.library import Library
 from attnpass.machine.machine import Machine
 from attnpass.report.groups import group_calls, status
 from attnpass.report.record import Report
-from attnpass.report.text import answered, block, group_lines, skipped_text, why
+from attnpass.report.text import advice, answered, block, group_lines, skipped_text, why
+from attnpass.select.machines import invented
 from attnpass.select.select import select
 from attnpass.select.wishes import resolve_policy, with_hint
 from attnpass.settings.config import KERNEL, Config
 
 HERE = "here"
+INVENTED = "(an invented machine, on which the library of every kernel is installed)"
 ARGUMENT = "--kernel"
 EXAMPLE = "attnpass explain --shape 2,24,4096,128 --dtype bf16 --machine h100"
 
@@ -44,11 +46,12 @@ def add_command(commands: Any) -> None:
         "explain",
         help="which kernel takes a call, and why the others do not",
         description="Answers for one shape, without a model, or for every attention call of a model in a Python file.",
-        epilog=f"examples: {EXAMPLE}; attnpass explain model.py:net",
+        epilog=f"examples: {EXAMPLE}; attnpass explain model.py:net --machine a100",
     )
     command.add_argument("file", nargs="?", metavar=model_file.METAVAR, help=model_file.HELP)
-    shape = add_shape(command, "a call, instead of a file")
-    shape.add_argument("--machine", choices=(HERE, *KNOWN_MACHINES), default=HERE, help="default: here")
+    add_shape(command, "a call, instead of a file")
+    machines = (HERE, *KNOWN_MACHINES)
+    command.add_argument("--machine", choices=machines, default=HERE, help="where it would run; default: here")
     command.add_argument(ARGUMENT, metavar="WISH", help="as in ATTNPASS_KERNEL, which it overrides")
     command.set_defaults(run=run)
 
@@ -74,7 +77,7 @@ def _explain_shape(args: argparse.Namespace) -> int:
         return 0
     print(f"{decision.call.text()}, on {machine_name(machine.to_dict())}")
     if args.machine != HERE:
-        print("(an invented machine, on which the library of every kernel is installed)")
+        print(INVENTED)
     print(f"{config.kernel} -> {status(decision)}: {why(decision)}")
     print("".join(f"{skipped_text(each)}\n" for each in decision.skipped))
     chosen = {decision.kernel: " (chosen)"}
@@ -95,12 +98,15 @@ def _explain_file(args: argparse.Namespace) -> int:
     with setting(KERNEL, args.kernel, ARGUMENT):
         config = Config.load()  # a bad name is an error before the model is loaded
         resolve_policy(config.kernel, registry_for(config.kernel.wishes), config.kernel_origin)
-        reports = model_file.load_model(args.file).explained_by(attnpass.explain)
+        there = attnpass.explain if args.machine == HERE else partial(attnpass.explain_on, args.machine)
+        reports = model_file.load_model(args.file).explained_by(there)
     if args.json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))
         return 0
+    if args.machine != HERE:
+        print(f"on {machine_name(invented(args.machine, registry_for(())).to_dict())}\n{INVENTED}")
     for report in reports:
-        print(block(report))
+        print("\n".join([block(report), *(f"  {text}" for text in advice(report).values())]))
         for group in group_calls(report, every_answer=True):
             print("\n".join(group_lines(group)))
     if not reports:
@@ -109,20 +115,7 @@ def _explain_file(args: argparse.Namespace) -> int:
 
 
 def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Library]) -> Machine:
-    """The machine that is asked about; an invented one has every library in the oldest version that will do.
-
-    Args:
-        name: ``here``, or one of `KNOWN_MACHINES`.
-        kernels: every registered kernel by name.
-        wished: libraries to look into; on an invented machine only those of ``hub:`` kernels, the same anywhere.
-    """
+    """The machine that is asked about: ``here`` with the libraries in ``wished`` looked into, or an invented one."""
     if name == HERE:
         return Machine.look(devices()[0], libraries(kernels), wished)
-    machine = KNOWN_MACHINES[name]
-    found = {one.key: try_out(one) for one in wished if one.part}
-    return replace(
-        machine,
-        versions={**{one.key: one.min_version for one in libraries(kernels)}, **machine.versions},
-        unusable={key: there.problem for key, there in found.items() if there.problem},
-        builds={key: there.build for key, there in found.items() if there.build},
-    )
+    return invented(name, kernels, wished)

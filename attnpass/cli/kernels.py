@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from typing import Any
 
 from attnpass.cli.table import print_table
 from attnpass.kernels.registry import registry
 from attnpass.kernels.support_table import support_rows
 
-COLUMNS = ("name", "devices", "GPUs", "dtypes", "head dims", "masks")
+WIDE = 140  # columns of a terminal in which the table stays legible
+COLUMNS = ("name", "devices", "GPUs", "dtypes", "head dims", "Sq", "masks")
 ABILITIES = ("GQA", "Dv != D", "dropout", "softcap", "backward", "deterministic")
 
 
@@ -30,11 +32,21 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0
-    print_table([{column: row[column] for column in COLUMNS} | _abilities(row) for row in rows])
+    table = [{column: row[column] for column in COLUMNS} | _abilities(row) for row in rows]
+    if shutil.get_terminal_size((WIDE, 0)).columns < WIDE:
+        print("\n\n".join("\n".join(_as_block(row)) for row in table))
+    else:
+        print_table(table)
     print()
     names = {row["name"]: row for row in rows}.values()
     print_table([{"name": row["name"], "what it is": row["title"], "also accepted": row["aliases"]} for row in names])
     return 0
+
+
+def _as_block(row: dict[str, str]) -> list[str]:
+    """A row as lines, one for each column: where the table would be broken within its cells."""
+    name, *columns = row
+    return [row[name], *(f"  {column:9} {row[column]}" for column in columns)]
 
 
 def _abilities(row: dict[str, str]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -18,8 +17,8 @@ DEVICE_TYPES = {"rocm": "cuda", "tpu": "xla", "npu": "privateuseone"}
 BSHD, BHSD = "bshd", "bhsd"
 
 
-def add_shape(command: argparse.ArgumentParser, title: str, layout: str = BHSD) -> Any:
-    """Declare the arguments; the group is returned, for more of them."""
+def add_shape(command: argparse.ArgumentParser, title: str) -> None:
+    """Declare the arguments."""
     shape = command.add_argument_group(title)
     shape.add_argument("--shape", type=sizes, metavar="B,H,Sq,D", help="shape of q")
     shape.add_argument("--kv-shape", type=sizes, metavar="B,Hkv,Sk,Dv", help="shape of v, if it is not that of q")
@@ -31,8 +30,7 @@ def add_shape(command: argparse.ArgumentParser, title: str, layout: str = BHSD) 
     shape.add_argument("--kind", choices=[kind.value for kind in Kind], default="unknown", help="default: unknown")
     shape.add_argument("--module", default="", metavar="PATH", help="path of the module that makes the call")
     help = "how q, k and v are stored; models store (B, S, H, D)"
-    shape.add_argument("--layout", choices=(BSHD, BHSD), default=layout, help=f"{help}; default: {layout}")
-    return shape
+    shape.add_argument("--layout", choices=(BSHD, BHSD), default=BSHD, help=f"{help}; default: {BSHD}")
 
 
 def sizes(text: str) -> tuple[int, int, int, int]:

@@ -16,7 +16,7 @@ import attnpass
 from attnpass.cli import model_file
 from attnpass.cli.explain import HERE, find_machine
 from attnpass.cli.setting import setting
-from attnpass.cli.shape import BSHD, add_shape, make_call
+from attnpass.cli.shape import add_shape, make_call
 from attnpass.cli.table import print_table
 from attnpass.errors import ConfigError
 from attnpass.kernels.registry import libraries, registry
@@ -42,7 +42,7 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("--model", metavar=model_file.METAVAR, help=model_file.HELP)
     command.add_argument("--show", action="store_true", help="print what was timed so far on any machine")
-    add_shape(command, "a call, instead of a model", BSHD)
+    add_shape(command, "a call, instead of a model")
     command.set_defaults(run=run)
 
 

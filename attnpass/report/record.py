@@ -65,6 +65,24 @@ class Report:
         modules = [decision.call.module for decision in self.decisions]
         return self.config.kernel.unmatched(modules) if modules else ()
 
+    def __repr__(self) -> str:
+        calls = f"{len(self.decisions)} calls, {self.rewritten} rewritten"
+        return f"<attnpass.Report of graph {self.graph}: {calls}{', the pass failed' * bool(self.error)}>"
+
+    def __str__(self) -> str:
+        from attnpass.report.text import block
+
+        return block(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page, in a frame of its own, since it brings a style sheet."""
+        from html import escape
+
+        from attnpass.report.html import to_html
+
+        page = escape(to_html(self), quote=True)
+        return f'<iframe title="attnpass" sandbox width="100%" height="480" srcdoc="{page}"></iframe>'
+
     def to_dict(self) -> dict[str, Any]:
         """The stable JSON form (``schema`` 1); the graph's code is not in it, since it is long."""
         machines = {str(device): machine.to_dict() for device, machine in self.machines.items()}

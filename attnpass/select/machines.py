@@ -8,12 +8,14 @@ from dataclasses import replace
 import torch
 from torch.fx import GraphModule
 
+from attnpass.errors import ConfigError
 from attnpass.graph.values import value_of
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.decision import AUTO
 from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.registry import libraries
-from attnpass.machine.library import PYTORCH, Library
+from attnpass.machine.known import KNOWN_MACHINES
+from attnpass.machine.library import PYTORCH, Library, try_out
 from attnpass.machine.machine import Machine, Machines
 from attnpass.select.auto import auto_order
 from attnpass.select.decide import decision_key
@@ -73,6 +75,29 @@ def look_at(
             check_policy(config.kernel, kernels, machine, config.kernel_origin)
         machines[device] = machine
     return machines
+
+
+def invented(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Library] = ()) -> Machine:
+    """A machine that need not be here, one of `KNOWN_MACHINES`, with every library in the oldest version that will do.
+
+    Args:
+        name: its name.
+        kernels: every registered kernel by name.
+        wished: libraries to look into: those of ``hub:`` kernels, which are the same anywhere.
+
+    Raises:
+        ConfigError: no machine has the name.
+    """
+    if name not in KNOWN_MACHINES:
+        raise ConfigError(f"inventing a machine: {name!r} is none of {', '.join(KNOWN_MACHINES)}")
+    machine = KNOWN_MACHINES[name]
+    found = {one.key: try_out(one) for one in wished if one.part}
+    return replace(
+        machine,
+        versions={**{one.key: one.min_version for one in libraries(kernels)}, **machine.versions},
+        unusable={key: there.problem for key, there in found.items() if there.problem},
+        builds={key: there.build for key, there in found.items() if there.build},
+    )
 
 
 def _libraries_chosen(

@@ -124,9 +124,9 @@ def test_a_bad_shape_is_refused_by_the_parser(shape: str, capsys: pytest.Capture
 @pytest.mark.usefixtures("toy_registry")
 def test_kernels_prints_the_limits(capsys: pytest.CaptureFixture[str]):
     assert [re.sub(" {2,}", "|", line) for line in run(capsys, "kernels")[1]] == [
-        "name|devices|GPUs|dtypes|head dims|masks|also|exact",
-        "native|any|any|bf16, fp16|any|none|backward, deterministic|yes",
-        "picky|cuda|sm_90 to sm_90|bf16, fp16|<= 128, multiple of 8|causal|dropout, backward, deterministic|no",
+        "name|devices|GPUs|dtypes|head dims|Sq|masks|also|exact",
+        "native|any|any|bf16, fp16|any|any|none|backward, deterministic|yes",
+        "picky|cuda|sm_90 to sm_90|bf16, fp16|<= 128, multiple of 8|any|causal|dropout, backward, deterministic|no",
         "",
         "name|what it is|also accepted",
         "native|the call stays|-",
@@ -222,11 +222,11 @@ def test_the_command_line_loads_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
-def test_the_invented_calls_are_contiguous():
+def test_the_invented_calls_lie_as_models_store_them():
     args = explain_args("--shape", "2,3,4,5", "--kv-shape", "2,1,7,6")
     call = explain.make_call(args, explain.KNOWN_MACHINES["rtx4090"])
     assert isinstance(call, AttentionCall)
-    assert (call.q.stride, call.k.shape, call.v.shape) == ((60, 20, 5, 1), (2, 1, 7, 5), (2, 1, 7, 6))
+    assert (call.q.stride, call.k.shape, call.v.shape) == ((60, 5, 15, 1), (2, 1, 7, 5), (2, 1, 7, 6))
     assert (call.out.shape, call.enable_gqa) == ((2, 3, 4, 6), True)
 
 

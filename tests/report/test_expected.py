@@ -16,7 +16,7 @@ from attnpass.report import log
 from attnpass.report.html import to_html
 from attnpass.report.record import Report
 from attnpass.report.text import advice, bar, block, call_text, debug_text, expected, mask_text, why
-from attnpass.select.evidence import Learnt, Timed
+from attnpass.select.evidence import NOTHING, Learnt, Timed
 from attnpass.select.select import select
 from attnpass.settings.config import Config
 from benchmarks.shapes import Shape
@@ -25,7 +25,7 @@ H100 = KNOWN_MACHINES["h100"]
 LONG = Shape((1, 24, 24, 16384, 16384, 128))
 
 
-def decided(shape: Shape = LONG, machine: Machine = H100, learnt: Learnt = Learnt(), train: bool = False) -> Decision:
+def decided(shape: Shape = LONG, machine: Machine = H100, learnt: Learnt = NOTHING, train: bool = False) -> Decision:
     return select(shape.call(train, torch.device("cuda")), registry(), machine, Config(), learnt)
 
 

@@ -75,3 +75,24 @@ def test_reasons_are_of_the_spelling_that_was_asked() -> None:
         "device"
     }
     assert decision.rewritten and decision.mask_is_read  # the CPU's kernel has no windows
+
+
+def test_a_report_prints_as_its_block_and_shows_as_its_page() -> None:
+    q, k, v = qkv()
+    torch._dynamo.reset()
+    run(F.scaled_dot_product_attention, q, k, v)
+    report = attnpass.last_report()
+    assert report is not None
+    assert str(report).startswith(f"attnpass graph {report.graph}: 1 attention call, 1 rewritten")
+    assert repr([report]) == f"[<attnpass.Report of graph {report.graph}: 1 calls, 1 rewritten>]"
+    page = report._repr_html_()
+    assert page.startswith("<iframe") and "&lt;!doctype html&gt;" in page and "<script" not in page
+
+
+def test_what_a_model_would_get_elsewhere() -> None:
+    q = torch.randn(2, 8, 2048, 64, dtype=torch.bfloat16)
+    (report,) = attnpass.explain_on("h100", lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), q)
+    (decision,) = report.decisions
+    assert decision.ms and decision.basis is not None and decision.basis.value == "table"
+    assert next(iter(report.machines.values())).capability == "sm_90"
+    assert not any(reason.code.value in ("device", "library") for reason in decision.rejections("flash3"))
