@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from typing import Any
 
 from attnpass.cli.table import print_table
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
         return 0
     table = [{column: row[column] for column in COLUMNS} | _abilities(row) for row in rows]
-    if shutil.get_terminal_size((WIDE, 0)).columns < WIDE:
+    if sys.stdout.isatty() and shutil.get_terminal_size().columns < WIDE:
         print("\n\n".join("\n".join(_as_block(row)) for row in table))
     else:
         print_table(table)

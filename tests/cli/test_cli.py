@@ -134,6 +134,14 @@ def test_kernels_prints_the_limits(capsys: pytest.CaptureFixture[str]):
     ]
 
 
+@pytest.mark.usefixtures("toy_registry")
+def test_kernels_in_a_narrow_terminal_are_blocks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    out = run(capsys, "kernels")[1]
+    assert out[:3] == ["native", "  devices   any", "  GPUs      any"] and out[out.index("picky") - 1] == ""
+
+
 def test_kernels_as_json_has_every_registered_kernel(capsys: pytest.CaptureFixture[str]):
     code, out, _ = run(capsys, "kernels", "--json")
     rows = json.loads("\n".join(out))
