@@ -17,7 +17,7 @@ from attnpass.kernels.registry import list_kernels
 from attnpass.kernels.registry import register as register_kernel
 from attnpass.machine.machine import Machine
 from attnpass.offline import explain, explain_on, rewrite
-from attnpass.report.history import clear_reports, last_report, reports
+from attnpass.report.history import clear_reports, last_report, lock, reports
 from attnpass.report.record import Report
 from attnpass.settings.config import Config
 from attnpass.version import __version__
@@ -42,6 +42,7 @@ __all__ = [
     "explain_on",
     "last_report",
     "list_kernels",
+    "lock",
     "ops_to_save",
     "register_kernel",
     "reports",

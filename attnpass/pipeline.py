@@ -86,7 +86,7 @@ def run_pass(gm: GraphModule, config: Config, report: Report, given: Given = Giv
     assumptions = Assumptions()
     findings = understand(find(gm, given.grad), assumptions)
     with clock.stopped():  # importing a library is not the pass
-        kernels = registry_for(config.kernel.wishes, config.trust_remote_code)
+        kernels = registry_for(config.wishes, config.trust_remote_code)
         config, followed = with_hint(config, kernels)
         machines = _machines(gm, config, kernels, findings, given)
     if followed:
@@ -153,12 +153,12 @@ def _applied(
 def _enforce_strict(decisions: Sequence[Decision], config: Config, kernels: Mapping[str, Kernel]) -> None:
     kept = [d for d in decisions if d.reason in (Reason.NONE_ACCEPTED, Reason.LOWERED)] if config.strict else []
     accept = {AUTO, NATIVE, *kernels[NATIVE].aliases}
-    kept = [d for d in kept if not accept & {*config.kernel.choose(d.call).wishes}]
+    kept = [d for d in kept if not accept & {*config.choose(d.call).wishes}]
     if not kept:
         return
-    wishes = config.kernel
+    wishes = f"ATTNPASS_KERNEL={config.kernel}" if config.decisions is None else str(config.decisions)
     count = f"{len(kept)} of {len(decisions)}"
-    lines = [f"rewriting attention: ATTNPASS_STRICT=1 and {count} calls are taken by none of ATTNPASS_KERNEL={wishes}"]
+    lines = [f"rewriting attention: ATTNPASS_STRICT=1 and {count} calls are taken by none of {wishes}"]
     for decision in kept:
         lines.append(f"  {decision.call.source}  {decision.call.module or decision.call.node}: {decision.call.text()}")
         lines += [f"    by the clause {decision.clause!r}"] * bool(decision.clause)

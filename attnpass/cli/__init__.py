@@ -1,6 +1,7 @@
-"""The command line: ``attnpass info | kernels | explain | tune | demo``, each with ``--json``.
+"""The command line: ``attnpass info | kernels | explain | tune | lock | demo``, each with ``--json``.
 
-Exit codes: 0 fine, 1 the demo found a wrong result, 2 the user can mend it (one line on stderr says how).
+Exit codes: 0 fine, 1 the demo found a wrong result or two files differ, 2 the user can mend it (one line on stderr
+says how).
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 import attnpass
-from attnpass.cli import demo, explain, info, kernels, tune
+from attnpass.cli import demo, explain, info, kernels, lock, tune
 from attnpass.errors import AttnpassError
 
-COMMANDS = (info, kernels, explain, tune, demo)
+COMMANDS = (info, kernels, explain, tune, lock, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

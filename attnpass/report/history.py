@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from attnpass.report.html import to_html
 from attnpass.report.log import say_once
 from attnpass.report.record import Report
 from attnpass.settings.config import Config
+from attnpass.settings.decisions import dump
+from attnpass.version import __version__
 
 REPORTS_KEPT = 1000
 
@@ -73,6 +76,25 @@ def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
     for path, text in zip(paths, (report.to_json(), to_html(report)), strict=True):
         path.write_text(text + "\n", encoding="utf-8")
     return paths
+
+
+def lock(path: str | Path, of: Iterable[Report] | None = None) -> Path:
+    """Write what was chosen for each attention call, for ``ATTNPASS_DECISIONS``. Equal entries stand there once.
+
+    Args:
+        path: of the file.
+        of: the reports; by default those of this process so far (`clear_reports` forgets them).
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    told = list(_reports if of is None else of)
+    decided = [(decision.call, decision.kernel) for report in told for decision in report.decisions]
+    machines = {machine.name: None for report in told for machine in report.machines.values()}
+    facts = {"attnpass": __version__, "torch": str(torch.__version__), "machines": list(machines)}
+    path = Path(path)
+    path.write_text(dump(decided, facts), encoding="utf-8")
+    return path
 
 
 def last_report() -> Report | None:

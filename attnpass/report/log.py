@@ -12,7 +12,7 @@ from itertools import chain
 
 from attnpass.errors import ISSUES_HINT
 from attnpass.report.record import Report
-from attnpass.report.text import advice, block, debug_text, headline, no_calls_warning, unmatched_text
+from attnpass.report.text import advice, block, debug_text, headline, no_calls_warning, unmatched_text, why
 from attnpass.settings.config import LOG_LEVELS, unknown_variables
 
 ROOT = logging.getLogger("attnpass")
@@ -86,6 +86,20 @@ def _tell(report: Report) -> None:
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s", debug_text(report))
     _warn_of_unmatched_modules(report)
+    _warn_of_other_kernels(report)
+
+
+def _warn_of_other_kernels(report: Report) -> None:
+    """A file of decisions that cannot be kept to is said, each call once in a process; so is a call that it lacks."""
+    locked = report.config.decisions
+    for decision in report.decisions if locked is not None else ():
+        wanted = locked.kernel_of(decision.call) if locked is not None else None
+        place = decision.call.module or decision.call.node
+        if wanted is None:
+            say_once(f"attnpass: {locked} has no entry for {place}: {decision.call.text()}; it gets {decision.kernel}")
+        elif wanted != decision.kernel:
+            reasons = "; ".join(map(str, decision.rejections(wanted))) or why(decision)
+            say_once(f"attnpass: {locked} names {wanted} for {place}, which gets {decision.kernel}: {reasons}")
 
 
 def _fresh_advice(report: Report) -> list[str]:

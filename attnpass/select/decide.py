@@ -61,7 +61,7 @@ def decide(
 def decision_key(call: AttentionCall, config: Config) -> Any:
     """What calls that get the same decision have in common; None where a size is symbolic."""
     anonymous = replace(call, node="", module="", source=Source())
-    return (config.kernel.choose(call), anonymous) if is_hashable(anonymous) else None
+    return (config.choose(call), anonymous) if is_hashable(anonymous) else None
 
 
 @dataclass(frozen=True, slots=True)

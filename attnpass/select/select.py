@@ -20,7 +20,7 @@ from attnpass.select.checks import rejections
 from attnpass.select.evidence import NOTHING, Learnt
 from attnpass.select.expected import costs_of, missing
 from attnpass.select.wishes import resolve_policy
-from attnpass.settings.config import Config
+from attnpass.settings.config import KERNEL, Config
 from attnpass.settings.policy import Policy
 
 
@@ -40,9 +40,9 @@ def select(
         config: the settings in force.
         learnt: what running this very call has taught.
     """
-    chosen = config.kernel.choose(call)
+    chosen = config.choose(call)
     answers = tuple(_ask(k, call, machine, learnt.refusals.get(k.name, ())) for k in kernels.values())
-    wishes = resolve_policy(Policy(default=chosen.wishes), kernels)
+    wishes = resolve_policy(Policy(default=chosen.wishes), kernels, str(config.decisions or KERNEL))
     spelled = {answer.kernel for answer in answers if answer.spelled}
     timed = learnt.fastest
     order = _spelled_out(wishes, machine, call, spelled, timed.kernel if timed else "")

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from attnpass.errors import ConfigError, closest, did_you_mean
+from attnpass.ir.call import AttentionCall
 from attnpass.settings import policy
-from attnpass.settings.policy import Policy, PolicyError
+from attnpass.settings.decisions import DecisionsError, Locked, load
+from attnpass.settings.policy import Choice, Policy, PolicyError
 
 PREFIX = "ATTNPASS_"
 OPTION_PREFIX = "attnpass."
@@ -125,6 +127,13 @@ class Config:
         "inductor, aot_eager, eager, openxla, any registered backend, or aot:NAME",
         _text,
     )
+    decisions: Locked | None = _setting(  # noqa: RUF009 (it makes a field)
+        None,
+        "File that `attnpass lock` wrote: each call gets the kernel that it names. Where that cannot be, `auto` "
+        "chooses and a warning says so; with `ATTNPASS_STRICT=1` it is an error.",
+        "a file that `attnpass lock` wrote",
+        load,
+    )
     hint: str = ""
     origin: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -161,7 +170,20 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without where the values came from."""
         lists = {"kernel": list(self.kernel.default), "clauses": list(map(str, self.kernel.clauses))}
-        return lists | {v.field: getattr(self, v.field) for v in VARIABLES if v.field not in lists}
+        plain = {v.field: getattr(self, v.field) for v in VARIABLES if v.field not in lists}
+        return lists | plain | {"decisions": _as_text(self.decisions) or None}
+
+    @property
+    def wishes(self) -> tuple[str, ...]:
+        """The kernels that any clause, or the file of decisions, names."""
+        return (*self.kernel.wishes, *sorted(self.decisions.kernels if self.decisions else ()))
+
+    def choose(self, call: AttentionCall) -> Choice:
+        """The wish list for ``call``: the kernel that a file of decisions names, else what the policy says."""
+        locked = self.decisions.kernel_of(call) if self.decisions else None
+        if locked is None:
+            return self.kernel.choose(call)
+        return Choice((locked,) if self.strict else (locked, *policy.DEFAULT), f"{locked} of {self.decisions}")
 
     def rows(self) -> list[tuple[str, str, str]]:
         """For people: variable, value as a user would write it, and where it comes from."""
@@ -253,7 +275,7 @@ def _unknown(kind: str, name: str, names: list[str]) -> str:
 def _parse(variable: Variable, text: str, origin: str) -> Any:
     try:
         return variable.parse(text)
-    except PolicyError as error:
+    except (PolicyError, DecisionsError) as error:
         raise ConfigError(f"reading attnpass settings: {origin} is {text!r}: {error}") from None
     except (ValueError, KeyError):
         raise ConfigError(
