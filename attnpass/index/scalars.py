@@ -52,6 +52,11 @@ def within(bounds: Callable[[], Bounds]) -> Iterator[None]:
         _SCOPE.bounds = before
 
 
+def within_now() -> Bounds:
+    """Where the indices lie of the element that is made just now."""
+    return _SCOPE.bounds()
+
+
 @dataclass(frozen=True, slots=True)
 class Element:
     """One operand of a pointwise operation.

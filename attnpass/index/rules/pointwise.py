@@ -11,8 +11,9 @@ import torch
 from attnpass.graph.symbolic import Size
 from attnpass.index.arithmetic import pointwise
 from attnpass.index.arrays import Array, Index, Like
-from attnpass.index.expr import Expr, Lin, number, plus, scaled
-from attnpass.index.logic import is_boolean, is_positive, where
+from attnpass.index.expr import Expr
+from attnpass.index.logic import is_boolean, where
+from attnpass.index.places import at_most, moved
 from attnpass.index.rules.table import MEANINGS, cast_to, meaning
 from attnpass.index.scalars import Element, StopError, constant
 
@@ -115,11 +116,8 @@ def band(x: Array, like: Like, diagonal: Size, lower: bool) -> Array:
     """``tril`` (keep where column - row <= diagonal) or ``triu`` (>=); the rest is 0."""
 
     def element(index: Index) -> Expr:
-        row, column = index[-2:]
-        if not (isinstance(row, Lin) and isinstance(column, Lin)):
-            raise StopError(f"a triangle at {row}, {column}")
-        distance = plus(plus(column, row, -1), number(-diagonal))
-        kept = is_positive(scaled(distance, -1) if lower else distance)
+        column, border = index[-1], moved(index[-2], diagonal)
+        kept = at_most(column, border) if lower else at_most(border, column)
         return where(kept, x.at(index), constant(0, x.dtype))
 
     return like.made_of(element)
