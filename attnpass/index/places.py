@@ -1,6 +1,6 @@
 """Places along a dimension: what views, slices and index tensors do to an index, be it a form or read from a tensor.
 
-An index that the program reads lies inside of its tensor, or the program raises: arithmetic on it stays in the range of int64.
+An index that a program reads is inside of its tensor, or the program raises: int64 has room for arithmetic on it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,5 @@ def _never_negative(index: Expr, bounds: Bounds, facts: tuple[Expr, ...]) -> boo
     return False
 
 
-def _integers(
-    name: str, function: Callable[..., object], left: Expr, right: Expr, dtype: torch.dtype = INT
-) -> Expr:
+def _integers(name: str, function: Callable[..., object], left: Expr, right: Expr, dtype: torch.dtype = INT) -> Expr:
     return pointwise(name, function, [Element(left, INT, 1), Element(right, INT, 1)], dtype)

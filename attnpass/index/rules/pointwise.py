@@ -50,6 +50,7 @@ _pointwise("floordiv", operator.floordiv, "floor_divide")
 _pointwise("mod", operator.mod, "remainder")
 _pointwise("neg", operator.neg, "neg")
 _pointwise("abs", operator.abs, "abs")
+_pointwise("sigmoid", torch.sigmoid, "sigmoid")
 _pointwise("le", operator.le, "le")
 _pointwise("lt", operator.lt, "lt")
 _pointwise("ge", operator.ge, "ge")
@@ -73,6 +74,25 @@ def _rsub(like: Like, x: Array, other: Any, alpha: int = 1) -> Array:
     if alpha != 1:
         raise StopError(f"rsub with alpha {alpha}")
     return elementwise("sub", operator.sub, like, (other, x))
+
+
+@meaning("clamp")
+def _clamp(like: Like, x: Array, low: Any = None, high: Any = None) -> Array:
+    if low is not None:
+        x = elementwise("maximum", lambda value, least: torch.clamp(value, min=least), like, (x, low))
+    if high is not None:
+        x = elementwise("minimum", lambda value, most: torch.clamp(value, max=most), like, (x, high))
+    return x
+
+
+@meaning("clamp_min")
+def _clamp_min(like: Like, x: Array, low: Any) -> Array:
+    return _clamp(like, x, low)
+
+
+@meaning("clamp_max")
+def _clamp_max(like: Like, x: Array, high: Any) -> Array:
+    return _clamp(like, x, None, high)
 
 
 @meaning("to")

@@ -202,9 +202,7 @@ def _flip(like: Like, x: Array, dims: Sequence[int]) -> Array:
     turned = {axis_of(x, dim) for dim in dims}
 
     def element(index: Index) -> Expr:
-        return x.at(
-            tuple(moved(part, x.shape[i] - 1, -1) if i in turned else part for i, part in enumerate(index))
-        )
+        return x.at(tuple(moved(part, x.shape[i] - 1, -1) if i in turned else part for i, part in enumerate(index)))
 
     return like.made_of(element)
 
