@@ -59,6 +59,7 @@ def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Col
     installed = tuple(name for name, key in LIBRARIES.items() if key in machine.versions)
     if call is None:
         return (FLEX, *order, *installed)
+    call = replace(call, mask=call.mask.as_counted())
     read = call.mask.spelled is None and call.mask.tensor is not None
     flex = (FLEX,) if call.softcap is not None or read or _hides_blocks(call, NARROW) else ()
     return _by_cost((*order, *flex, *installed), machine, call, spelled) or _by_rule(order, call)

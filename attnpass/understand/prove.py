@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import torch
 
@@ -96,7 +97,7 @@ def _sides(expr: Expr) -> tuple[Expr, ...]:
     return expr.args[:1] if _is_carried(expr) else ()
 
 
-def _is_carried(expr: Expr) -> bool:
+def _is_carried(expr: Expr) -> TypeGuard[Apply]:
     """Is it an additive mask in another dtype, or times a positive number?"""
     if not isinstance(expr, Apply) or expr.op not in ("mul", "cast"):
         return False
@@ -130,7 +131,7 @@ def _taken_apart(expr: Expr) -> Split:
     if isinstance(expr, Apply) and expr.op == "add":
         left, right = (taken_apart(arg) for arg in expr.args)
         return left.plus(right, expr.dtype)
-    if isinstance(expr, Apply) and _is_carried(expr):
+    if _is_carried(expr):
         return _carried(expr)
     if isinstance(expr, Lin):
         raise StopError("an additive mask of integers")
