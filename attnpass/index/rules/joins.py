@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +22,14 @@ from attnpass.index.simplify import simplified
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A part of a dimension: ``length`` places from ``start`` on, of which one in ``step``.
+    """A part of a dimension: ``length`` places, one in ``step`` of those from ``start`` on and before ``end``.
 
     One place, without the dimension, if ``length`` is None.
     """
 
     dim: int
     start: Size
+    end: Size
     length: Size | None = None
     step: int = 1
 
@@ -42,17 +44,16 @@ def assigned(like: Like, x: Array, source: Array, spans: Sequence[Span]) -> Arra
         tests: list[Expr] = []
         there, shape = index, list(x.shape)
         for span in spans:
-            here, length = there[span.dim], 1 if span.length is None else span.length
-            starts, ends = isinstance(span.start, int) and span.start == 0, span.start + span.step * length
+            here, starts = there[span.dim], isinstance(span.start, int) and span.start == 0
             tests += [] if starts else [at_most(number(span.start), here)]
-            tests += [] if known(ends >= shape[span.dim]) else [at_most(here, number(ends - 1))]
+            tests += [] if known(span.end >= shape[span.dim]) else [at_most(here, number(span.end - 1))]
             here = moved(here, -span.start)
             if span.step != 1:
                 tests.append(divides(span.step, here))
                 here = quotient(here, span.step)
             kept = () if span.length is None else (here,)
             there = replaced(there, span.dim, *kept)
-            shape[span.dim : span.dim + 1] = [] if span.length is None else [length]
+            shape[span.dim : span.dim + 1] = [] if span.length is None else [span.length]
         new = cast_to(source, there, like)
         return new if not tests else where(all_of(tests), new, x.at(index))
 
@@ -67,11 +68,13 @@ def span_of(x: Sequence[Size], source: Sequence[Size], where_: Sequence[Any], se
     """
     dim = where_[0] % len(x)
     if selects:
-        return Span(dim, from_start(where_[1], x[dim]))
-    step = where_[3] if len(where_) > 3 else 1
+        place = from_start(where_[1], x[dim])
+        return Span(dim, place, place + 1)
+    _, start, end, step = (*where_, *(None, None, 1)[len(where_) - 1 :])
     if not isinstance(step, int):
         raise StopError(f"an assignment with the step {step}")
-    return Span(dim, slice_start(where_[1], x[dim]), source[dim], step)
+    first, to_the_end = slice_start(start, x[dim]), end is None or known(end >= sys.maxsize)
+    return Span(dim, first, x[dim] if to_the_end else first + step * source[dim], source[dim], step)
 
 
 @meaning("copy", "fill")
