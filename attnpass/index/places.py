@@ -26,6 +26,8 @@ def moved(index: Expr, by: Size = 0, times: int = 1) -> Expr:
         return plus(scaled(index, times), number(by))
     if times != 1:
         index = _integers("mul", operator.mul, index, number(times))
+    if isinstance(index, Apply) and index.op == "add" and isinstance(index.args[1], Lin) and not index.args[1].terms:
+        index, by = index.args[0], index.args[1].const + by
     return index if isinstance(by, int) and by == 0 else _integers("add", operator.add, index, number(by))
 
 

@@ -126,7 +126,9 @@ def _taken_apart(expr: Expr) -> Split:
         return Split(FALSE, lows=frozenset({Low(expr.value, expr.dtype)}))
     if isinstance(expr, Where):
         yes, no = taken_apart(expr.yes), taken_apart(expr.no)
-        allowed = any_of((all_of((expr.test, yes.allowed)), all_of((negated(expr.test), no.allowed))))
+        allowed = yes.allowed
+        if allowed != no.allowed:
+            allowed = any_of((all_of((expr.test, allowed)), all_of((negated(expr.test), no.allowed))))
         return Split(allowed, _chosen_bias(expr.test, yes, no), yes.lows | no.lows)
     if isinstance(expr, Apply) and expr.op == "add":
         left, right = (taken_apart(arg) for arg in expr.args)

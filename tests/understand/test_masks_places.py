@@ -186,7 +186,7 @@ def test_an_index_outside_is_no_less_an_error_where_pytorch_says_so() -> None:
         S(Q, Q, Q, ones(N, N).tril()[POSITIONS + 30])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_random_slices_and_rows(data: st.DataObject) -> None:
     """A triangle that is sliced, written to and read by rows, at random, against PyTorch."""

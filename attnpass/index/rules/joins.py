@@ -90,6 +90,8 @@ def _cat(like: Like, tensors: Any, dim: int = 0, **_: Any) -> Array:
 
     def element(index: Index) -> Expr:
         here = index[dim]
+        if like.dtype.is_floating_point and not isinstance(here, Lin):
+            raise StopError(f"a table that was put together, at {here}")
         end: Size = sum((part.shape[dim] for part in parts), start=0)
         result: Expr | None = None
         for part in reversed(parts):
