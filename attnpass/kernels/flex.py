@@ -28,7 +28,7 @@ from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import FLOATS, Code, Limits, Rejection
 from attnpass.ir.mask import EmptyRows, MaskSpec, Term
 from attnpass.ir.meaning import Meaning
-from attnpass.kernels.flex_masks import Captured, captured, element_function, learns, with_brackets
+from attnpass.kernels.flex_masks import Captured, captured, element_function
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine
 
@@ -62,14 +62,14 @@ class Flex(Kernel):
         terms=frozenset(Term),
         mask_tensor=True,
         mask_dtype_may_differ=True,
-        mask_grad=True,
+        table_grad=True,
         softcap=True,
     )
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
         if call.needs_grad and machine.kind == "cpu":
             yield Rejection(Code.BACKWARD, "needs_grad", True, "False, FlexAttention has no backward on the CPU")
-        if learns(call) and machine.deterministic:
+        if call.bias_learns and machine.deterministic:
             wanted = "off where a bias learns, whose gradients are summed in no fixed order"
             yield Rejection(Code.DETERMINISTIC, "torch.use_deterministic_algorithms", "on", wanted)
         if call.context.nested_in:
@@ -126,8 +126,7 @@ def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Capt
     """
     cap = call.softcap
     if args.mask is not None:
-        learned = learns(call)
-        return _tensor_score(emitter, fixed(emitter, _dense_rows(emitter, args.mask), learned), cap, learned)
+        return _tensor_score(emitter, fixed(emitter, _dense_rows(emitter, args.mask)), cap)
     if mask.bias is None and mask.empty is None:
         return emitter.submodule("attnpass_score_mod", partial(_plain_score, cap), "none", cap), ()
     exprs = [each for each in (mask.bias, mask.empty) if each is not None]
@@ -149,15 +148,10 @@ def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Capt
     return element_function(emitter, call, args.q, args.k, name, True, make, *exprs)
 
 
-def _tensor_score(emitter: Emitter, bias: Node, softcap: float | None, learned: bool) -> tuple[Node, tuple[Node, ...]]:
+def _tensor_score(emitter: Emitter, bias: Node, softcap: float | None) -> tuple[Node, tuple[Node, ...]]:
     """``score + bias[b, h, q, k]``; dims of size 1 are read at 0."""
     single = tuple(known_equal(size, 1) for size in emitter.spec(bias).shape)
-
-    def made() -> GraphModule:
-        module = _biased_score(single, softcap)
-        return with_brackets(module) if learned else module
-
-    return emitter.submodule("attnpass_score_mod", made, single, softcap, learned), (bias,)
+    return emitter.submodule("attnpass_score_mod", partial(_biased_score, single, softcap), single, softcap), (bias,)
 
 
 def _dense_rows(emitter: Emitter, bias: Node) -> Node:

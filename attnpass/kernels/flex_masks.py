@@ -46,7 +46,7 @@ class Captured:
 
 def captured(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: Meaning) -> Captured:
     """Prepare what a mask reads. Shared by all calls with the same mask whose rows without keys give the same."""
-    rows = (meaning.spec.rows_may_be_empty, meaning.spec.empty, call.needs_grad, learns(call))
+    rows = (meaning.spec.rows_may_be_empty, meaning.spec.empty, call.needs_grad, call.bias_learns)
     key = ("flex captured", meaning.allowed, meaning.bias, *rows, *map(str, sizes_of(call)), emitter.epoch)
     return emitter.once(key, lambda: _capture(emitter, call, q, k, meaning))
 
@@ -54,7 +54,7 @@ def captured(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: M
 def _capture(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: Meaning) -> Captured:
     parts = [_hoisted(emitter, call, q, k, part) for part in conjuncts(meaning.allowed)]
     allowed = all_of(parts)
-    bias = None if meaning.bias is None else _bias(emitter, meaning.bias, learns(call))
+    bias = None if meaning.bias is None else _bias(emitter, meaning.bias, call.bias_learns)
     if not meaning.spec.shows_empty_rows:
         return Captured(allowed, bias)
     rows = (B, H, Q)
@@ -62,11 +62,6 @@ def _capture(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: M
     empty = _loaded(emitter, none, allowed, rows)
     shown = any_of((allowed, empty))
     return Captured(shown, bias, None if meaning.spec.empty is EmptyRows.RAW else empty)
-
-
-def learns(call: AttentionCall) -> bool:
-    """Do gradients flow to what is added to the scores?"""
-    return call.needs_grad and call.mask.bias is not None and call.mask.bias.requires_grad
 
 
 def _bias(emitter: Emitter, bias: Expr, learned: bool) -> Expr:
@@ -99,12 +94,7 @@ def _hoisted(emitter: Emitter, call: AttentionCall, q: Node, k: Node, part: Expr
     axes = axes_of(part)
     if loads_of(part) and not {Q, K} <= axes and axes:
         return _loaded(emitter, computed(emitter, call, q, k, part, AXES), part, AXES)
-    return with_nodes(part, lambda node: fixed(emitter, _without_gradient(emitter, node)))
-
-
-def _without_gradient(emitter: Emitter, node: Node) -> Node:
-    """What a mask compares: FlexAttention takes nothing there that wants a gradient, and there is none."""
-    return emitter(aten.detach.default, node) if emitter.spec(node).requires_grad else node
+    return with_nodes(part, lambda node: fixed(emitter, node))
 
 
 def _loaded(emitter: Emitter, node: Node, expr: Expr, kept: tuple[str, ...]) -> Expr:
@@ -145,12 +135,12 @@ def element_function(
         scalars = [torch.empty((), dtype=torch.int32, device=value.device) for _ in AXES]
         head = [torch.empty((), dtype=torch.float32, device=value.device)] if score else []
         module = make_fx(function)(*head, *scalars, *emitter.examples((*nodes, *sizes)))
-        return with_brackets(module) if score and learns(call) else module
+        return _with_brackets(module) if score and call.bias_learns else module
 
-    return emitter.submodule(name, emitter.within(traced), learns(call), *exprs), (*nodes, *sizes)
+    return emitter.submodule(name, emitter.within(traced), call.bias_learns, *exprs), (*nodes, *sizes)
 
 
-def with_brackets(module: GraphModule) -> GraphModule:
+def _with_brackets(module: GraphModule) -> GraphModule:
     """The same with each read of an element as ``tensor[b, h]``: of such a one FlexAttention sums the gradients."""
     for node in module.graph.find_nodes(op="call_function", target=aten.index.Tensor):
         node.target, node.args = operator.getitem, (node.args[0], tuple(node.args[1]))
