@@ -13,7 +13,7 @@ import torch
 from attnpass.graph.symbolic import Size
 from attnpass.index.arithmetic import pointwise
 from attnpass.index.bounds import Bounds
-from attnpass.index.expr import And, Apply, Expr, Lin, NonNeg, Where, number, plus, scaled
+from attnpass.index.expr import And, Apply, Expr, Lin, NonNeg, Where, as_number, number, plus, scaled
 from attnpass.index.logic import flattened, is_positive, negated, where
 from attnpass.index.scalars import Element, StopError, fitting, within_now
 
@@ -26,8 +26,9 @@ def moved(index: Expr, by: Size = 0, times: int = 1) -> Expr:
         return plus(scaled(index, times), number(by))
     if times != 1:
         index = _integers("mul", operator.mul, index, number(times))
-    if isinstance(index, Apply) and index.op == "add" and isinstance(index.args[1], Lin) and not index.args[1].terms:
-        index, by = index.args[0], index.args[1].const + by
+    if isinstance(index, Apply) and index.op == "add":
+        inner, before = index.args[0], as_number(index.args[1])
+        index, by = (index, by) if before is None else (inner, before + by)
     return index if isinstance(by, int) and by == 0 else _integers("add", operator.add, index, number(by))
 
 

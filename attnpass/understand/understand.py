@@ -85,6 +85,8 @@ class Reader:
         stop = _first_stop(tracer, additions)
         if only_a_tensor(meaning):
             return Meaning.unknown(call.mask, stop or "its values are an input of the graph")
+        if any(_is_elsewhere(load, call.device) for load in loads):
+            return Meaning.unknown(call.mask, f"it reads a tensor that is not on {call.device}")
         ends = _end_of_gradients(additions, loads) if call.needs_grad else None
         if ends is not None:
             return Meaning.unknown(call.mask, f"no gradient passes {spelled(ends)} to what it reads")
@@ -145,6 +147,12 @@ def _end_of_gradients(additions: Sequence[Addition[Value]], loads: Sequence[Load
         seen.update(fresh)
         waiting += fresh
     return None
+
+
+def _is_elsewhere(load: Load, device: torch.device) -> bool:
+    """Is it read from another device? PyTorch takes an index on the CPU for a table that is not."""
+    made = tensor(load.node)
+    return made is not None and made.device != device
 
 
 def _is_float(value: Value) -> bool:

@@ -263,6 +263,19 @@ def test_sums_that_leave_the_range_of_fp16(low: float) -> None:
     assert_near(run(doubled, q, one, other, kernel="flex"), doubled(q, one, other))
 
 
+def test_an_index_on_another_device() -> None:
+    """PyTorch takes it, as it takes any index on the CPU; a kernel could not read it."""
+
+    def by_index(q: Tensor, table: Tensor) -> Tensor:
+        return S(q, q, q, heads_first(table[INDEX]))
+
+    q, table = rows(), torch.randn(2 * N, H)
+    (found,) = understood(by_index, q, table)
+    assert str(found.call.mask) == "bias"
+    (found,) = understood(by_index, q.to("meta"), table.to("meta"))
+    assert "not on meta" in found.call.mask.stop
+
+
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_random_tables(data: st.DataObject) -> None:

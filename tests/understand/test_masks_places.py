@@ -103,6 +103,13 @@ def test_what_is_read_elsewhere_is_proved_and_right(name: str) -> None:
     assert decision.kernel == "flex"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("rows of a triangle", "rows behind other dims", "numbers of rows"))
+def test_in_inductors_code(name: str) -> None:
+    function = attend(ROWS[name][0])
+    torch.testing.assert_close(run(function, Q, POSITIONS, kernel="flex", compiler="inductor"), function(Q, POSITIONS))
+
+
 @pytest.mark.parametrize("kernel", ("flex", "native_flash", "native_math"))
 def test_every_second_key_is_a_number_of_keys(kernel: str) -> None:
     torch.testing.assert_close(run(attend(every_second), Q, kernel=kernel), attend(every_second)(Q))

@@ -70,7 +70,8 @@ def span_of(x: Sequence[Size], source: Sequence[Size], where_: Sequence[Any], se
     if selects:
         place = from_start(where_[1], x[dim])
         return Span(dim, place, place + 1)
-    _, start, end, step = (*where_, *(None, None, 1)[len(where_) - 1 :])
+    defaults: tuple[Any, ...] = (dim, None, None, 1)
+    _, start, end, step = (*where_, *defaults[len(where_) :])
     if not isinstance(step, int):
         raise StopError(f"an assignment with the step {step}")
     first, to_the_end = slice_start(start, x[dim]), end is None or known(end >= sys.maxsize)
