@@ -83,10 +83,7 @@ def _kept_for_backward(emitter: Emitter, reading: Reading, found: FoundCall, map
 
 
 def _without_gradient(emitter: Emitter, mapped: NodeMap) -> NodeMap:
-    """``mapped`` to nodes that no gradient flows to: what a mask was followed back to may be cut off by the program.
-
-    A kernel computes a mask from its meaning only where no gradient is due: it has none.
-    """
+    """``mapped`` to nodes that no gradient flows to: who takes part has none, nor has a bias that does not learn."""
 
     def cut(node: Node) -> Node:
         there, value = mapped(node), value_of(node)
@@ -104,7 +101,8 @@ def _emit(
     found, decision = decided
     meaning = None
     if found.meaning is not None and not found.meaning.stop:
-        meaning = found.meaning.map_nodes(_without_gradient(emitter, mapped))
+        cut = _without_gradient(emitter, mapped)
+        meaning = found.meaning.map_nodes(cut, mapped if decision.call.bias_learns else cut)
     wiring = (decision.wiring or found.wiring).map_nodes(mapped)
     made, out = emit_call(emitter, node, decision.asked, kernel, wiring, meaning, not found.changed)
     if found.changed and decision.call.needs_grad:  # what an op saves for its backward must stay as it is

@@ -24,12 +24,16 @@ def _fixed_layouts(xs: list[Tensor]) -> list[Tensor]:
     return [_fixed_layout(x) for x in xs]
 
 
+_learned = ops.define("fixed_layout_learned(Tensor x) -> Tensor", _fixed_layout, _fixed_layout)
+ops.pass_gradients_on(_learned)
 _copies = ops.define("fixed_layouts(Tensor[] xs) -> Tensor[]", _fixed_layouts, _fixed_layouts)
 _buffers = ops.define("own_buffers(Tensor[] xs) -> Tensor[]", _fixed_layouts, _fixed_layouts)
 
 
-def fixed(emitter: Emitter, operand: Node) -> Node:
+def fixed(emitter: Emitter, operand: Node, learned: bool = False) -> Node:
     """A mask as a buffer that Inductor's templates can index, copied once for all calls that read it.
+
+    Gradients pass through the copy if it is ``learned``.
 
     A captured tensor that is computed in the graph fails to compile: "convert FlexibleLayout to FixedLayout first"
     (CUDA, PyTorch 2.11), "not enough values to unpack" (CPU, 2.13). On the CPU so does a q that is a view of a linear
@@ -40,8 +44,8 @@ def fixed(emitter: Emitter, operand: Node) -> Node:
     source = operand
     while source.target is aten.unsqueeze.default and isinstance(source.args[0], Node):
         source = source.args[0]  # each call lifts the same mask to 4-D anew
-    key = ("flex operand", source, emitter.spec(operand).ndim, emitter.epoch)
-    return emitter.once(key, lambda: emitter(_copy, operand))
+    key = ("flex operand", source, emitter.spec(operand).ndim, learned, emitter.epoch)
+    return emitter.once(key, lambda: emitter(_learned if learned else _copy, operand))
 
 
 def all_fixed(emitter: Emitter, operands: list[Node], op: Any = _copies) -> list[Node]:

@@ -222,6 +222,14 @@ def differentiable(op: Any, backward: Any, operands: int) -> None:
     torch.library.register_autograd(op, gradient, setup_context=save, lib=_ops)
 
 
+def pass_gradients_on(op: Any) -> None:
+    """The gradient of ``op``, which copies its one tensor, is that of its result.
+
+    A copy of it: a gradient that is missing is then an error, where PyTorch would take it for one that is not wanted.
+    """
+    torch.library.register_autograd(op, lambda _, grad: grad.clone(), lib=_ops)
+
+
 def aligned(grad: Tensor, alignment: int = 16) -> Tensor:
     """``grad``, copied if its rows do not lie at multiples of ``alignment`` bytes.
 

@@ -13,9 +13,20 @@ from typing import Any
 
 import torch
 
-from attnpass.index.expr import Apply, Bool, Expr, Float, Lin, Load, Where, as_number, number, plus, scaled
+from attnpass.index.expr import Apply, Bool, Expr, Float, K, Lin, Load, Q, Where, as_number, number, plus, scaled
 from attnpass.index.interned import in_order, remembered
-from attnpass.index.logic import all_of, any_of, dtype_of, is_boolean, is_constant, is_positive, is_zero, negated, where
+from attnpass.index.logic import (
+    all_of,
+    any_of,
+    axes_of,
+    dtype_of,
+    is_boolean,
+    is_constant,
+    is_positive,
+    is_zero,
+    negated,
+    where,
+)
 from attnpass.index.scalars import (
     Element,
     StopError,
@@ -121,9 +132,9 @@ def _subtract(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
 def _multiply(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     if dtype == torch.bool:
         return all_of(each.expr for each in operands)
-    if is_float(dtype):
-        return None
     left, right = (brought(each, dtype) for each in operands)
+    if is_float(dtype):
+        return _over_scores("mul", tuple(sorted((left, right), key=is_constant)), dtype)
     if not (isinstance(left, Lin) and isinstance(right, Lin)):
         return Apply("mul", (left, right), dtype)
     for one, other in ((left, right), (right, left)):
@@ -133,6 +144,15 @@ def _multiply(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
         if times is not None and not one.terms:
             return fitting(number(one.const * times), dtype)
     return None
+
+
+def _over_scores(op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr | None:
+    """Arithmetic on floats that are read, if it goes over queries and keys; a smaller result is read as it was made.
+
+    A kernel repeats it for each score, which saves a tensor of all scores and would not pay for a row of them.
+    """
+    goes_over = {Q, K} <= frozenset[str]().union(*map(axes_of, args))
+    return Apply(op, args, dtype) if goes_over else None
 
 
 def _divide(operands: Sequence[Element], dtype: torch.dtype, op: str = "floordiv") -> Expr | None:
@@ -147,8 +167,14 @@ def _divide(operands: Sequence[Element], dtype: torch.dtype, op: str = "floordiv
     return Apply(op, (left, right), dtype)
 
 
+def _sigmoid(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
+    return _over_scores("sigmoid", (brought(operands[0], dtype),), dtype)
+
+
 def _negative(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     form = operands[0].expr
+    if is_float(dtype):  # x * -1 is -x in each bit
+        return _over_scores("mul", (brought(operands[0], dtype), Float(-1.0, dtype)), dtype)
     return fitting(scaled(form, -1), dtype) if isinstance(form, Lin) else None
 
 
@@ -237,7 +263,9 @@ def cast(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     if dtype == torch.bool and isinstance(expr, (Load, Apply)):
         zero: Expr = Float(0.0, expr.dtype) if expr.dtype.is_floating_point else number(0)
         return negated(Apply("eq", (expr, zero), torch.bool))
-    return fitting(expr, dtype) if isinstance(expr, Lin) and not is_float(dtype) else None
+    if is_float(dtype):
+        return _over_scores("cast", (expr,), dtype) if is_float(dtype_of(expr)) else None
+    return fitting(expr, dtype) if isinstance(expr, Lin) else None
 
 
 def _and(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
@@ -285,6 +313,7 @@ SYMBOLIC: dict[str, Callable[[Sequence[Element], torch.dtype], Expr | None]] = {
     "mod": lambda operands, dtype: _divide(operands, dtype, "mod"),
     "neg": _negative,
     "abs": _absolute,
+    "sigmoid": _sigmoid,
     "le": _compare(at_most),
     "ge": _compare(at_most, swapped=True),
     "lt": _compare(partial(at_most, strictly=True)),

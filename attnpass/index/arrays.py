@@ -17,9 +17,9 @@ from threading import local
 
 import torch
 
-from attnpass.graph.symbolic import Size, known, known_equal
+from attnpass.graph.symbolic import Size, known_equal
 from attnpass.index.bounds import Bounds
-from attnpass.index.expr import ZERO, Expr, Lin
+from attnpass.index.expr import ZERO, Expr
 from attnpass.index.logic import walk
 from attnpass.index.scalars import StopError, within
 
@@ -79,28 +79,6 @@ def axis_of(x: Array, dim: int) -> int:
 def replaced(index: Index, position: int, *others: Expr) -> Index:
     """``index`` with other entries at one position."""
     return (*index[:position], *others, *index[position + 1 :])
-
-
-def form_of(expr: Expr) -> Lin:
-    """An index as a linear form.
-
-    Raises:
-        StopError: it is something else.
-    """
-    if not isinstance(expr, Lin):
-        raise StopError(f"arithmetic on the index {expr}")
-    return expr
-
-
-def not_negative(index: Expr) -> Expr:
-    """An index, if it is known to be at least 0 from the fact alone that all axes are.
-
-    Raises:
-        StopError: it may count from the end.
-    """
-    if isinstance(index, Lin) and all(n > 0 for _, n in index.terms) and known(index.const >= 0):
-        return index
-    raise StopError(f"an index that may be negative: {index}")
 
 
 class _TooDeepError(Exception):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from attnpass.index.arrays import Array, Index, form_of
-from attnpass.index.expr import Expr, linear, number, plus, scaled
-from attnpass.index.logic import is_positive, where
-from attnpass.index.scalars import StopError, constant, fitting
+from attnpass.index.arrays import Array
+from attnpass.index.logic import where
+from attnpass.index.places import at_most, counted, moved
+from attnpass.index.scalars import StopError, constant
 
 LARGEST = 1 << 26  # elements that are looked at
 KNOWN = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -57,11 +57,7 @@ def _count(tensor: Tensor, flat: Tensor) -> Array | None:
     first, step = int(flat[0, 0]), int(flat[0, 1] - flat[0, 0])
     if not bool((flat[0] == first + step * torch.arange(columns, device=flat.device)).all()):
         return None
-
-    def element(index: Index) -> Expr:
-        return fitting(plus(scaled(form_of(index[-1]), step), number(first)), tensor.dtype)
-
-    return Array(tuple(tensor.shape), tensor.dtype, element)
+    return Array(tuple(tensor.shape), tensor.dtype, lambda index: counted(index[-1], first, step, tensor.dtype))
 
 
 def _triangle(tensor: Tensor, flat: Tensor) -> Array | None:
@@ -73,9 +69,5 @@ def _triangle(tensor: Tensor, flat: Tensor) -> Array | None:
     if rows < 2 or not _same(flat, torch.where(distance <= diagonal, below, above)):
         return None
     yes, no = constant(below.item(), tensor.dtype), constant(above.item(), tensor.dtype)
-
-    def element(index: Index) -> Expr:
-        gap = plus(form_of(index[-1]), form_of(index[-2]), -1)
-        return where(is_positive(plus(linear({}, diagonal), gap, -1)), yes, no)
-
-    return Array(tuple(tensor.shape), tensor.dtype, element)
+    shape = tuple(tensor.shape)
+    return Array(shape, tensor.dtype, lambda at: where(at_most(at[-1], moved(at[-2], diagonal)), yes, no))

@@ -25,8 +25,8 @@ from attnpass.index.interned import bottom_up, in_order
 from attnpass.index.logic import children, dtype_of, loads_of, walk
 
 COMPARISONS = ("eq", "lt", "le")
-IN_DTYPE = ("add", "sub", "mul")  # what may leave the range of its operands
-FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+IN_DTYPE = ("add", "sub", "mul", "sigmoid", "cast")  # computed in a dtype that is said
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "eq": operator.eq,
     "lt": operator.lt,
     "le": operator.le,
@@ -35,6 +35,8 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "mul": operator.mul,
     "floordiv": operator.floordiv,
     "mod": operator.mod,
+    "sigmoid": torch.sigmoid,
+    "cast": lambda value: value,  # brought into the dtype like every operand
 }
 # FlexAttention counts in int32: up to 2 ** 28 positions, few enough times, stay in its range.
 SMALL_FACTORS, SMALL = 4, 1 << 29

@@ -99,7 +99,7 @@ class Load(Expr):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Apply(Expr):
-    """Arithmetic or a comparison on what is not linear: ``op`` is a name of `OPERATORS`.
+    """Arithmetic or a comparison on what is not linear: ``op`` is a name of `OPERATORS`, or a function of one operand.
 
     Arithmetic is done in ``dtype``, and every operand fits into that. A comparison compares what the operands are, not
     what they would be in some common dtype.
@@ -113,6 +113,8 @@ class Apply(Expr):
         return self.args
 
     def spelled(self) -> str:
+        if len(self.args) == 1:
+            return f"{str(self.dtype).removeprefix('torch.') if self.op == 'cast' else self.op}({self.args[0]})"
         left, right = (f"({arg})" if self._is_bracketed(arg) else str(arg) for arg in self.args)
         return f"{left} {OPERATORS[self.op]} {right}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from attnpass.index.expr import (
     Where,
     Zero,
     as_number,
+    linear,
     number,
     plus,
     scaled,
@@ -38,9 +40,12 @@ def is_constant(expr: Expr) -> bool:
 
 
 def is_positive(form: Lin) -> Expr:
-    """``form >= 0``, decided where it holds for all non-negative indices, or for none."""
-    if not form.terms and isinstance(form.const, int):
-        return Bool(form.const >= 0)
+    """``form >= 0``; ``2 * q - 2 * k + 1 >= 0`` is ``q - k >= 0``."""
+    if isinstance(form.const, int):
+        if not form.terms:
+            return Bool(form.const >= 0)
+        common = math.gcd(*(n for _, n in form.terms))
+        form = linear({axis: n // common for axis, n in form.terms}, form.const // common)
     return NonNeg(form)
 
 

@@ -52,6 +52,11 @@ def within(bounds: Callable[[], Bounds]) -> Iterator[None]:
         _SCOPE.bounds = before
 
 
+def within_now() -> Bounds:
+    """Where the indices lie of the element that is made just now."""
+    return _SCOPE.bounds()
+
+
 @dataclass(frozen=True, slots=True)
 class Element:
     """One operand of a pointwise operation.
@@ -180,8 +185,9 @@ def brought(element: Element, common: torch.dtype) -> Expr:
     elif isinstance(expr, Lin):
         if not is_float(common):
             return expr if element.dtype is not None and _is_kept(element.dtype, common) else fitting(expr, common)
-        value = as_number(expr)
-        if isinstance(value, int) and abs(value) <= 1 << EXACT.get(common, 0):
+        bounds, exact = _SCOPE.bounds(), 1 << EXACT.get(common, 0)
+        low, high = bounds.least(expr), bounds.most(expr)
+        if low is not None and high is not None and known(low >= -exact) and known(high <= exact):
             return expr
     elif _is_kept(dtype_of(expr) or element.dtype, common):
         return expr

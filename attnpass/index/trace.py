@@ -22,10 +22,11 @@ from attnpass.graph.value import Value, mapped
 from attnpass.graph.values import tensor
 from attnpass.index.arrays import Array, Index, Like
 from attnpass.index.constants import recognised
-from attnpass.index.expr import Expr, Load
+from attnpass.index.expr import Apply, Expr, K, Load, Q, Where
+from attnpass.index.logic import axes_of, dtype_of, is_boolean, loads_of
 from attnpass.index.rules.joins import Span, assigned, span_of
 from attnpass.index.rules.table import MEANINGS
-from attnpass.index.scalars import StopError
+from attnpass.index.scalars import StopError, is_float
 
 aten = torch.ops.aten
 SCATTERS = {aten.slice_scatter.default: aten.slice.Tensor, aten.select_scatter.default: aten.select.int}
@@ -69,12 +70,20 @@ class Tracer:
 
         def element(index: Index) -> Expr:
             try:
-                return self._meaning(value, like, place).at(index)
+                expr = self._meaning(value, like, place).at(index)
             except StopError as stop:
                 self.stops.setdefault(value, str(stop))
                 return self._load(value, index, place)
+            return self._load(value, index, place) if self._is_better_read(value, expr, place) else expr
 
         return like.made_of(element)
+
+    def _is_better_read(self, value: Value, expr: Expr, place: Node) -> bool:
+        """Is it an integer that is computed from another for each score, as T5's buckets are, and there to be read?"""
+        computed = isinstance(expr, (Apply, Where)) and not is_boolean(expr) and not is_float(dtype_of(expr))
+        if not computed or self.reading.holder(value, place) is None:
+            return False
+        return any({Q, K} <= axes_of(load) for load in loads_of(expr))
 
     def _meaning(self, value: Value, like: Like, place: Node) -> Array:
         if value.is_leaf:

@@ -145,6 +145,11 @@ class AttentionCall:
         return self.mask.has(Term.CAUSAL)
 
     @property
+    def bias_learns(self) -> bool:
+        """Do gradients flow to what is added to the scores?"""
+        return self.needs_grad and self.mask.bias is not None and self.mask.bias.requires_grad
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the kernel computes: autocast's where it applies, else q's."""
         return self.context.autocast or self.q.dtype

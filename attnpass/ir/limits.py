@@ -131,6 +131,7 @@ class Limits:
         hidden_rows_train: is its backward right where an additive mask hides a whole row by a large finite number? (The
             row is an average; a kernel that keeps one log-sum-exp a row loses log(Sk) beside such a number.)
         mask_grad: does it give the mask tensor a gradient?
+        table_grad: does it give one to what a bias that it computes by itself is read from?
         alignments: diagonals at which its causal masks and windows can start; where Sq == Sk both are one.
         empty_rows_are_zero: does a row that sees no key come out as 0?
         empty_lengths: does it take Sq = 0, Sk = 0 or B = 0?
@@ -170,6 +171,7 @@ class Limits:
     mask_dtype_may_differ: bool = False
     hidden_rows_train: bool = True
     mask_grad: bool = False
+    table_grad: bool = False
     alignments: frozenset[Alignment] = TOP_LEFT
     empty_rows_are_zero: bool = True
     empty_lengths: bool = False

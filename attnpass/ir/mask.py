@@ -114,6 +114,13 @@ class MaskSpec:
         rows = self.rows_may_be_empty
         return replace(MaskSpec.from_tensor(self.spelled), rows_may_be_empty=rows, empty=self.empty)
 
+    def as_counted(self) -> MaskSpec:
+        """The mask as what it costs: a bias alone is counted as the tensor that the program made of it.
+
+        What a kernel saves that reads a table instead was not measured.
+        """
+        return self.as_spelled() if self.bias is not None and not self.terms else self
+
     @property
     def shows_empty_rows(self) -> bool:
         """May a row see no key, and read all of them then?"""

@@ -50,7 +50,7 @@ class Meaning:
                 tests.append(is_positive(plus(distance, linear({}, term.left - term.offset))))
         return cls(spec, all_of(tests))
 
-    def map_nodes(self, mapped: Callable[[Any], Node]) -> Meaning:
-        """The same meaning, read from other nodes: those of a copy of the graph."""
-        bias = None if self.bias is None else with_nodes(self.bias, mapped)
+    def map_nodes(self, mapped: Callable[[Any], Node], added: Callable[[Any], Node] | None = None) -> Meaning:
+        """The same meaning, read from other nodes: those of a copy of the graph; for the bias those of ``added``."""
+        bias = None if self.bias is None else with_nodes(self.bias, added or mapped)
         return replace(self, allowed=with_nodes(self.allowed, mapped), bias=bias)

@@ -62,12 +62,16 @@ class Flex(Kernel):
         terms=frozenset(Term),
         mask_tensor=True,
         mask_dtype_may_differ=True,
+        table_grad=True,
         softcap=True,
     )
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
         if call.needs_grad and machine.kind == "cpu":
             yield Rejection(Code.BACKWARD, "needs_grad", True, "False, FlexAttention has no backward on the CPU")
+        if call.bias_learns and machine.deterministic:
+            wanted = "off where a bias learns, whose gradients are summed in no fixed order"
+            yield Rejection(Code.DETERMINISTIC, "torch.use_deterministic_algorithms", "on", wanted)
         if call.context.nested_in:
             yield Rejection(Code.NESTED, "body of", " in ".join(call.context.nested_in), "the graph's top level")
         if call.dtype == torch.float32 and not known(call.D <= 128):

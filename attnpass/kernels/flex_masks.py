@@ -6,6 +6,7 @@ as it is. Everything is emitted once for all calls of a graph that mean the same
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +16,15 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from attnpass.emit.emitter import Emitter
+from attnpass.emit.emitter import EmitRefusedError, Emitter, aten
 from attnpass.emit.fixed_layout import fixed
 from attnpass.emit.mask_values import Outside, bounds_of, computed, number_of, sizes_of, symbols_of
 from attnpass.index.evaluate import Values, as_tensor, evaluate, outside_loads, symbolic_sizes
 from attnpass.index.expr import AXES, B, Expr, H, K, Load, Q, axis
-from attnpass.index.logic import all_of, any_of, axes_of, loads_of, with_nodes
+from attnpass.index.logic import all_of, any_of, axes_of, is_boolean, loads_of, walk, with_nodes
 from attnpass.index.simplify import conjuncts
 from attnpass.ir.call import AttentionCall
+from attnpass.ir.limits import Code, Rejection
 from attnpass.ir.mask import EmptyRows
 from attnpass.ir.meaning import Meaning
 
@@ -44,7 +46,7 @@ class Captured:
 
 def captured(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: Meaning) -> Captured:
     """Prepare what a mask reads. Shared by all calls with the same mask whose rows without keys give the same."""
-    rows = (meaning.spec.rows_may_be_empty, meaning.spec.empty, call.needs_grad)
+    rows = (meaning.spec.rows_may_be_empty, meaning.spec.empty, call.needs_grad, call.bias_learns)
     key = ("flex captured", meaning.allowed, meaning.bias, *rows, *map(str, sizes_of(call)), emitter.epoch)
     return emitter.once(key, lambda: _capture(emitter, call, q, k, meaning))
 
@@ -52,7 +54,7 @@ def captured(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: M
 def _capture(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: Meaning) -> Captured:
     parts = [_hoisted(emitter, call, q, k, part) for part in conjuncts(meaning.allowed)]
     allowed = all_of(parts)
-    bias = None if meaning.bias is None else with_nodes(meaning.bias, lambda node: fixed(emitter, node))
+    bias = None if meaning.bias is None else _bias(emitter, meaning.bias, call.bias_learns)
     if not meaning.spec.shows_empty_rows:
         return Captured(allowed, bias)
     rows = (B, H, Q)
@@ -60,6 +62,31 @@ def _capture(emitter: Emitter, call: AttentionCall, q: Node, k: Node, meaning: M
     empty = _loaded(emitter, none, allowed, rows)
     shown = any_of((allowed, empty))
     return Captured(shown, bias, None if meaning.spec.empty is EmptyRows.RAW else empty)
+
+
+def _bias(emitter: Emitter, bias: Expr, learned: bool) -> Expr:
+    """What is added, reading tensors of fixed layout; tables that learn in fp32, in which their gradients are summed.
+
+    Raises:
+        EmitRefusedError: FlexAttention cannot give the gradients.
+    """
+    loads = [load for load in loads_of(bias) if load.dtype.is_floating_point] if learned else []
+    nodes = [load.node for load in loads]
+    if len(nodes) > len(set(nodes)):
+        raise _no_gradient("a tensor that is read in several places")
+    tests = [part for part in walk(bias) if is_boolean(part)] if learned else []
+    if any(load in loads for test in tests for load in loads_of(test)):
+        raise _no_gradient("a comparison of what is learned")
+
+    def prepared(node: Node) -> Node:
+        learned = node in nodes
+        return fixed(emitter, emitter.cast(node, torch.float32) if learned else node, learned)
+
+    return with_nodes(bias, prepared)
+
+
+def _no_gradient(what: str) -> EmitRefusedError:
+    return EmitRefusedError(Rejection(Code.MASK_GRAD, "bias in training", what, "tensors read once, and added"))
 
 
 def _hoisted(emitter: Emitter, call: AttentionCall, q: Node, k: Node, part: Expr) -> Expr:
@@ -107,9 +134,18 @@ def element_function(
         value = emitter.value(q)
         scalars = [torch.empty((), dtype=torch.int32, device=value.device) for _ in AXES]
         head = [torch.empty((), dtype=torch.float32, device=value.device)] if score else []
-        return make_fx(function)(*head, *scalars, *emitter.examples((*nodes, *sizes)))
+        module = make_fx(function)(*head, *scalars, *emitter.examples((*nodes, *sizes)))
+        return _with_brackets(module) if score and call.bias_learns else module
 
-    return emitter.submodule(name, emitter.within(traced), *exprs), (*nodes, *sizes)
+    return emitter.submodule(name, emitter.within(traced), call.bias_learns, *exprs), (*nodes, *sizes)
+
+
+def _with_brackets(module: GraphModule) -> GraphModule:
+    """The same with each read of an element as ``tensor[b, h]``: of such a one FlexAttention sums the gradients."""
+    for node in module.graph.find_nodes(op="call_function", target=aten.index.Tensor):
+        node.target, node.args = operator.getitem, (node.args[0], tuple(node.args[1]))
+    module.recompile()
+    return module
 
 
 def _size_node(emitter: Emitter, q: Node, k: Node, key: Any) -> Node:

@@ -134,7 +134,7 @@ def _rules(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
     by_length = limits.padding_by_length and mask.is_only(Term.KEY_PADDING)
     if mask.bias is not None and not computes:
         yield Rejection(Code.MASK, "mask", "rules and a bias", "rules, or one tensor")
-    if mask.bias is not None and mask.bias.requires_grad and call.needs_grad and not limits.mask_grad:
+    if call.bias_learns and not limits.table_grad:
         yield Rejection(Code.MASK_GRAD, "mask.requires_grad", True, "False, there is no gradient for the mask")
     yield from _empty_rows_in_training(call)
     if call.needs_grad and mask.rows_may_be_empty and mask.empty is EmptyRows.NAN_ADDED:

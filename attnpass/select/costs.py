@@ -92,7 +92,7 @@ def features(call: AttentionCall, spelled: bool = False) -> Features | None:
     if any(size is None for size in sizes):
         return None
     B, H, Hkv, Sq, Sk, D = (int(size or 0) for size in sizes)
-    mask = call.mask.as_spelled() if spelled else call.mask
+    mask = call.mask.as_spelled() if spelled else call.mask.as_counted()
     numbers: dict[str, Any] = {"sizes": (B, H, Hkv, Sq, Sk, D), "train": call.needs_grad}
     numbers["itemsize"] = call.dtype.itemsize
     if mask.tensor is not None and mask.spelled is None:

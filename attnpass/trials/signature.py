@@ -21,7 +21,7 @@ def signature(call: AttentionCall) -> AttentionCall | None:
     try:
         q, k, v, out = (_numbered(spec) for spec in (call.q, call.k, call.v, call.out))
         sinks = None if call.sinks is None else _numbered(call.sinks)
-        mask = _numbered_mask(call.mask)
+        mask = _numbered_mask(call.mask.as_counted())
     except _NoHintError:
         return None
     if mask is None or call.context.functorch or call.context.subclass or call.context.unreadable:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import torch
 
@@ -45,7 +47,7 @@ from attnpass.index.logic import (
     where,
     written_out,
 )
-from attnpass.index.scalars import StopError
+from attnpass.index.scalars import StopError, rounded
 from attnpass.index.simplify import conjuncts, side_of, simplified
 from attnpass.ir.hidden import Low, hides, may_be_low, when_empty
 from attnpass.ir.mask import EmptyRows, MaskSpec, MaskTerm, Term
@@ -90,7 +92,29 @@ def _sides(expr: Expr) -> tuple[Expr, ...]:
     """What an additive mask is taken apart into."""
     if isinstance(expr, Where):
         return expr.yes, expr.no
-    return expr.args if isinstance(expr, Apply) and expr.op == "add" else ()
+    if isinstance(expr, Apply) and expr.op == "add":
+        return expr.args
+    return expr.args[:1] if _is_carried(expr) else ()
+
+
+def _is_carried(expr: Expr) -> TypeGuard[Apply]:
+    """Is it an additive mask in another dtype, or times a positive number?"""
+    if not isinstance(expr, Apply) or expr.op not in ("mul", "cast"):
+        return False
+    return all(isinstance(each, Float) and 0 < each.value < INF for each in expr.args[1:])
+
+
+def _carried(expr: Apply) -> Split:
+    """What hides keys still does so behind a factor or a cast, or it is not followed."""
+    inner, rest = taken_apart(expr.args[0]), expr.args[1:]
+    if inner.allowed == TRUE:
+        return Split(TRUE, expr)
+    times = math.prod(each.value for each in rest if isinstance(each, Float))
+    lows = frozenset(Low(rounded(low.value * times, expr.dtype), expr.dtype) for low in inner.lows)
+    if not all(hides(low.value, expr.dtype) for low in lows):
+        raise StopError("a number that hides keys no longer, once it is scaled")
+    bias = None if inner.bias is None else Apply(expr.op, (inner.bias, *rest), expr.dtype)
+    return Split(inner.allowed, bias, lows)
 
 
 def _taken_apart(expr: Expr) -> Split:
@@ -102,11 +126,15 @@ def _taken_apart(expr: Expr) -> Split:
         return Split(FALSE, lows=frozenset({Low(expr.value, expr.dtype)}))
     if isinstance(expr, Where):
         yes, no = taken_apart(expr.yes), taken_apart(expr.no)
-        allowed = any_of((all_of((expr.test, yes.allowed)), all_of((negated(expr.test), no.allowed))))
+        allowed = yes.allowed
+        if allowed != no.allowed:
+            allowed = any_of((all_of((expr.test, allowed)), all_of((negated(expr.test), no.allowed))))
         return Split(allowed, _chosen_bias(expr.test, yes, no), yes.lows | no.lows)
     if isinstance(expr, Apply) and expr.op == "add":
         left, right = (taken_apart(arg) for arg in expr.args)
         return left.plus(right, expr.dtype)
+    if _is_carried(expr):
+        return _carried(expr)
     if isinstance(expr, Lin):
         raise StopError("an additive mask of integers")
     return Split(TRUE, expr)
@@ -138,6 +166,8 @@ def prove(split: Split, sizes: Mapping[str, Size], by_hand: bool, spelled: Tenso
     bounds = Bounds.of(sizes)
     allowed = simplified(split.allowed, bounds)
     bias = None if split.bias is None else simplified(split.bias, bounds)
+    if bias is not None and may_be_low(bias) and any(_may_overflow(part) for part in walk(bias)):
+        raise StopError("arithmetic in fp16 on what may be as low as its range")
     if allowed == FALSE:
         raise StopError("a mask that hides every key")
     empty = when_empty(split.lows, by_hand, several)
@@ -150,11 +180,20 @@ def prove(split: Split, sizes: Mapping[str, Size], by_hand: bool, spelled: Tenso
     return Meaning(spec, allowed, bias)
 
 
+def _may_overflow(part: Expr) -> bool:
+    """May a program get an infinity, where a kernel that computes in fp32 does not?"""
+    return isinstance(part, Apply) and part.dtype == torch.float16 and part.op in ("add", "sub", "mul", "cast")
+
+
 def _bias_spec(bias: Expr | None, spelled: TensorSpec | None) -> TensorSpec | None:
     if bias is None:
         return None
-    specs = [_spec(load) for load in loads_of(bias) if load.dtype.is_floating_point]
+    specs = [_spec(load) for load in _floats_of(bias)]
     return max(specs, key=lambda spec: spec.requires_grad, default=spelled)  # one that needs a gradient speaks for all
+
+
+def _floats_of(bias: Expr) -> list[Load]:
+    return [load for load in loads_of(bias) if load.dtype.is_floating_point]
 
 
 def _rows_may_be_empty(allowed: Expr, bounds: Bounds, sizes: Mapping[str, Size]) -> bool:
@@ -231,5 +270,6 @@ def only_a_tensor(meaning: Meaning) -> bool:
     """Was nothing understood: is every part of the mask a tensor that is read at every (q, k)?"""
     terms = meaning.spec.terms
     if meaning.bias is not None:
-        return not terms and isinstance(meaning.bias, Load)
+        whole = [{Q, K} <= {*map(str, load.index)} for load in _floats_of(meaning.bias)]
+        return not terms and any(whole) and (isinstance(meaning.bias, Load) or may_be_low(meaning.bias))
     return bool(terms) and all(term.term is Term.TENSOR for term in terms)

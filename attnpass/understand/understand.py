@@ -16,8 +16,8 @@ from attnpass.graph.ops import spelled
 from attnpass.graph.reading import Reading
 from attnpass.graph.symbolic import Size, known_equal
 from attnpass.graph.value import Value
-from attnpass.graph.values import source_of
-from attnpass.index.expr import AXES, TRUE, B, H, K, Q, axis
+from attnpass.graph.values import source_of, tensor
+from attnpass.index.expr import AXES, TRUE, B, H, K, Load, Q, axis
 from attnpass.index.logic import loads_of
 from attnpass.index.scalars import StopError
 from attnpass.index.trace import Constants, Tracer
@@ -85,6 +85,11 @@ class Reader:
         stop = _first_stop(tracer, additions)
         if only_a_tensor(meaning):
             return Meaning.unknown(call.mask, stop or "its values are an input of the graph")
+        if any(_is_elsewhere(load, call.device) for load in loads):
+            return Meaning.unknown(call.mask, f"it reads a tensor that is not on {call.device}")
+        ends = _end_of_gradients(additions, loads) if call.needs_grad else None
+        if ends is not None:
+            return Meaning.unknown(call.mask, f"no gradient passes {spelled(ends)} to what it reads")
         if loads and call.context.nested_in:
             return Meaning.unknown(call.mask, "it reads data inside the body of another operation")
         return meaning
@@ -124,6 +129,39 @@ def _rounded(low: Low, dtype: torch.dtype) -> Low:
 def _broadcasts(shape: Sequence[Size], sizes: dict[str, Size]) -> bool:
     names = AXES[4 - len(shape) :]
     return all(known_equal(n, 1) or known_equal(n, sizes[name]) for n, name in zip(shape, names, strict=True))
+
+
+def _end_of_gradients(additions: Sequence[Addition[Value]], loads: Sequence[Load]) -> Value | None:
+    """A value between a mask and what it reads where the program lets no gradient through, as `detach` does."""
+    ends = {load.node for load in loads}
+    if not any(load.node.requires_grad and load.dtype.is_floating_point for load in loads):
+        return None
+    waiting = [addition.operand.node for addition in additions]
+    seen = {*waiting, *ends}
+    waiting = [value for value in waiting if value not in ends]
+    while waiting:
+        value = waiting.pop()
+        if _is_float(value) and not value.requires_grad and any(map(_learns, value.inputs)):
+            return value
+        fresh = [each for each in value.inputs if each not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return None
+
+
+def _is_elsewhere(load: Load, device: torch.device) -> bool:
+    """Is it read from another device? PyTorch takes an index on the CPU for a table that is not."""
+    made = tensor(load.node)
+    return made is not None and made.device != device
+
+
+def _is_float(value: Value) -> bool:
+    made = tensor(value)
+    return made is not None and made.dtype.is_floating_point
+
+
+def _learns(value: Value) -> bool:
+    return value.requires_grad and _is_float(value)
 
 
 def _first_stop(tracer: Tracer, additions: Sequence[Addition[Value]]) -> str:

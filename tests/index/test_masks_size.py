@@ -84,7 +84,7 @@ def assigned(n: int) -> Array:
         first = max(0, i - 3)
         length = i + 1 - first
         zeros = Like((length,), torch.float32).made_of(lambda _: constant(0.0, torch.float32))
-        mask = assigned_to(FLOAT, mask, zeros, [Span(0, i), Span(0, first, length)])
+        mask = assigned_to(FLOAT, mask, zeros, [Span(0, i, i + 1), Span(0, first, i + 1, length)])
     return mask
 
 

@@ -139,3 +139,27 @@ def test_small_windows_by_hand_stay_on_a_gpu_unless_a_kernel_is_named() -> None:
     assert decision.reason is Reason.AS_WRITTEN and not decision.rewritten and "64 tokens" in decision.note
     assert decide(window, kernel="native_cudnn").kernel == "native_cudnn"
     assert decide(call(49, bias=True)).reason is Reason.AUTO
+
+
+def table_bias(S: int, terms: tuple[MaskTerm, ...] = (), learns: bool = False) -> AttentionCall:
+    """A bias that is read from a table; the program has made a tensor of it."""
+    one = call(S, *terms, bias=True, D=64)
+    table = replace(one.mask.bias or one.q, shape=(32, 16), stride=(16, 1), requires_grad=learns)
+    spelled = replace(one.mask.spelled or one.q, requires_grad=learns)
+    return replace(one, mask=replace(one.mask, bias=table, spelled=spelled), needs_grad=learns)
+
+
+@pytest.mark.parametrize("learns", (False, True))
+@pytest.mark.parametrize("machine", ("h100", "a100", "t4"))
+@pytest.mark.parametrize("S", (8, 128, 512, 4096))
+def test_a_table_is_preferred_to_nothing_that_its_tensor_is_not(S: int, machine: str, learns: bool) -> None:
+    proved = table_bias(S, learns=learns)
+    tensor = replace(proved, mask=proved.mask.as_spelled())
+    assert decide(proved, machine).kernel == decide(tensor, machine).kernel
+
+
+def test_a_bias_that_learns_beside_causal_is_not_left_to_flex() -> None:
+    assert decide(table_bias(4096, (CAUSAL,))).kernel == "flex"
+    learned = decide(table_bias(4096, (CAUSAL,), learns=True))
+    assert learned.kernel != "flex" and not learned.rejections("flex")
+    assert decide(table_bias(4096, (CAUSAL,), learns=True), kernel="flex").kernel == "flex"

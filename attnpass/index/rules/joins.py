@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from attnpass.graph.symbolic import Size, known
 from attnpass.index.arithmetic import converted
-from attnpass.index.arrays import Array, Index, Like, axis_of, form_of, replaced
+from attnpass.index.arrays import Array, Index, Like, axis_of, replaced
 from attnpass.index.bounds import Bounds
-from attnpass.index.expr import Expr, Lin, as_number, number, plus, scaled
-from attnpass.index.logic import all_of, is_positive, where
+from attnpass.index.expr import Expr, Lin, as_number, number
+from attnpass.index.logic import all_of, where
+from attnpass.index.places import at_most, counted, divides, moved, quotient
 from attnpass.index.rules.table import cast_to, meaning
 from attnpass.index.rules.views import from_start, slice_start
-from attnpass.index.scalars import StopError, constant, fitting
+from attnpass.index.scalars import StopError, constant
 from attnpass.index.simplify import simplified
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A part of a dimension: ``length`` places from ``start`` on; one place, without the dimension, if that is None."""
+    """A part of a dimension: ``length`` places, one in ``step`` of those from ``start`` on and before ``end``.
+
+    One place, without the dimension, if ``length`` is None.
+    """
 
     dim: int
     start: Size
+    end: Size
     length: Size | None = None
+    step: int = 1
 
 
 def assigned(like: Like, x: Array, source: Array, spans: Sequence[Span]) -> Array:
@@ -37,17 +44,16 @@ def assigned(like: Like, x: Array, source: Array, spans: Sequence[Span]) -> Arra
         tests: list[Expr] = []
         there, shape = index, list(x.shape)
         for span in spans:
-            here, length = there[span.dim], 1 if span.length is None else span.length
-            starts, ends = isinstance(span.start, int) and span.start == 0, span.start + length
-            reaches = known(ends >= shape[span.dim])
-            if not (starts and reaches):
-                form = form_of(here)
-                tests += [] if starts else [is_positive(plus(form, number(span.start), -1))]
-                tests += [] if reaches else [is_positive(plus(number(ends - 1), form, -1))]
-                here = plus(form, number(span.start), -1)
+            here, starts = there[span.dim], isinstance(span.start, int) and span.start == 0
+            tests += [] if starts else [at_most(number(span.start), here)]
+            tests += [] if known(span.end >= shape[span.dim]) else [at_most(here, number(span.end - 1))]
+            here = moved(here, -span.start)
+            if span.step != 1:
+                tests.append(divides(span.step, here))
+                here = quotient(here, span.step)
             kept = () if span.length is None else (here,)
             there = replaced(there, span.dim, *kept)
-            shape[span.dim : span.dim + 1] = [] if span.length is None else [length]
+            shape[span.dim : span.dim + 1] = [] if span.length is None else [span.length]
         new = cast_to(source, there, like)
         return new if not tests else where(all_of(tests), new, x.at(index))
 
@@ -58,14 +64,18 @@ def span_of(x: Sequence[Size], source: Sequence[Size], where_: Sequence[Any], se
     """The part of a tensor of shape ``x`` that ``select_scatter`` or ``slice_scatter`` with these arguments writes.
 
     Raises:
-        StopError: it is not known where it begins, or it has gaps.
+        StopError: it is not known where it begins, or how far its places are apart.
     """
     dim = where_[0] % len(x)
     if selects:
-        return Span(dim, from_start(where_[1], x[dim]))
-    if len(where_) > 3 and where_[3] != 1:
-        raise StopError(f"an assignment with the step {where_[3]}")
-    return Span(dim, slice_start(where_[1], x[dim]), source[dim])
+        place = from_start(where_[1], x[dim])
+        return Span(dim, place, place + 1)
+    defaults: tuple[Any, ...] = (dim, None, None, 1)
+    _, start, end, step = (*where_, *defaults[len(where_) :])
+    if not isinstance(step, int):
+        raise StopError(f"an assignment with the step {step}")
+    first, to_the_end = slice_start(start, x[dim]), end is None or known(end >= sys.maxsize)
+    return Span(dim, first, x[dim] if to_the_end else first + step * source[dim], source[dim], step)
 
 
 @meaning("copy", "fill")
@@ -80,13 +90,15 @@ def _cat(like: Like, tensors: Any, dim: int = 0, **_: Any) -> Array:
     dim = dim % len(like.shape)
 
     def element(index: Index) -> Expr:
-        here = form_of(index[dim])
+        here = index[dim]
+        if like.dtype.is_floating_point and not isinstance(here, Lin):
+            raise StopError(f"a table that was put together, at {here}")
         end: Size = sum((part.shape[dim] for part in parts), start=0)
         result: Expr | None = None
         for part in reversed(parts):
             start = end - part.shape[dim]
-            value = cast_to(part, replaced(index, dim, plus(here, number(start), -1)), like)
-            result = value if result is None else where(is_positive(plus(here, number(end), -1)), result, value)
+            value = cast_to(part, replaced(index, dim, moved(here, -start)), like)
+            result = value if result is None else where(at_most(number(end), here), result, value)
             end = start
 
         assert result is not None
@@ -117,9 +129,8 @@ def _pad(like: Like, x: Array, pad: Sequence[Size], value: Any = 0) -> Array:
         inside: list[Expr] = []
         there = list(index)
         for dim, before in left_of.items():
-            form = plus(form_of(index[dim]), number(before), -1)
-            there[dim] = form
-            inside += [is_positive(form), is_positive(plus(number(x.shape[dim] - 1), form, -1))]
+            there[dim] = place = moved(index[dim], -before)
+            inside += [at_most(number(0), place), at_most(place, number(x.shape[dim] - 1))]
         result: Expr = x.at(tuple(there))
         for test in inside:
             result = where(test, result, constant(value, like.dtype))
@@ -139,6 +150,6 @@ def _cumsum(like: Like, x: Array, dim: int, **_: Any) -> Array:
         step = as_number(converted(value, x.dtype, like.dtype))
         if not isinstance(step, int) or like.dtype.is_floating_point:
             raise StopError(f"cumsum of {value}"[:200].replace(probe, "i"))
-        return fitting(plus(scaled(form_of(index[dim]), step), number(step)), like.dtype)
+        return counted(index[dim], step, step, like.dtype)
 
     return like.made_of(element)

@@ -11,8 +11,9 @@ import torch
 from attnpass.graph.symbolic import Size
 from attnpass.index.arithmetic import pointwise
 from attnpass.index.arrays import Array, Index, Like
-from attnpass.index.expr import Expr, Lin, number, plus, scaled
-from attnpass.index.logic import is_boolean, is_positive, where
+from attnpass.index.expr import Expr
+from attnpass.index.logic import is_boolean, where
+from attnpass.index.places import at_most, moved
 from attnpass.index.rules.table import MEANINGS, cast_to, meaning
 from attnpass.index.scalars import Element, StopError, constant
 
@@ -49,6 +50,7 @@ _pointwise("floordiv", operator.floordiv, "floor_divide")
 _pointwise("mod", operator.mod, "remainder")
 _pointwise("neg", operator.neg, "neg")
 _pointwise("abs", operator.abs, "abs")
+_pointwise("sigmoid", torch.sigmoid, "sigmoid")
 _pointwise("le", operator.le, "le")
 _pointwise("lt", operator.lt, "lt")
 _pointwise("ge", operator.ge, "ge")
@@ -72,6 +74,25 @@ def _rsub(like: Like, x: Array, other: Any, alpha: int = 1) -> Array:
     if alpha != 1:
         raise StopError(f"rsub with alpha {alpha}")
     return elementwise("sub", operator.sub, like, (other, x))
+
+
+@meaning("clamp")
+def _clamp(like: Like, x: Array, low: Any = None, high: Any = None) -> Array:
+    if low is not None:
+        x = elementwise("maximum", lambda value, least: torch.clamp(value, min=least), like, (x, low))
+    if high is not None:
+        x = elementwise("minimum", lambda value, most: torch.clamp(value, max=most), like, (x, high))
+    return x
+
+
+@meaning("clamp_min")
+def _clamp_min(like: Like, x: Array, low: Any) -> Array:
+    return _clamp(like, x, low)
+
+
+@meaning("clamp_max")
+def _clamp_max(like: Like, x: Array, high: Any) -> Array:
+    return _clamp(like, x, None, high)
 
 
 @meaning("to")
@@ -115,11 +136,8 @@ def band(x: Array, like: Like, diagonal: Size, lower: bool) -> Array:
     """``tril`` (keep where column - row <= diagonal) or ``triu`` (>=); the rest is 0."""
 
     def element(index: Index) -> Expr:
-        row, column = index[-2:]
-        if not (isinstance(row, Lin) and isinstance(column, Lin)):
-            raise StopError(f"a triangle at {row}, {column}")
-        distance = plus(plus(column, row, -1), number(-diagonal))
-        kept = is_positive(scaled(distance, -1) if lower else distance)
+        column, border = index[-1], moved(index[-2], diagonal)
+        kept = at_most(column, border) if lower else at_most(border, column)
         return where(kept, x.at(index), constant(0, x.dtype))
 
     return like.made_of(element)

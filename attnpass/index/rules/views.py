@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from attnpass.graph.symbolic import Size, as_int, known, known_equal
-from attnpass.index.arrays import Array, Index, Like, axis_of, form_of, not_negative, replaced
+from attnpass.index.arrays import Array, Index, Like, axis_of, replaced
 from attnpass.index.expr import ZERO, Apply, Expr, Lin, number, plus, scaled
-from attnpass.index.logic import is_positive, where
+from attnpass.index.logic import where
+from attnpass.index.places import at_most, from_either_end, moved
 from attnpass.index.rules.table import meaning
 from attnpass.index.scalars import StopError
 
@@ -49,7 +50,7 @@ def _split(flat: Lin, sizes: Sequence[Size], positions: Sequence[int], source: l
     rest: Expr = flat
     for size, position in list(zip(sizes, positions, strict=True))[:0:-1]:
         step = as_int(size)
-        if step is None or not isinstance(rest, (Lin, Apply)):
+        if step is None:
             raise StopError("a view that splits a dimension of symbolic size")
         source[position] = Apply("mod", (rest, number(step)), torch.int64)
         rest = Apply("floordiv", (rest, number(step)), torch.int64)
@@ -101,13 +102,7 @@ def _slice(
     """``x[start::step]`` along ``dim``, as long as ``like`` says."""
     dim = axis_of(x, dim)
     first = slice_start(start, x.shape[dim])
-    moves = step != 1 or not isinstance(first, int) or first != 0
-
-    def element(index: Index) -> Expr:
-        there = plus(scaled(form_of(index[dim]), step), number(first)) if moves else index[dim]
-        return x.at(replaced(index, dim, there))
-
-    return like.made_of(element)
+    return like.made_of(lambda index: x.at(replaced(index, dim, moved(index[dim], first, step))))
 
 
 @meaning("select")
@@ -124,7 +119,7 @@ def indexed(like: Like, x: Array, items: Sequence[Array | None]) -> Array:
     The dimensions of the arrays stand where the first array stood if they are neighbours, else in front.
 
     Raises:
-        StopError: an index array is of truth values, or its values may be negative.
+        StopError: an index array is of truth values.
     """
     parts = [*items, *[None] * (x.ndim - len(items))]
     fancy = [i for i, part in enumerate(parts) if part is not None]
@@ -137,22 +132,39 @@ def indexed(like: Like, x: Array, items: Sequence[Array | None]) -> Array:
     def element(index: Index) -> Expr:
         array_index = index[front : front + depth]
         plain = iter((*index[:front], *index[front + depth :]))
-        there = (next(plain) if part is None else not_negative(part.broadcast_at(array_index)) for part in parts)
-        return x.at(tuple(there))
+        return x.at(
+            tuple(
+                next(plain) if part is None else from_either_end(part.broadcast_at(array_index), size)
+                for part, size in zip(parts, x.shape, strict=True)
+            )
+        )
 
     return like.made_of(element)
 
 
 @meaning("index_select")
 def _index_select(like: Like, x: Array, dim: int, index: Array) -> Array:
-    return indexed(like, x, [*[None] * axis_of(x, dim), index])
+    """Unlike an index in brackets, one here that is negative is an error; so it is for `_gather` and `_embedding`."""
+    dim = axis_of(x, dim)
+    return like.made_of(lambda at: x.at(replaced(at, dim, index.at((at[dim],) * index.ndim))))
 
 
 @meaning("gather")
 def _gather(like: Like, x: Array, dim: int, index: Array, **_: Any) -> Array:
     dim = axis_of(x, dim)
+    return like.made_of(lambda at: x.at(replaced(at, dim, index.at(at))))
 
-    return like.made_of(lambda at: x.at(replaced(at, dim, not_negative(index.at(at)))))
+
+@meaning("embedding")
+def _embedding(like: Like, x: Array, index: Array, padding_idx: int = -1, *others: Any) -> Array:
+    """Rows of a table.
+
+    Raises:
+        StopError: gradients of the rows are not those of what is read.
+    """
+    if padding_idx != -1 or any(other is not False for other in others):
+        raise StopError("an embedding with padding_idx, scale_grad_by_freq or sparse")
+    return like.made_of(lambda at: x.at((index.at(at[:-1]), at[-1])))
 
 
 @meaning("repeat")
@@ -190,11 +202,7 @@ def _flip(like: Like, x: Array, dims: Sequence[int]) -> Array:
     turned = {axis_of(x, dim) for dim in dims}
 
     def element(index: Index) -> Expr:
-        return x.at(
-            tuple(
-                plus(number(x.shape[i] - 1), form_of(part), -1) if i in turned else part for i, part in enumerate(index)
-            )
-        )
+        return x.at(tuple(moved(part, x.shape[i] - 1, -1) if i in turned else part for i, part in enumerate(index)))
 
     return like.made_of(element)
 
@@ -216,10 +224,8 @@ def _rolled(x: Array, by: Any, dim: int) -> Array:
     by %= size
 
     def element(index: Index) -> Expr:
-        here = form_of(index[dim])
-        before = x.at(replaced(index, dim, plus(here, number(size - by)))) if by else x.at(index)
-        after = x.at(replaced(index, dim, plus(here, number(-by))))
-        return where(is_positive(plus(here, number(-by))), after, before)
+        before, after = (x.at(replaced(index, dim, moved(index[dim], n))) for n in (size - by if by else 0, -by))
+        return where(at_most(number(by), index[dim]), after, before)
 
     return Array(x.shape, x.dtype, element)
 
@@ -245,7 +251,7 @@ def slice_start(start: Size | None, size: Size) -> Size:
     """
     first: Size = 0 if start is None else start
     if known(first < 0):
-        first = size + first
+        first = 0 if known(size + first < 0) else size + first
     if not known(first >= 0):
         raise StopError(f"a slice from {start} of {size}")
     return first
