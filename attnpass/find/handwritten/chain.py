@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from attnpass.find.handwritten.joined import as_joined
 from attnpass.find.handwritten.links import (
     Appended,
+    Biased,
     Cut,
     Dropped,
+    Joined,
     Link,
     RefusedError,
     Same,
     Shifted,
-    on_probabilities,
-    on_scores,
 )
+from attnpass.find.handwritten.on_scores import on_scores
+from attnpass.find.handwritten.on_weights import on_weights
 from attnpass.find.handwritten.products import Product, is_product, read_product
 from attnpass.graph.ops import argument, is_getitem, name_of, spelled
 from attnpass.graph.reading import Reading
@@ -53,13 +56,13 @@ class Chain:
     nodes: set[Value] = field(default_factory=set)
 
 
-def read_chain(softmax: Value, reading: Reading) -> Chain:
-    """The chain through ``softmax``.
+def read_chain(softmax: Value, reading: Reading, joins: bool) -> Chain:
+    """The chain through ``softmax``; ``joins``: a product that is added to the scores is part of q kᵀ, and no bias.
 
     Raises:
         RefusedError: it is no attention that can be followed, with the node at fault.
     """
-    first, scores = _upwards(softmax)
+    first, scores = _upwards(softmax, joins)
     probabilities, last, weights = _downwards(softmax)
     chain = Chain(softmax, first, scores, probabilities, last, weights)
     chain.nodes = {softmax, first.node, last.node}
@@ -75,7 +78,7 @@ def is_softmax(node: Value) -> bool:
     return name_of(node) in SOFTMAXES and tensor(node) is not None
 
 
-def _upwards(softmax: Value) -> tuple[Product, list[Link]]:
+def _upwards(softmax: Value, joins: bool) -> tuple[Product, list[Link]]:
     found: list[Link] = []
     asked: dict[Value, bool] = {}
     reader, source = softmax, argument(softmax, 0)
@@ -89,6 +92,8 @@ def _upwards(softmax: Value) -> tuple[Product, list[Link]]:
                 raise RefusedError(node, product)
             return product, found[::-1]
         link = on_scores(node, lambda x: _leads_to_product(x, asked))
+        if joins and isinstance(link, Biased):
+            link = as_joined(link) or link
         if isinstance(link, Appended) and not all(isinstance(each, (Shifted, Same)) for each in found):
             raise RefusedError(node, "columns are appended to the scores before the last change of them")
         found.append(link)
@@ -131,7 +136,7 @@ def _downwards(softmax: Value) -> tuple[list[Link], Product, Value]:
         if is_getitem(reader, 0) and tensor(node) is None and isinstance(node.fake, (tuple, list)):
             found.append(Same(reader, node))
         else:
-            found.append(on_probabilities(reader, node))
+            found.append(on_weights(reader, node))
         node = reader
     raise RefusedError(softmax, f"more than {REACH} steps lie between the softmax and the product with V")
 
@@ -159,13 +164,17 @@ def _refuse_other_readers(chain: Chain) -> None:
 
 def _refuse_changing_state(chain: Chain, reading: Reading) -> None:
     """Both products under the same grad mode, autocast and transforms; nothing inside a functorch transform."""
-    regions = [reading.region(node) for node in (chain.first.node, chain.softmax, chain.last.node)]
-    first, middle, last = regions
+    joined = [link.product.node for link in chain.scores if isinstance(link, Joined)]
+    first, middle, last, *others = map(reading.region, (chain.first.node, chain.softmax, chain.last.node, *joined))
     if first is None or middle is None or last is None:
         raise RefusedError(chain.softmax, "the program state around it is not known")
     if first.functorch:
         raise RefusedError(chain.softmax, f"it stands inside {' of '.join(first.functorch)}, and is left alone there")
-    if first != last or first.grad != middle.grad or first.functorch != middle.functorch:
+    if (
+        any(each != first for each in (last, *others))
+        or first.grad != middle.grad
+        or first.functorch != middle.functorch
+    ):
         raise RefusedError(chain.softmax, "autocast, grad mode or another state changes between the two products")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from attnpass.find.handwritten.axes import Atom, Axes
 from attnpass.graph.ops import argument, name_of, number
 from attnpass.graph.symbolic import Size, known_equal
 from attnpass.graph.value import Value
@@ -132,3 +133,31 @@ def _with_broadcasts(
         small = 0 if known_equal(one, 1) else 1
         labels[small][terms[small].index(letter)] = None
     return Product(node, operands[0], operands[1], (tuple(labels[0]), tuple(labels[1]), tuple(labels[2])))
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A product with its dimensions: those of the operands, of the result, and the one that is summed over, if any."""
+
+    left: Axes
+    right: Axes
+    out: Axes
+    D: Axes
+
+
+def label_axes(product: Product) -> Labelled:
+    """Atoms for the letters of a product."""
+    atoms: dict[str, tuple[Atom, ...]] = {}
+    sides = []
+    for node, labels in zip((product.left, product.right), product.labels[:2], strict=True):
+        value = tensor(node)
+        assert value is not None
+        axes = []
+        for label, size in zip(labels, value.shape, strict=True):
+            if label is not None and label not in atoms:
+                atoms[label] = (Atom(size),)
+            axes.append(() if label is None else atoms[label])
+        sides.append(tuple(axes))
+    out = tuple(atoms[label or ""] for label in product.labels[2])
+    there = [set(labels) - {None} for labels in product.labels]
+    return Labelled(sides[0], sides[1], out, tuple(atoms[label or ""] for label in (there[0] & there[1]) - there[2]))

@@ -16,12 +16,14 @@ import torch
 from torch.fx import Node
 
 from attnpass.find.found import FoundCall
-from attnpass.find.handwritten.axes import LostTrackError, arranged, leaves
+from attnpass.find.handwritten.axes import LostTrackError, arranged, leaves, size_of
 from attnpass.find.handwritten.chain import Chain, added_sinks, dropout_of, read_chain, softmax_dim
-from attnpass.find.handwritten.links import RefusedError
-from attnpass.find.handwritten.operands import Traced, aten, placed, trace_back, without_repeats
-from attnpass.find.handwritten.roles import Group, Roles, label_axes, read_roles
-from attnpass.find.handwritten.scores import Change, Scores, broadcast_axes, size_of
+from attnpass.find.handwritten.layout import laid_out, traced_back
+from attnpass.find.handwritten.links import Joined, RefusedError
+from attnpass.find.handwritten.operands import aten
+from attnpass.find.handwritten.products import label_axes
+from attnpass.find.handwritten.roles import Roles, read_roles
+from attnpass.find.handwritten.scores import Change, Scores, broadcast_axes
 from attnpass.find.present import Present
 from attnpass.find.sdpa import context_of
 from attnpass.graph.operand import Operand, spec_of
@@ -36,7 +38,6 @@ from attnpass.ir.call import AttentionCall, Pattern
 from attnpass.ir.mask import EmptyRows, MaskSpec, MaskTerm, Term
 from attnpass.ir.wiring import Addition, Wiring
 
-HALF = (torch.float16, torch.bfloat16)
 NEGATIONS = ("logical_not", "bitwise_not")  # of truth values, the same
 
 
@@ -46,14 +47,23 @@ def read_handwritten(softmax: Value, reading: Reading, grad: bool | None = None)
     Raises:
         RefusedError: it is none, with the node at fault and one sentence.
     """
-    chain = read_chain(softmax, reading)
-    left, right, atoms = label_axes(chain.first)
-    scores = Scores(tuple(atoms[label or ""] for label in chain.first.labels[2]), chain.first.alpha)
+    chain = read_chain(softmax, reading, joins=True)
+    try:
+        return _read(chain, reading, grad)
+    except RefusedError:
+        if not any(isinstance(link, Joined) for link in chain.scores):
+            raise
+    return _read(read_chain(softmax, reading, joins=False), reading, grad)
+
+
+def _read(chain: Chain, reading: Reading, grad: bool | None) -> FoundCall:
+    first = label_axes(chain.first)
+    scores = Scores(first.out, chain.first.alpha)
     if chain.first.added is not None:
         scores.changes.append(_added_by_product(chain, scores))
     for link in chain.scores:
         scores.apply(link)
-    roles = read_roles(chain, scores, left, right, atoms)
+    roles = read_roles(chain, scores, first)
     try:
         return _assembled(chain, scores, roles, reading, grad)
     except LostTrackError as error:
@@ -74,37 +84,20 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
     if node is None:
         raise RefusedError(chain.last.node, "no node of the program gives the product with V alone")
     present = Present(reading, node)
-    q, k, v = _traced(chain, roles, present)
+    traced = traced_back(chain, roles, present)
     roles.update()
-    heads, repeated = roles.Hkv, None
-    small = without_repeats(k, v, roles, present)
-    if small is not None:
-        as_written = (_keys(k, roles, roles.Hkv), _values(v, roles, roles.Hkv))
-        repeated = as_written[0].map_nodes(present.node), as_written[1].map_nodes(present.node)
-        heads, k, v = small
-    queries = placed(q, (roles.B, roles.H, roles.Q, roles.D))
-    for by, divide in scores.scaled_by:
-        op = aten.div if divide else aten.mul
-        queries = queries.then(op.Tensor if isinstance(by, Value) else op.Scalar, by)
+    q, k, v, scale, repeated = laid_out(traced, scores.factors, roles, present)
     values = Wiring(
-        queries,
-        _keys(k, roles, heads),
-        _values(v, roles, heads),
+        q,
+        k,
+        v,
         tuple(_addition(change, roles, present) for change in scores.changes),
         _sinks(chain, scores, roles, present),
         _steps_out(roles),
     )
-    call = _call(chain, values, scores, scores.canonical_scale * q.scale * k.scale, (reading, node), grad)
+    call = _call(chain, values, scores, scores.canonical_scale * scale, (reading, node), grad)
     dead = _dead(chain, node, reading)
     return FoundCall(call, node, values.map_nodes(present.node), values, dead=dead, repeated=repeated)
-
-
-def _keys(k: Traced, roles: Roles, heads: Group) -> Operand[Value]:
-    return placed(k, (roles.B, heads, roles.K, roles.D))
-
-
-def _values(v: Traced, roles: Roles, heads: Group) -> Operand[Value]:
-    return placed(v, (roles.B, heads, roles.K, roles.Dv))
 
 
 def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
@@ -112,19 +105,6 @@ def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
     makers = {value.maker for value in chain.nodes if value.maker is not None} - {last}
     makers |= {user for maker in makers for user in maker.users if not user.users and user in reading.quiet}
     return tuple(sorted(makers, key=reading.places.__getitem__))
-
-
-def _traced(chain: Chain, roles: Roles, present: Present) -> tuple[Traced, Traced, Traced]:
-    """q, k and v followed back."""
-
-    def batch() -> tuple:  # type: ignore[type-arg]
-        return leaves((*roles.shared, *roles.own))
-
-    weights, value = tensor(chain.weights), tensor(roles.v[0])
-    assert weights is not None and value is not None
-    down_to = value.dtype if value.dtype in HALF and weights.dtype == value.dtype else None
-    q, k = (trace_back(side, batch, present, True, down_to) for side in (roles.q, roles.k))
-    return q, k, trace_back(roles.v, batch, present, False, None)
 
 
 def _addition(change: Change, roles: Roles, present: Present) -> Addition[Value]:
@@ -179,8 +159,7 @@ def _call(
     masks = [spec_of(each.operand) for each in wiring.additions]
     sinks = None if wiring.sinks is None else spec_of(wiring.sinks)
     trained = any(spec.requires_grad for spec in (*specs, *masks, *([sinks] if sinks else [])))
-    values = [tensor(operand.node) for operand in (wiring.q, wiring.k, wiring.v)]
-    values += [tensor(each.operand.node) for each in wiring.additions]
+    values = [tensor(node) for node in replace(wiring, sinks=None).nodes()]
     return AttentionCall(
         q=specs[0],
         k=specs[1],

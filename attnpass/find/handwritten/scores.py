@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from attnpass.find.handwritten.axes import Atom, Axes, LostTrackError, reshaped
+from attnpass.find.handwritten.axes import Atom, Axes, leaves, size_of
+from attnpass.find.handwritten.joined import Part, read_part
 from attnpass.find.handwritten.links import (
     Appended,
     Biased,
     Capped,
     Filled,
+    Joined,
     Link,
     Permuted,
     RefusedError,
@@ -20,9 +22,10 @@ from attnpass.find.handwritten.links import (
     Scaled,
     Shifted,
     Viewed,
+    followed,
 )
 from attnpass.graph.ops import rounded, spelled
-from attnpass.graph.symbolic import Size, known_equal
+from attnpass.graph.symbolic import known_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 from attnpass.ir.hidden import HIDES, hides_when_written, is_moderate, may_be_outbid
@@ -49,6 +52,23 @@ class Change:
     factor: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """What the scores are multiplied by, or divided by: a tensor or a symbolic number.
+
+    Attributes:
+        by: the factor.
+        axes: what its dimensions are.
+        at: the node of the program that applies it.
+        divides: are the scores divided?
+    """
+
+    by: Value | torch.SymFloat
+    axes: Axes
+    at: Value
+    divides: bool
+
+
 @dataclass(slots=True)
 class Scores:
     """The scores while they are replayed.
@@ -58,7 +78,8 @@ class Scores:
         scale: factor on q kᵀ, inside the softcap.
         softcap: ``softcap * tanh(scale * q kᵀ)``, or None.
         changes: biases and masks so far.
-        scaled_by: tensors of one element, or symbolic numbers, that they are multiplied (or divided) by.
+        factors: what q or k are multiplied by instead of them.
+        parts: other products that are added to q kᵀ.
         shifts: where their own maximum was taken away, and over which dimension.
     """
 
@@ -66,7 +87,8 @@ class Scores:
     scale: float = 1.0
     softcap: float | None = None
     changes: list[Change] = field(default_factory=list)
-    scaled_by: list[tuple[Value | torch.SymFloat, bool]] = field(default_factory=list)
+    factors: list[Factor] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     shifts: list[tuple[Value, tuple[Atom, ...]]] = field(default_factory=list)
 
     def apply(self, link: Link) -> None:
@@ -85,7 +107,10 @@ class Scores:
             case Scaled(node, _, Value() | torch.SymFloat() as by, divides):
                 if self.changes or self.softcap is not None:
                     raise RefusedError(node, "a tensor scales the scores after a mask, bias or softcap")
-                self.scaled_by.append((by, divides))
+                axes = broadcast_axes(node, by, self.axes) if isinstance(by, Value) else ()
+                if self.shifts and leaves(axes[-1] if axes else ()):
+                    self._refuse_shifts(node)
+                self.factors.append(Factor(by, axes, node, divides))
             case Scaled(node, _, float(factor)):
                 self._multiply(node, factor)
             case Capped(node):
@@ -93,6 +118,11 @@ class Scores:
                     raise RefusedError(node, "`tanh` caps the scores after a mask or bias was added")
                 self._refuse_shifts(node)
                 self.softcap = 1.0
+            case Joined(node):
+                if self.changes or self.factors or self.softcap is not None:
+                    raise RefusedError(node, f"`{spelled(node)}` adds a product to scores that were changed before")
+                self._refuse_shifts(node)
+                self.parts.append(read_part(link, self.axes, self.scale))
             case Biased(node, _, bias, factor):
                 self._add(Change(bias, broadcast_axes(node, bias, self.axes), node, factor=factor))
             case Filled(node, x, mask, fill, where_true):
@@ -203,21 +233,3 @@ def broadcast_axes(at: Value, operand: Value, axes: Axes) -> Axes:
             reason = f"a tensor of size {size} meets scores of size {whole}, which are not known to be the same"
             raise RefusedError(at, f"`{spelled(at)}`: {reason}")
     return tuple(made)
-
-
-def size_of(axis: tuple[Atom, ...]) -> Size:
-    """The size of a dimension."""
-    size: Size = 1
-    for atom in axis:
-        size = size * atom.size
-    return size
-
-
-def followed(axes: Axes, node: Value) -> Axes:
-    """The dimensions behind a view."""
-    value = tensor(node)
-    assert value is not None
-    try:
-        return reshaped(axes, tuple(value.shape))
-    except LostTrackError as error:
-        raise RefusedError(node, f"`{spelled(node)}` mixes the dimensions of the scores: {error}") from None

@@ -1,0 +1,49 @@
+"""What is done to the probabilities between the softmax and the product with V."""
+
+from __future__ import annotations
+
+from attnpass.find.handwritten.links import Cut, Dropped, Link, RefusedError, Same, moved
+from attnpass.graph.ops import argument, name_of, number, spelled
+from attnpass.graph.symbolic import known_equal
+from attnpass.graph.value import Value, returned
+from attnpass.graph.values import tensor
+
+
+def on_weights(node: Value, x: Value) -> Link:
+    """What ``node`` does to the probabilities ``x``.
+
+    Raises:
+        RefusedError: it changes the weights.
+    """
+    if node.target is returned:
+        raise RefusedError(x, "the attention probabilities are returned by the graph, so they have to be materialised")
+    if node.args and node.args[0] is x and not any(a is x for a in node.args[1:]):
+        if name_of(node) == "native_dropout":
+            p = _dropout_probability(node)
+            if p is None:
+                raise RefusedError(node, "the probability of dropout is not a number in the graph")
+            return Dropped(node, x, p) if p else Same(node, x)
+        found = moved(node, x) or _cut(node, x)
+        if found is not None:
+            return found
+    raise RefusedError(
+        node, f"`{spelled(node)}` changes the attention probabilities between the softmax and the product with V"
+    )
+
+
+def _dropout_probability(node: Value) -> float | None:
+    """The probability in force; None if it is not written in the graph."""
+    p, training = number(argument(node, 1)), argument(node, 2)
+    return p if training is True or training is None else 0.0 if training is False else None
+
+
+def _cut(node: Value, x: Value) -> Cut | None:
+    """``x[..., :-1]`` or ``x[..., 1:]``: a dimension without one column."""
+    value, before = tensor(node), tensor(x)
+    if name_of(node) != "slice" or value is None or before is None:
+        return None
+    dim, start, step = node.args[1], node.args[2], node.args[4]
+    if not isinstance(dim, int) or step != 1 or not known_equal(value.shape[dim] + 1, before.shape[dim]):
+        return None
+    first = start == 1
+    return Cut(node, x, dim % value.ndim - value.ndim, first) if first or start in (None, 0) else None
