@@ -22,6 +22,7 @@ from attnpass.graph.values import tensor
 
 aten = torch.ops.aten
 NAMES = {"_softmax": "softmax", "_safe_softmax": "safe_softmax", "_to_copy": "to"}
+MOST_COMPARED = 200  # values that make a mask
 FOLLOWED = frozenset({"to", "view", "clone", "expand", "detach", "permute"})  # of a number they give the same number
 
 
@@ -70,6 +71,39 @@ def is_copy(value: Value) -> bool:
 def is_getitem(value: Value, index: int) -> bool:
     """Is this result number ``index`` of an op with several?"""
     return value.target is operator.getitem and bool(value.args[1] == index)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Are two values the same: made by the same ops from the same values? What is drawn at random is only itself."""
+    waiting, seen = [(one, other)], set[tuple[Any, Any]]()
+    while waiting:
+        a, b = waiting.pop()
+        if a is b or (a, b) in seen:
+            continue
+        seen.add((a, b))
+        if a.is_leaf or a.target is not b.target or not isinstance(a.target, OpOverload):
+            return False
+        if torch.Tag.nondeterministic_seeded in a.target.tags or len(seen) > MOST_COMPARED:
+            return False
+        pairs = _paired((a.args, a.kwargs), (b.args, b.kwargs))
+        if pairs is None:
+            return False
+        waiting += pairs
+    return True
+
+
+def _paired(one: Any, other: Any) -> list[tuple[Value, Value]] | None:
+    """The values in two lists of arguments that are the same otherwise; None if these are not."""
+    if isinstance(one, Value) and isinstance(other, Value):
+        return [(one, other)]
+    if isinstance(one, dict) and isinstance(other, dict):
+        one, other = sorted(one.items()), sorted(other.items())
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        parts = [_paired(a, b) for a, b in zip(one, other, strict=True)]
+        return None if None in parts else [pair for part in parts if part for pair in part]
+    if isinstance(one, torch.SymInt) or isinstance(other, torch.SymInt):
+        return [] if known_equal(one, other) else None
+    return [] if type(one) is type(other) and one == other else None
 
 
 def number(value: Any) -> float | None:

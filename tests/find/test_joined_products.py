@@ -74,7 +74,7 @@ PROGRAMS: list[Program] = [one_product, rope_first, scaled_apart, einsum, folded
 def test_two_products_are_one(program: Program, dtype: torch.dtype) -> None:
     report = found(program, *tensors(HEADS, HEADS, HEADS, ROPE, SHARED, dtype=dtype))
     (decision,) = report.decisions
-    assert decision.call.D == (D + 2 * R if program is three else D + R)
+    assert (D + 2 * R if program is three else D + R) == decision.call.D
     assert decision.call.mask.bias is None
 
 

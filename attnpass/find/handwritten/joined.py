@@ -1,4 +1,4 @@
-"""A sum of two products of queries and keys is one product of longer heads, as in latent attention: [q, q'] [k, k']T."""
+"""A sum of two products of queries and keys is one product of longer heads, as in latent attention."""
 
 from __future__ import annotations
 

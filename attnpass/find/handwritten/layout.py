@@ -100,7 +100,7 @@ def _atoms(factor: Factor) -> set[object]:
 
 
 def _times(operand: Operand[Value], factor: Factor, groups: Sequence[Group], present: Present) -> Operand[Value]:
-    """q or k times a factor of the scores, in its own dtype."""
+    """Queries or keys times a factor of the scores, in its own dtype."""
     op = aten.div if factor.divides else aten.mul
     if not isinstance(factor.by, Value):
         return operand.then(op.Scalar, factor.by)

@@ -124,6 +124,20 @@ class Cut(Link):
 
 
 @dataclass(frozen=True, slots=True)
+class Zeroed(Link):
+    """0 where ``mask`` is ``where_true``, by a product or in the place of anything; no mask: in the place of NaN."""
+
+    mask: Value | None = None
+    where_true: bool = True
+    multiplies: bool = False
+    test: Value | None = None
+
+    @property
+    def nodes(self) -> tuple[Value, ...]:
+        return (self.node,) if self.test is None else (self.node, self.test)
+
+
+@dataclass(frozen=True, slots=True)
 class Dropped(Link):
     """Dropout."""
 

@@ -22,8 +22,10 @@ from attnpass.find.handwritten.layout import laid_out, traced_back
 from attnpass.find.handwritten.links import Joined, RefusedError
 from attnpass.find.handwritten.operands import aten
 from attnpass.find.handwritten.products import label_axes
-from attnpass.find.handwritten.roles import Roles, read_roles
+from attnpass.find.handwritten.roles import Roles, check_total, read_roles
+from attnpass.find.handwritten.rows import NEGATIONS, settle_rows
 from attnpass.find.handwritten.scores import Change, Scores, broadcast_axes
+from attnpass.find.handwritten.softmaxes import Softmax, Way
 from attnpass.find.present import Present
 from attnpass.find.sdpa import context_of
 from attnpass.graph.operand import Operand, spec_of
@@ -38,11 +40,9 @@ from attnpass.ir.call import AttentionCall, Pattern
 from attnpass.ir.mask import EmptyRows, MaskSpec, MaskTerm, Term
 from attnpass.ir.wiring import Addition, Wiring
 
-NEGATIONS = ("logical_not", "bitwise_not")  # of truth values, the same
 
-
-def read_handwritten(softmax: Value, reading: Reading, grad: bool | None = None) -> FoundCall:
-    """The attention around a softmax, which is a value of the reading.
+def read_handwritten(softmax: Softmax, reading: Reading, grad: bool | None = None) -> FoundCall:
+    """The attention around a softmax of the reading.
 
     Raises:
         RefusedError: it is none, with the node at fault and one sentence.
@@ -64,6 +64,7 @@ def _read(chain: Chain, reading: Reading, grad: bool | None) -> FoundCall:
     for link in chain.scores:
         scores.apply(link)
     roles = read_roles(chain, scores, first)
+    check_total(chain, scores.axes, roles)
     try:
         return _assembled(chain, scores, roles, reading, grad)
     except LostTrackError as error:
@@ -80,13 +81,14 @@ def _added_by_product(chain: Chain, scores: Scores) -> Change:
 def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, grad: bool | None) -> FoundCall:
     if not known(size_of(roles.K) >= 1):
         raise RefusedError(chain.softmax, f"the number of keys, {size_of(roles.K)}, may be 0")
-    node = reading.result_of(chain.last.node)
+    node = reading.result_of(chain.out)
     if node is None:
-        raise RefusedError(chain.last.node, "no node of the program gives the product with V alone")
+        raise RefusedError(chain.out, "no node of the program gives the product with V alone")
     present = Present(reading, node)
     traced = traced_back(chain, roles, present)
     roles.update()
     q, k, v, scale, repeated = laid_out(traced, scores.factors, roles, present)
+    empty = settle_rows(chain, scores)
     values = Wiring(
         q,
         k,
@@ -96,6 +98,7 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
         _steps_out(roles),
     )
     call = _call(chain, values, scores, scores.canonical_scale * scale, (reading, node), grad)
+    call = call if empty is None else replace(call, mask=_with_rows(call.mask, empty, chain))
     dead = _dead(chain, node, reading)
     return FoundCall(call, node, values.map_nodes(present.node), values, dead=dead, repeated=repeated)
 
@@ -189,7 +192,7 @@ def _mask(
     fills = [each.fill for each in wiring.additions if each.fill is not None]
     finite = bool(fills) and fills[0] > -float("inf")
     empty = EmptyRows.AVERAGE if finite else EmptyRows.NAN if fills else EmptyRows.NAN_ADDED
-    if wiring.sinks is not None or (name_of(chain.softmax) == "safe_softmax" and not finite):
+    if wiring.sinks is not None or (chain.normalised.way is Way.SAFE and not finite):
         empty = EmptyRows.ZERO
     spec = masks[0] if len(masks) == 1 else _together(masks)
     bias = len(fills) < len(masks)
@@ -210,6 +213,13 @@ def _mask(
     if finite and dtype == torch.float16:
         dtype = torch.float32  # fp16 has no number that hides a score: -65504 + 10 is not -65504 in fp32
     return MaskSpec(bias=replace(spec, dtype=dtype), rows_may_be_empty=True, empty=empty)
+
+
+def _with_rows(mask: MaskSpec, empty: EmptyRows, chain: Chain) -> MaskSpec:
+    """``mask`` with what its hidden rows give; what made 0 of NaN changes nothing where they give something else."""
+    if mask.empty is EmptyRows.ROUNDED:
+        raise RefusedError(chain.softmax, "rows hidden by sums in fp16 are made 0")
+    return replace(mask, empty=empty) if mask.empty.is_nan else mask
 
 
 def _together(masks: list[TensorSpec]) -> TensorSpec:

@@ -10,7 +10,8 @@ from attnpass.find.handwritten.joined import Part
 from attnpass.find.handwritten.links import Permuted, RefusedError, Viewed, followed
 from attnpass.find.handwritten.products import Labelled, Product
 from attnpass.find.handwritten.scores import Scores
-from attnpass.graph.ops import spelled
+from attnpass.graph.ops import permutation, spelled
+from attnpass.graph.symbolic import known_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 
@@ -168,3 +169,25 @@ def _second(chain: Chain, weights: Axes, K: Group) -> tuple[tuple[Value, Axes], 
     known[fresh_labels[0]] = Dv
     axes = tuple(() if label is None else known[label] for label in theirs)
     return (v, axes), tuple(known[label or ""] for label in product.labels[2]), Dv
+
+
+def check_total(chain: Chain, axes: Axes, roles: Roles) -> None:
+    """Refuse the chain if what the product with V is divided by is not, row by row, the sum of the exponentials."""
+    total = chain.normalised.total
+    if total is None:
+        return
+    value, weights, dim = tensor(total), tensor(chain.softmax), softmax_dim(chain)
+    assert value is not None and weights is not None
+    axes = (*axes[:dim], *([()] if value.ndim == weights.ndim else []), *axes[dim + 1 :])
+    for node in chain.divided:
+        order = permutation(node)
+        axes = followed(axes, node) if order is None else tuple(axes[i] for i in order)
+    out = roles.out[len(roles.out) - len(axes) :] if len(axes) <= len(roles.out) else ()
+    if [_long(axis) for axis in axes] != [
+        _long(axis) if _long(mine) else () for axis, mine in zip(out, axes, strict=False)
+    ]:
+        raise RefusedError(chain.out, f"`{spelled(chain.out)}` divides by the sums of other rows")
+
+
+def _long(axis: Group) -> Group:
+    return tuple(atom for atom in leaves(axis) if not known_equal(atom.size, 1))
