@@ -29,8 +29,9 @@ def _behind(operand: Operand[Any], mode: FakeTensorMode) -> torch.Tensor:
         if isinstance(argument, Operand):
             return _behind(argument, mode)
         value = tensor(argument) if isinstance(argument, (Node, Value)) else argument
-        real = isinstance(value, torch.Tensor) and getattr(value, "fake_mode", None) is None
-        return mode.from_tensor(value) if real else value
+        if isinstance(value, torch.Tensor) and getattr(value, "fake_mode", None) is None:
+            return mode.from_tensor(value)
+        return value
 
     value = read(operand.node)
     for step in operand.steps:

@@ -92,6 +92,12 @@ def alike(one: Any, other: Any) -> bool:
     return True
 
 
+def same_arguments(one: Any, other: Any) -> bool:
+    """Are two lists of arguments the same, with the very same values in them?"""
+    pairs = _paired(one, other)
+    return pairs is not None and all(a is b for a, b in pairs)
+
+
 def _paired(one: Any, other: Any) -> list[tuple[Value, Value]] | None:
     """The values in two lists of arguments that are the same otherwise; None if these are not."""
     if isinstance(one, Value) and isinstance(other, Value):

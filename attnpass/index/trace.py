@@ -149,5 +149,5 @@ def _like(value: Any) -> Like:
 STEPS = {
     **dict.fromkeys(("unsqueeze", "squeeze", "unflatten", "flatten"), "view"),
     **dict.fromkeys(("clone", "contiguous"), "clone"),
-    **{name: name for name in ("permute", "expand", "mul", "logical_not")},
+    **{name: name for name in ("permute", "expand", "mul", "logical_not", "to", "slice_backward")},
 }

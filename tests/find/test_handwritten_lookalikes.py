@@ -113,7 +113,7 @@ LOOK_ALIKES: dict[str, tuple[Callable[..., object], str]] = {
     "softmax over the queries": (lambda q, k, v: scores(q, k).softmax(-2) @ v, "over the keys"),
     "softmax over the heads": (lambda q, k, v: scores(q, k).softmax(1) @ v, "over the keys"),
     "nan_to_num": (lambda q, k, v: probs(q, k).nan_to_num(1.0) @ v, "`nan_to_num` changes the attention probabilities"),
-    "renormalised": (renormalised, "`mul` changes the attention probabilities"),
+    "renormalised": (renormalised, "`sum` reads the attention probabilities"),
     "second softmax": (lambda q, k, v: probs(q, k).softmax(-1) @ v, "`softmax`"),
     "masked behind": (lambda q, k, v: probs(q, k).masked_fill(~MASK, 0.0) @ v, "not known to hide the same keys"),
     "threshold": (lambda q, k, v: torch.where(MASK, probs(q, k), 0.0) @ v, "not known to hide the same keys"),

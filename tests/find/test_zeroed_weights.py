@@ -1,4 +1,4 @@
-"""Weights made 0 behind the softmax: the mask before it once more, or NaN; such rows give 0, and nothing else changes."""
+"""Weights made 0 behind the softmax: the mask before it once more, or NaN; such rows give 0, and no other changes."""
 
 from __future__ import annotations
 

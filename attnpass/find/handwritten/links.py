@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -93,6 +94,26 @@ class Filled(Link):
     mask: Value
     fill: float
     where_true: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Raised(Link):
+    """At least ``low``: so low that it stands in the place of -inf alone."""
+
+    low: float
+
+
+@dataclass(frozen=True, slots=True)
+class Partly(Link):
+    """A part of the scores, ``x[where]``, changed as ``inner`` says; ``read`` are the values in between."""
+
+    inner: Link
+    where: tuple[Any, ...]
+    read: tuple[Value, ...]
+
+    @property
+    def nodes(self) -> tuple[Value, ...]:
+        return (self.node, *self.inner.nodes, *self.read)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,14 @@ from attnpass.find.handwritten.links import (
     Capped,
     Filled,
     Link,
+    Raised,
     RefusedError,
     Scaled,
     Shifted,
     moved,
 )
-from attnpass.graph.ops import argument, is_getitem, name_of, number, spelled, uniform
+from attnpass.find.handwritten.partly import read_partly
+from attnpass.graph.ops import argument, is_getitem, name_of, number, rounded, spelled, uniform
 from attnpass.graph.symbolic import known_all_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
@@ -43,6 +45,10 @@ def on_scores(node: Value, is_scores: IsScores) -> Link:
             return _chosen(node)
         case "cat":
             return _appended(node, is_scores)
+        case "maximum" | "clamp" | "clamp_min":
+            return _raised(node)
+        case "slice_scatter":
+            return read_partly(node, lambda part: on_scores(part, is_scores))
     x = node.args[0] if node.args else None
     if not isinstance(x, Value) or tensor(x) is None or tensor(node) is None:
         raise RefusedError(node, f"`{spelled(node)}` makes the scores, and is no product of q and k")
@@ -102,7 +108,7 @@ def _added(node: Value, is_scores: IsScores) -> Link:
     if not _whole(x, node):
         raise RefusedError(node, f"`{spelled(node)}` makes the scores larger by broadcasting")
     added = tensor(other)
-    if added is None or not added.dtype.is_floating_point:
+    if added is None or not (added.dtype.is_floating_point or added.dtype == torch.bool):
         kind = "no tensor" if added is None else str(added.dtype).removeprefix("torch.")
         raise RefusedError(
             node, f"`{spelled(node)}` adds a mask of {kind} to the scores, whose meaning is not -inf or 0"
@@ -128,6 +134,18 @@ def _own_maximum(x: Value, other: Value) -> tuple[Value, ...]:
     dim, keep = argument(node, 1), argument(node, 2, False)
     dim = dim[0] if isinstance(dim, (list, tuple)) and len(dim) == 1 else dim
     return tuple(nodes) if keep is True and isinstance(dim, int) and dim % value.ndim == value.ndim - 1 else ()
+
+
+def _raised(node: Value) -> Link:
+    """``clamp(min=...)``, or the maximum with one number."""
+    x, low = argument(node, 0), argument(node, 1)
+    if name_of(node) == "maximum" and uniform(low) is None:
+        x, low = low, x
+    made, lowest = tensor(node), uniform(low)
+    lowest = None if made is None else rounded(lowest, made)
+    if lowest is None or argument(node, 2) is not None or not isinstance(x, Value) or not _whole(x, node):
+        raise RefusedError(node, f"`{spelled(node)}` changes the scores in a way that attention does not")
+    return Raised(node, x, lowest)
 
 
 def _chosen(node: Value) -> Link:

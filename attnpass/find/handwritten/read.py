@@ -115,14 +115,21 @@ def _addition(change: Change, roles: Roles, present: Present) -> Addition[Value]
     groups = (roles.B, roles.H, roles.Q, roles.K)
     node, hides_true = change.node, change.where_true
     inner = node.args[0] if node.args else None
-    if change.fill is not None and hides_true and name_of(node) in NEGATIONS and isinstance(inner, Value):
+    if (
+        change.fill is not None
+        and hides_true
+        and not change.steps
+        and name_of(node) in NEGATIONS
+        and isinstance(inner, Value)
+    ):
         value = tensor(inner)
         if value is not None and value.dtype == torch.bool and present(inner):
             node, hides_true = inner, False
     present.demand(node, change.at)
-    operand = arranged(Operand(node), change.axes, groups, whole=False)
+    operand = arranged(Operand(node, change.steps), change.axes, groups, whole=False)
     if change.fill is None:
-        return Addition(operand if change.factor == 1 else operand.then(aten.mul.Scalar, change.factor))
+        operand = operand if change.factor == 1 else operand.then(aten.mul.Scalar, change.factor)
+        return Addition(operand if change.raised is None else operand.then(aten.clamp_min.default, change.raised))
     return Addition(operand.then(aten.logical_not.default) if hides_true else operand, change.fill)
 
 
@@ -190,7 +197,8 @@ def _mask(
     if not masks:
         return MaskSpec()
     fills = [each.fill for each in wiring.additions if each.fill is not None]
-    finite = bool(fills) and fills[0] > -float("inf")
+    raised = any(change.raised is not None for change in scores.changes)
+    finite = raised or (bool(fills) and fills[0] > -float("inf"))
     empty = EmptyRows.AVERAGE if finite else EmptyRows.NAN if fills else EmptyRows.NAN_ADDED
     if wiring.sinks is not None or (chain.normalised.way is Way.SAFE and not finite):
         empty = EmptyRows.ZERO

@@ -84,8 +84,9 @@ def _masks_behind(chain: Chain, axes: Axes) -> list[tuple[Zeroed, Mask]]:
     return found
 
 
-def _mask_of(change: Change) -> Mask:
-    return _plain(change.node, change.where_true, change.axes)
+def _mask_of(change: Change) -> Mask | None:
+    """The mask; None for one of a part of the scores."""
+    return None if change.steps else _plain(change.node, change.where_true, change.axes)
 
 
 def _plain(mask: Value, where_true: bool, axes: Axes) -> Mask:
@@ -106,7 +107,9 @@ def _is_bool(value: Value) -> bool:
     return made is not None and made.dtype == torch.bool
 
 
-def _same(one: Mask, other: Mask) -> bool:
+def _same(one: Mask | None, other: Mask | None) -> bool:
+    if one is None or other is None:
+        return False
     ours, theirs = (list(mask[2]) for mask in (one, other))
     while len(ours) < len(theirs):
         ours.insert(0, ())

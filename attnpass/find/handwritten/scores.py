@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -16,7 +18,9 @@ from attnpass.find.handwritten.links import (
     Filled,
     Joined,
     Link,
+    Partly,
     Permuted,
+    Raised,
     RefusedError,
     Same,
     Scaled,
@@ -24,11 +28,15 @@ from attnpass.find.handwritten.links import (
     Viewed,
     followed,
 )
+from attnpass.find.handwritten.partly import changed_part, padding_steps
+from attnpass.graph.operand import Step
 from attnpass.graph.ops import rounded, spelled
 from attnpass.graph.symbolic import known_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
-from attnpass.ir.hidden import HIDES, hides_when_written, is_moderate, may_be_outbid
+from attnpass.ir.hidden import ABSORBS, HIDES, hides_when_written, is_moderate, may_be_outbid
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,8 @@ class Change:
         fill: None for a bias, else the number that is written.
         where_true: is it written where the tensor is True?
         factor: what a bias is multiplied by.
+        steps: what is done to the tensor first.
+        raised: were the scores raised to a low number behind it, so that no -inf is left?
     """
 
     node: Value
@@ -50,6 +60,8 @@ class Change:
     fill: float | None = None
     where_true: bool = True
     factor: float = 1.0
+    steps: tuple[Step, ...] = ()
+    raised: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +135,33 @@ class Scores:
                     raise RefusedError(node, f"`{spelled(node)}` adds a product to scores that were changed before")
                 self._refuse_shifts(node)
                 self.parts.append(read_part(link, self.axes, self.scale))
-            case Biased(node, _, bias, factor):
-                self._add(Change(bias, broadcast_axes(node, bias, self.axes), node, factor=factor))
-            case Filled(node, x, mask, fill, where_true):
-                axes = broadcast_axes(node, mask, self.axes)
-                _refuse_seen(node, x, fill)
-                self._add(Change(mask, axes, node, fill, where_true))
+            case Biased() | Filled():
+                self._add(_change(link, self.axes))
+            case Partly(node):
+                part, axes, spans = changed_part(link, self.axes)
+                self._add(_padded(_change(part, axes), self.axes, spans))
+            case Raised(node, x, low):
+                self._raise(node, x, low)
             case Shifted(node):
                 self.shifts.append((node, self.axes[-1]))
             case Appended(node):
                 self._refuse_shifts(node)
+
+    def _raise(self, node: Value, x: Value, low: float) -> None:
+        """A number in the place of -inf. A bias that may be -inf is raised as well: a score that is added is absorbed."""
+        value = tensor(x)
+        if low == -math.inf:
+            return
+        if value is None or not hides_when_written(low, value.dtype):
+            raise RefusedError(node, f"`{spelled(node)}` raises scores to {low:g}, which need not hide a key")
+        biases = not all(is_moderate(change.node) for change in self.changes if change.fill is None)
+        if biases and low > ABSORBS:
+            raise RefusedError(node, f"`{spelled(node)}` raises scores to {low:g} behind a bias, which may be lower")
+        for place, change in enumerate(self.changes):
+            if change.fill is not None:
+                self.changes[place] = replace(change, fill=max(change.fill, low))
+            elif biases:
+                self.changes[place] = replace(change, raised=low)
 
     def _refuse_shifts(self, node: Value) -> None:
         """Softmax does not see that a row is shifted; ``tanh`` and a column of sinks do."""
@@ -177,6 +206,8 @@ class Scores:
             self.scale *= factor
         else:
             self.softcap *= factor
+        if any(change.raised is not None for change in self.changes):
+            raise RefusedError(node, f"`{spelled(node)}` scales scores that were raised to a low number")
         self.changes = [_multiplied(change, factor) for change in self.changes]
 
     @property
@@ -198,6 +229,29 @@ class Scores:
     def canonical_scale(self) -> float:
         """The factor as an `AttentionCall` has it: ``softcap * tanh(scale * q kᵀ / softcap)``."""
         return self.scale * self.softcap if self.softcap is not None else self.scale
+
+
+def _change(link: Biased | Filled, axes: Axes) -> Change:
+    """A bias, or a mask, of scores whose dimensions are ``axes``; truth values are added as 0 and 1."""
+    node, x = link.node, tensor(link.x)
+    if isinstance(link, Filled):
+        _refuse_seen(node, link.x, link.fill)
+        return Change(link.mask, broadcast_axes(node, link.mask, axes), node, link.fill, link.where_true)
+    value = tensor(link.bias)
+    assert value is not None and x is not None
+    steps = (Step(aten.to.dtype, (x.dtype,)),) if value.dtype == torch.bool else ()
+    return Change(link.bias, broadcast_axes(node, link.bias, axes), node, factor=link.factor, steps=steps)
+
+
+def _padded(change: Change, scores: Axes, spans: list[tuple[Sequence[Any], Value]]) -> Change:
+    """A change of a part of the scores as one of all of them."""
+    keeps = change.fill is not None and not change.where_true
+    steps = (Step(aten.logical_not.default),) if keeps else change.steps
+    steps += padding_steps(change.at, change.node, spans)
+    sliced = {where[0] % len(scores) for where, _ in spans}
+    own = (*[()] * (len(scores) - len(change.axes)), *change.axes)
+    axes = tuple(axis if dim in sliced else own[dim] for dim, axis in enumerate(scores))
+    return replace(change, axes=axes, steps=steps, where_true=True)
 
 
 def _refuse_seen(node: Value, x: Value, fill: float) -> None:

@@ -1,4 +1,4 @@
-"""Softmax in every spelling: the op, or exponentials that are divided by their sum, before the product with V or behind.
+"""Softmax in every spelling: the op, or exponentials divided by their sum, before the product with V or behind it.
 
 What a row gives whose keys are all hidden by one number depends on the spelling: see `Way`.
 """
@@ -75,7 +75,7 @@ def _by_logarithm(value: Value, inner: Value) -> Softmax | None:
 
 
 def _by_sum(value: Value) -> Softmax | None:
-    """``exp(s)``, divided by its sum; or what is made of it is, which is for `attnpass.find.handwritten.chain` to see."""
+    """``exp(s)``, divided by its sum; if it is not, what is made of it may be, as the chain around it shows."""
     sums = [user for user in value.users if name_of(user) == "sum" and user.args[0] is value]
     dims = argument(sums[0], 1) if len(sums) == 1 else None
     if not isinstance(dims, (list, tuple)) or len(dims) != 1:
@@ -85,9 +85,9 @@ def _by_sum(value: Value) -> Softmax | None:
     behind = [user for user in total.users if name_of(user) == "view"]
     beside = behind[0] if len(behind) == len(total.users) == 1 else total
     for user in value.users:
-        if name_of(user) == "div" and user.args[:2] == (value, beside) and not user.kwargs:
-            if _stands_beside(beside, value, dims[0]):
-                return Softmax(user, scores, dims[0], way, tuple(dict.fromkeys((value, total, beside, user))))
+        divides = name_of(user) == "div" and user.args[:2] == (value, beside) and not user.kwargs
+        if divides and _stands_beside(beside, value, dims[0]):
+            return Softmax(user, scores, dims[0], way, tuple(dict.fromkeys((value, total, beside, user))))
     return Softmax(value, scores, dims[0], way, (value, total), total)
 
 
