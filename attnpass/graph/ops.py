@@ -39,7 +39,9 @@ def argument(value: Value, position: int, default: Any = None) -> Any:
     """An argument by its position in the schema; also of those that are given by keyword only."""
     if position < len(value.args):
         return value.args[position]
-    schema = value.target._schema.arguments  # type: ignore[union-attr]
+    if not isinstance(value.target, OpOverload):
+        return default
+    schema = value.target._schema.arguments
     if position < len(schema) and schema[position].name in value.kwargs:
         return value.kwargs[schema[position].name]
     return default

@@ -206,7 +206,7 @@ def hidden_by_any_bias(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 LOOK_ALIKES: dict[Program, str] = {
     with_an_epsilon: "by something other than their sum",
     over_the_queries: "does not sum over the keys",
-    other_rows: "by something other than their sum",
+    other_rows: "other than the sum",
     heads_for_rows: "divides by the sums of other rows",
     another_maximum: "`amax` reads the attention scores",
     dropped_before_the_sum: "exp, normalised by hand",

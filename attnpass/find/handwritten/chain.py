@@ -23,7 +23,7 @@ from attnpass.find.handwritten.links import (
 )
 from attnpass.find.handwritten.on_scores import on_scores
 from attnpass.find.handwritten.on_weights import is_nan_test, on_weights
-from attnpass.find.handwritten.products import Product, is_product, read_product
+from attnpass.find.handwritten.products import Product, is_product, product_of, read_product
 from attnpass.find.handwritten.softmaxes import Softmax
 from attnpass.graph.ops import is_getitem, name_of, spelled
 from attnpass.graph.reading import Reading
@@ -76,7 +76,7 @@ def read_chain(softmax: Softmax, reading: Reading, joins: bool) -> Chain:
     probabilities, last, weights = _downwards(softmax)
     out, divided = (last.node, ()) if softmax.total is None else _divided(last, softmax.total)
     chain = Chain(softmax, first, scores, probabilities, last, weights, out, divided)
-    chain.nodes = {*softmax.nodes, first.node, last.node, out, *divided}
+    chain.nodes = {*softmax.nodes, *first.nodes, *last.nodes, out, *divided}
     for link in (*scores, *probabilities):
         chain.nodes.update(link.nodes)
     _refuse_other_readers(chain)
@@ -130,8 +130,9 @@ def _downwards(softmax: Softmax) -> tuple[list[Link], Product, Value]:
         if len(readers) != 1:
             _refuse_several(node, readers or list(node.users))
         (reader,) = readers
-        if is_product(reader):
-            product = read_product(reader)
+        last = product_of(reader)
+        if last is not None:
+            product = read_product(last)
             if isinstance(product, str):
                 raise RefusedError(reader, product)
             if product.left is product.right:

@@ -14,7 +14,7 @@ from attnpass.find.handwritten.chain import Chain
 from attnpass.find.handwritten.links import RefusedError
 from attnpass.find.handwritten.operands import Traced, aten, placed, trace_back, without_repeats
 from attnpass.find.handwritten.roles import Group, Roles
-from attnpass.find.handwritten.scores import Factor
+from attnpass.find.handwritten.scores import Change, Factor, Scores
 from attnpass.find.present import Present
 from attnpass.graph.operand import Operand, value_behind
 from attnpass.graph.ops import spelled
@@ -62,7 +62,7 @@ def traced_back(chain: Chain, roles: Roles, present: Present) -> TracedOperands:
     return TracedOperands(q, k, v, parts)
 
 
-def laid_out(traced: TracedOperands, factors: Sequence[Factor], roles: Roles, present: Present) -> LaidOut:
+def laid_out(traced: TracedOperands, scores: Scores, roles: Roles, present: Present) -> LaidOut:
     """The operands as (B, H, S, D).
 
     Raises:
@@ -70,8 +70,10 @@ def laid_out(traced: TracedOperands, factors: Sequence[Factor], roles: Roles, pr
         RefusedError: a factor is none of q or k.
     """
     k, v, heads, repeated = traced.k, traced.v, roles.Hkv, None
-    on_keys = [factor for factor in factors if _atoms(factor) & set(roles.K)]
-    small = None if on_keys or traced.parts else without_repeats(k, v, roles, present)
+    on_keys = [factor for factor in scores.factors if _atoms(factor) & set(roles.K)]
+    changed: list[Factor | Change] = [*on_keys, *scores.blanked]
+    of_heads = any(_atoms(each) & set(heads) for each in changed)
+    small = None if of_heads or traced.parts else without_repeats(k, v, roles, present)
     if small is not None:
         as_written = (placed(k, (roles.B, heads, roles.K, roles.D)), placed(v, (roles.B, heads, roles.K, roles.Dv)))
         repeated = as_written[0].map_nodes(present.node), as_written[1].map_nodes(present.node)
@@ -85,18 +87,25 @@ def laid_out(traced: TracedOperands, factors: Sequence[Factor], roles: Roles, pr
         queries = queries.then(aten.cat.default, more, -1)
         more = arranged(Operand(k2.node), fresh(k2.axes), (*of_k[:3], leaves(D)), whole=True)
         keys = keys.then(aten.cat.default, more, -1)
-    for factor in factors:
+    there = {atom for group in of_k for atom in group}
+    for factor in scores.factors:
         if factor not in on_keys:
             queries = _times(queries, factor, of_q, present)
-        elif not _atoms(factor) <= {atom for group in of_k for atom in group}:
+        elif not _atoms(factor) <= there:
             raise RefusedError(factor.at, f"`{spelled(factor.at)}` scales the scores by what differs over q and k both")
         else:
             keys = _times(keys, factor, of_k, present)
+    for change in scores.blanked:
+        if not _atoms(change) <= there:
+            reason = f"writes {change.fill:g} into the scores, which need not hide a key"
+            raise RefusedError(change.at, f"`{spelled(change.at)}` {reason}")
+        hidden = arranged(Operand(change.node, change.steps), fresh(change.axes), of_k, whole=False)
+        keys = keys.then(aten.masked_fill.Scalar, hidden, 0.0)
     return LaidOut(queries, keys, placed(v, (roles.B, heads, roles.K, roles.Dv)), scale, repeated)
 
 
-def _atoms(factor: Factor) -> set[object]:
-    return {atom for axis in fresh(factor.axes) for atom in axis}
+def _atoms(changed: Factor | Change) -> set[object]:
+    return {atom for axis in fresh(changed.axes) for atom in axis}
 
 
 def _times(operand: Operand[Value], factor: Factor, groups: Sequence[Group], present: Present) -> Operand[Value]:

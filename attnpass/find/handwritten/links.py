@@ -84,7 +84,7 @@ class Joined(Link):
 
     @property
     def nodes(self) -> tuple[Value, ...]:
-        return (self.node, self.product.node, *(link.node for link in self.links))
+        return (self.node, *self.product.nodes, *(link.node for link in self.links))
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def read_partly(node: Value, read: Callable[[Value], Link]) -> Link:
 
 
 def changed_part(link: Partly, scores: Axes) -> tuple[Biased | Filled, Axes, list[tuple[Sequence[Any], Value]]]:
-    """The change of the innermost part, the dimensions of that part, and the slices that lead to it, outermost first."""
+    """The change of the innermost part, that part's dimensions, and the slices that lead to it, outermost first."""
     axes, spans, inner = list(scores), list[tuple[Sequence[Any], Value]](), link
     while True:
         part = tensor(inner.inner.x)
@@ -53,9 +53,11 @@ def changed_part(link: Partly, scores: Axes) -> tuple[Biased | Filled, Axes, lis
         dim = inner.where[0] % len(axes)
         axes[dim] = (Atom(part.shape[dim]),)
         spans.append((inner.where, inner.x))
-        if not isinstance(inner.inner, Partly):
-            return inner.inner, tuple(axes), spans
-        inner = inner.inner
+        change = inner.inner
+        if isinstance(change, (Biased, Filled)):
+            return change, tuple(axes), spans
+        assert isinstance(change, Partly), "nothing else is read as a part"
+        inner = change
 
 
 def padding_steps(at: Value, operand: Value, spans: Sequence[tuple[Sequence[Any], Value]]) -> tuple[Step, ...]:

@@ -11,7 +11,8 @@ from attnpass.graph.symbolic import Size, known_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 
-PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
+PRODUCTS = ("matmul", "mm", "bmm", "baddbmm", "einsum")
+GIVEN = frozenset({"to", "view", "permute", "detach", "clone"})  # of a weight they make the same weight
 
 Labels = tuple[str | None, ...]  # a letter for each dimension; None for size 1 where the other operand has more
 
@@ -27,6 +28,7 @@ class Product:
         alpha: factor on the product.
         added: the tensor of ``baddbmm``, or None.
         beta: factor on it.
+        multiplied: what is summed up, where the product is written so.
     """
 
     node: Value
@@ -36,11 +38,67 @@ class Product:
     alpha: float = 1.0
     added: Value | None = None
     beta: float = 1.0
+    multiplied: Value | None = None
+
+    @property
+    def nodes(self) -> tuple[Value, ...]:
+        """The values that it is made of."""
+        return (self.node,) if self.multiplied is None else (self.node, self.multiplied)
 
 
 def is_product(node: Value) -> bool:
     """Is this a product of two tensors?"""
-    return name_of(node) in PRODUCTS
+    return name_of(node) in PRODUCTS or _is_linear(node) or _summed(node) is not None
+
+
+def product_of(reader: Value) -> Value | None:
+    """The product that reads a value by ``reader``; None if there is none."""
+    if is_product(reader):
+        return reader
+    users = list(reader.users)
+    return users[0] if len(users) == 1 and name_of(reader) == "mul" and _summed(users[0]) is not None else None
+
+
+def _is_linear(node: Value) -> bool:
+    """``F.linear(q, k)``: of what is computed, and not of weights."""
+    if name_of(node) != "linear" or argument(node, 2) is not None:
+        return False
+    weight = node.args[1]
+    while name_of(weight) in GIVEN:
+        weight = weight.args[0]
+    return not weight.is_leaf
+
+
+def _summed(node: Value) -> tuple[Value, int] | None:
+    """``(q[..., :, None, :] * k[..., None, :, :]).sum(-1)``: each has a dimension that the other broadcasts along."""
+    inner, dims = argument(node, 0), argument(node, 1)
+    if name_of(node) != "sum" or not isinstance(inner, Value) or name_of(inner) != "mul" or node.kwargs:
+        return None
+    one, other = (tensor(each) for each in inner.args[:2])
+    if not isinstance(dims, (list, tuple)) or len(dims) != 1 or argument(node, 2) or len(inner.users) != 1:
+        return None
+    if one is None or other is None or one.ndim != other.ndim:
+        return None
+    sizes = list(zip(one.shape, other.shape, strict=True))
+    broadcasts = [[known_equal(a, 1) and not known_equal(b, 1) for a, b in each] for each in (sizes, _turned(sizes))]
+    return (inner, dims[0] % one.ndim) if all(map(any, broadcasts)) else None
+
+
+def _turned(sizes: Sequence[tuple[Size, Size]]) -> list[tuple[Size, Size]]:
+    return [(b, a) for a, b in sizes]
+
+
+def _of_sum(node: Value, inner: Value, dim: int) -> Product | str:
+    left, right = inner.args[:2]
+    labels: tuple[list[str | None], list[str | None]] = ([], [])
+    for place, (one, other) in enumerate(zip(tensor(left).shape, tensor(right).shape, strict=True)):  # type: ignore[union-attr]
+        if not (known_equal(one, other) or known_equal(one, 1) or known_equal(other, 1)):
+            return f"sizes {one} and {other} of the product are not known to be the same"
+        letter, same = chr(ord("a") + place), known_equal(one, other)
+        labels[0].append(letter if same or not known_equal(one, 1) else None)
+        labels[1].append(letter if same or not known_equal(other, 1) else None)
+    out = [one or other for place, (one, other) in enumerate(zip(*labels, strict=True)) if place != dim]
+    return Product(node, left, right, (tuple(labels[0]), tuple(labels[1]), tuple(out)), multiplied=inner)
 
 
 def read_product(node: Value) -> Product | str:
@@ -50,10 +108,17 @@ def read_product(node: Value) -> Product | str:
         return _einsum(node)
     if name == "baddbmm":
         return _baddbmm(node)
+    summed = _summed(node)
+    if summed is not None:
+        return _of_sum(node, *summed)
     left, right = argument(node, 0), argument(node, 1)
     if tensor(left) is None or tensor(right) is None:
         return "an operand of the product is no tensor"
-    labels = _matmul_labels(tuple(tensor(left).shape), tuple(tensor(right).shape))  # type: ignore[union-attr]
+    sizes = [tuple(each.shape) for each in map(tensor, (left, right)) if each is not None]
+    if name == "linear" and len(sizes[1]) == 2:
+        a, b, out = (*"abcdefgh"[: len(sizes[0]) - 1], "J"), ("K", "J"), (*"abcdefgh"[: len(sizes[0]) - 1], "K")
+        return Product(node, left, right, (a, b, out))
+    labels = _matmul_labels(*sizes)
     return labels if isinstance(labels, str) else Product(node, left, right, labels)
 
 

@@ -87,7 +87,7 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
     present = Present(reading, node)
     traced = traced_back(chain, roles, present)
     roles.update()
-    q, k, v, scale, repeated = laid_out(traced, scores.factors, roles, present)
+    q, k, v, scale, repeated = laid_out(traced, scores, roles, present)
     empty = settle_rows(chain, scores)
     values = Wiring(
         q,

@@ -154,11 +154,13 @@ def _second(chain: Chain, weights: Axes, K: Group) -> tuple[tuple[Value, Axes], 
     assert value is not None
     known: dict[str, Group] = {}
     for label, axis in zip(ours, weights, strict=True):
+        if label is None and not axis:
+            continue  # broadcast along V's own dimension
         if label is None:
             raise RefusedError(product.node, "V has a batch dimension that the scores have not")
         known[label] = leaves(axis)
-    contracted = [label for label in ours if label not in product.labels[2]]
-    if len(contracted) != 1 or contracted[0] not in theirs or known[contracted[0] or ""] != K:
+    contracted = [label for label in ours if label is not None and label not in product.labels[2]]
+    if len(contracted) != 1 or contracted[0] not in theirs or known[contracted[0]] != K:
         raise RefusedError(
             product.node, f"`{spelled(product.node)}` does not sum over the keys that the softmax runs over"
         )

@@ -91,6 +91,7 @@ class Scores:
         softcap: ``softcap * tanh(scale * q kᵀ)``, or None.
         changes: biases and masks so far.
         factors: what q or k are multiplied by instead of them.
+        blanked: masks of keys whose scores are replaced by a number that is a bias: such a key is 0.
         parts: other products that are added to q kᵀ.
         shifts: where their own maximum was taken away, and over which dimension.
     """
@@ -100,6 +101,7 @@ class Scores:
     softcap: float | None = None
     changes: list[Change] = field(default_factory=list)
     factors: list[Factor] = field(default_factory=list)
+    blanked: list[Change] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     shifts: list[tuple[Value, tuple[Atom, ...]]] = field(default_factory=list)
 
@@ -135,6 +137,8 @@ class Scores:
                     raise RefusedError(node, f"`{spelled(node)}` adds a product to scores that were changed before")
                 self._refuse_shifts(node)
                 self.parts.append(read_part(link, self.axes, self.scale))
+            case Filled(_, x, _, fill) if not _hides(x, fill):
+                self._blank(link)
             case Biased() | Filled():
                 self._add(_change(link, self.axes))
             case Partly(node):
@@ -147,8 +151,19 @@ class Scores:
             case Appended(node):
                 self._refuse_shifts(node)
 
+    def _blank(self, link: Filled) -> None:
+        """A number that need not hide a key, in the place of its scores: they are 0 if the key is, and it is a bias."""
+        value, moderate = tensor(link.x), -HIDES > link.fill > HIDES
+        if value is None or not moderate or self.changes or self.shifts:
+            raise _need_not_hide(link)
+        axes = broadcast_axes(link.node, link.mask, self.axes)
+        hides = () if link.where_true else (Step(aten.logical_not.default),)
+        self.blanked.append(Change(link.mask, axes, link.node, link.fill, steps=hides))
+        added = (*hides, Step(aten.to.dtype, (value.dtype,)))
+        self._add(Change(link.mask, axes, link.node, factor=link.fill, steps=added))
+
     def _raise(self, node: Value, x: Value, low: float) -> None:
-        """A number in the place of -inf. A bias that may be -inf is raised as well: a score that is added is absorbed."""
+        """A number in the place of -inf. A bias that may be -inf is raised as well: it absorbs its score."""
         value = tensor(x)
         if low == -math.inf:
             return
@@ -235,7 +250,8 @@ def _change(link: Biased | Filled, axes: Axes) -> Change:
     """A bias, or a mask, of scores whose dimensions are ``axes``; truth values are added as 0 and 1."""
     node, x = link.node, tensor(link.x)
     if isinstance(link, Filled):
-        _refuse_seen(node, link.x, link.fill)
+        if not _hides(link.x, link.fill):
+            raise _need_not_hide(link)
         return Change(link.mask, broadcast_axes(node, link.mask, axes), node, link.fill, link.where_true)
     value = tensor(link.bias)
     assert value is not None and x is not None
@@ -254,11 +270,16 @@ def _padded(change: Change, scores: Axes, spans: list[tuple[Sequence[Any], Value
     return replace(change, axes=axes, steps=steps, where_true=True)
 
 
-def _refuse_seen(node: Value, x: Value, fill: float) -> None:
-    """A number has to be so low that no key it is written to counts beside one that is seen."""
+def _hides(x: Value, fill: float) -> bool:
+    """Is a number so low that no key it is written to counts beside one that is seen?"""
     value = tensor(x)
-    if value is None or not hides_when_written(fill, value.dtype):
-        raise RefusedError(node, f"`{spelled(node)}` writes {fill:g} into the scores, which need not hide a key")
+    return value is not None and hides_when_written(fill, value.dtype)
+
+
+def _need_not_hide(link: Filled) -> RefusedError:
+    return RefusedError(
+        link.node, f"`{spelled(link.node)}` writes {link.fill:g} into the scores, which need not hide a key"
+    )
 
 
 def _multiplied(change: Change, factor: float) -> Change:
