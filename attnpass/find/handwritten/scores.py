@@ -190,9 +190,8 @@ class Scores:
         if before is None or after is None or torch.finfo(after.dtype).max >= torch.finfo(before.dtype).max:
             return
         limit = torch.finfo(after.dtype).max / 2
-        if not all(
-            change.fill is not None or is_moderate(change.node, limit, infinite=True) for change in self.changes
-        ):
+        added = [change for change in self.changes if change.fill is None]
+        if not all(is_moderate(each.node, limit / max(1.0, abs(each.factor)), infinite=True) for each in added):
             name = str(after.dtype).removeprefix("torch.")
             raise RefusedError(node, f"the scores are cast to {name} after a bias, which may overflow there")
         for place, change in enumerate(self.changes):
