@@ -83,7 +83,7 @@ def undo_repeat(x: Value, heads: int, held: Callable[[Value], bool]) -> Repeated
     steps: list[_Step] = []
     source: Value | None = x
     repeats = False
-    while source is not None:
+    while source is not None and (x.requires_grad or not source.requires_grad):  # or `no_grad` cuts its gradient
         if repeats and held(source):
             given = _shape(source), tuple(reversed(steps)), heads
             order = _order(*given) if is_hashable(given) else _order.__wrapped__(*given)

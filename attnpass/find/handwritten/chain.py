@@ -194,15 +194,20 @@ def _refuse_other_readers(chain: Chain) -> None:
 
 
 def _refuse_changing_state(chain: Chain, reading: Reading) -> None:
-    """Both products under the same grad mode, autocast and transforms; nothing inside a functorch transform."""
+    """All products under the same grad mode, autocast and transforms, and what is between them under the same grad mode.
+
+    No gradient depends on the maximum that is taken away. Nothing inside a functorch transform.
+    """
     joined = [link.product.node for link in chain.scores if isinstance(link, Joined)]
-    first, middle, last, *others = map(reading.region, (chain.first.node, chain.softmax, chain.last.node, *joined))
-    if first is None or middle is None or last is None:
+    first, *others = map(reading.region, (chain.first.node, chain.last.node, *joined))
+    maxima = {each for link in chain.scores if isinstance(link, Shifted) for each in link.maximum}
+    between = [reading.region(node) for node in chain.nodes - maxima]
+    if first is None or None in between:
         raise RefusedError(chain.softmax, "the program state around it is not known")
     if first.functorch:
         raise RefusedError(chain.softmax, f"it stands inside {' of '.join(first.functorch)}, and is left alone there")
-    torn = any(each != first for each in (last, *others))
-    if torn or first.grad != middle.grad or first.functorch != middle.functorch:
+    same = all(each is not None and (each.grad, each.functorch) == (first.grad, first.functorch) for each in between)
+    if not same or any(each != first for each in others):
         raise RefusedError(chain.softmax, "autocast, grad mode or another state changes between the two products")
 
 

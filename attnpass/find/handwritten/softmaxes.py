@@ -105,7 +105,7 @@ def _is_shifted(scores: Any) -> bool:
 
 
 def _before_views(value: Value) -> Value:
-    while name_of(value) in ("view", "detach") and isinstance(value.args[0], Value):
+    while name_of(value) == "view" and isinstance(value.args[0], Value):
         value = value.args[0]
     return value
 
