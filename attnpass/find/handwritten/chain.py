@@ -194,7 +194,7 @@ def _refuse_other_readers(chain: Chain) -> None:
 
 
 def _refuse_changing_state(chain: Chain, reading: Reading) -> None:
-    """All products under the same grad mode, autocast and transforms, and what is between them under the same grad mode.
+    """All products under the same grad mode, autocast and transforms, what is between them under the same grad mode.
 
     No gradient depends on the maximum that is taken away. Nothing inside a functorch transform.
     """

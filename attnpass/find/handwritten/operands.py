@@ -72,8 +72,8 @@ def trace_back(
     traced = Traced(*start)
     found = replace(traced) if present(traced.node) else None
     while _one_step_back(traced, batch, present, scaled, down_to):
-        if traced.node.requires_grad and not start[0].requires_grad:
-            break  # the program cuts the gradient in between, as `no_grad` does
+        if present.cuts_gradient(traced.node, start[0]):
+            break
         if present(traced.node):
             found = replace(traced)
     if found is None:
