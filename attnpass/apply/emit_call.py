@@ -135,6 +135,9 @@ def _as_softmax_leaves_empty_rows(
     the mask from its meaning.
     """
     dtype = emitter.spec(out).dtype
+    if call.mask.empty is EmptyRows.MIXED and args.mask is not None:  # two low numbers may add up to -inf
+        factor = _one_or_nan(emitter, rows_with_keys(emitter, args.mask))
+        return emitter(aten.mul.Tensor, out, emitter.cast(factor, dtype))
     if not call.mask.empty.is_nan:
         if args.mask is None or emitter.spec(args.mask).dtype != torch.bool:
             return out

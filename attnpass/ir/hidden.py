@@ -16,7 +16,7 @@ without any visible key gives follows from how its keys were hidden, forward and
 | one number added, so low that it absorbs the score | average of V | pass through the sum | ADDED |
 | one number added that shifts all scores (fp16's lowest, in fp32) | as if nothing was hidden | as well | RAW |
 | some added in fp16, whose steps there round the score away | average of V | not tracked | ROUNDED |
-| some written, some added | depends on both | depends on both | MIXED |
+| some written, some added | depends on both; NaN where they add up to -inf | depends on both | MIXED |
 """
 
 from __future__ import annotations

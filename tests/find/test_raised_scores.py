@@ -122,3 +122,36 @@ LOOK_ALIKES: dict[Program, str] = {
 @pytest.mark.parametrize("program", LOOK_ALIKES, ids=lambda program: program.__name__)
 def test_a_look_alike_is_left_alone(program: Program) -> None:
     left(program, LOOK_ALIKES[program], *qkv(), padding(empty=False))
+
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+def raised_and_hidden_again(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return (torch.max(q @ k.mT + bias, torch.tensor(LOWEST)) + bias).softmax(-1) @ v
+
+
+def written_and_added(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return ((q @ k.mT).masked_fill(torch.ones(S, S, dtype=torch.bool).triu(), LOWEST) + bias).softmax(-1) @ v
+
+
+def raised_twice(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    low = torch.tensor(LOWEST)
+    return torch.max(torch.max(q @ k.mT + bias, low) + bias, low).softmax(-1) @ v
+
+
+def test_two_low_numbers_add_up_to_infinity() -> None:
+    """A row in which they do for every key is NaN."""
+    bias = torch.zeros(B, 1, S, S)
+    bias[0], bias[1, ..., 2:] = LOWEST, LOWEST
+    for program in (raised_and_hidden_again, written_and_added):
+        found(program, *qkv(grad=False), bias)
+    left(raised_twice, "behind a bias, which may be lower", *qkv(grad=False), bias)
+
+
+def test_zeros_for_nan_where_rows_are_hidden_in_several_ways() -> None:
+    def program(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        hidden = torch.ones(S, S, dtype=torch.bool).triu()
+        return ((q @ k.mT).masked_fill(hidden, LOWEST) + bias).softmax(-1).nan_to_num(0.0) @ v
+
+    left(program, "hidden in several ways", *qkv(grad=False), torch.full((B, 1, 1, S), LOWEST))

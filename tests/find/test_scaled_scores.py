@@ -56,6 +56,14 @@ def capped(q: Tensor, k: Tensor, v: Tensor, t: Tensor) -> Tensor:
     return ((q @ k.mT) * t).masked_fill(hidden, -math.inf).softmax(-1) @ v
 
 
+def behind_a_bias(q: Tensor, k: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    return ((q @ k.mT + torch.arange(S).type_as(q) * 0.25) * t * 0.5 + torch.eye(S).type_as(q)).softmax(-1) @ v
+
+
+def behind_a_learned_bias(q: Tensor, k: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    return ((q @ k.mT + t.mT) / t).softmax(-1) @ v
+
+
 def shifted(q: Tensor, k: Tensor, v: Tensor, t: Tensor) -> Tensor:
     scores = q @ k.mT
     return ((scores - scores.amax(-1, keepdim=True)) * t).softmax(-1) @ v
@@ -67,6 +75,13 @@ PROGRAMS: list[Program] = [xcit, swin2, divided, from_the_left, folded, capped, 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_a_learned_temperature_for_each_head(program: Program, dtype: torch.dtype) -> None:
+    found(program, *qkv(dtype), factor(H, 1, 1, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("program", (behind_a_bias, behind_a_learned_bias), ids=lambda program: program.__name__)
+def test_a_bias_is_scaled_too(program: Program, dtype: torch.dtype) -> None:
+    """In fp16 a low one would round the scores away before they are scaled."""
     found(program, *qkv(dtype), factor(H, 1, 1, dtype=dtype))
 
 
@@ -114,8 +129,8 @@ def over_both(q: Tensor, k: Tensor, v: Tensor, t: Tensor) -> Tensor:
     return (q @ k.mT * t).softmax(-1) @ v
 
 
-def behind_a_bias(q: Tensor, k: Tensor, v: Tensor, t: Tensor) -> Tensor:
-    return ((q @ k.mT + torch.linspace(-1, 1, S).type_as(q)) * t).softmax(-1) @ v
+def behind_a_mask(q: Tensor, k: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    return ((q @ k.mT).masked_fill(torch.ones(S, S, dtype=torch.bool).triu(1), -1e9) * t).softmax(-1) @ v
 
 
 def shifted_before_keys_differ(q: Tensor, k: Tensor, v: Tensor, t: Tensor) -> Tensor:
@@ -145,7 +160,7 @@ def times_a_mask(q: Tensor, k: Tensor, v: Tensor, t: Tensor) -> Tensor:
 
 LOOK_ALIKES: dict[Program, tuple[tuple[int, ...], str]] = {
     over_both: ((S, S), "by what differs over q and k both"),
-    behind_a_bias: ((H, 1, 1), "after a mask, bias or softcap"),
+    behind_a_mask: ((H, 1, 1), "after a mask or softcap"),
     shifted_before_keys_differ: ((S,), "whose maximum was taken away"),
     made_of_the_scores: ((H, 1, 1), "`mean` reads the attention scores"),
     written_in_between: ((H, 1, 1), "`zero_` writes"),

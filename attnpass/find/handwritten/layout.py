@@ -11,10 +11,11 @@ from torch.fx import Node
 
 from attnpass.find.handwritten.axes import arranged, fresh, leaves
 from attnpass.find.handwritten.chain import Chain
+from attnpass.find.handwritten.changes import Change, Factor
 from attnpass.find.handwritten.links import RefusedError
 from attnpass.find.handwritten.operands import Traced, aten, placed, trace_back, without_repeats
 from attnpass.find.handwritten.roles import Group, Roles
-from attnpass.find.handwritten.scores import Change, Factor, Scores
+from attnpass.find.handwritten.scores import Scores
 from attnpass.find.present import Present
 from attnpass.graph.operand import Operand, value_behind
 from attnpass.graph.ops import spelled
@@ -90,11 +91,11 @@ def laid_out(traced: TracedOperands, scores: Scores, roles: Roles, present: Pres
     there = {atom for group in of_k for atom in group}
     for factor in scores.factors:
         if factor not in on_keys:
-            queries = _times(queries, factor, of_q, present)
+            queries = times(queries, factor, of_q, present)
         elif not _atoms(factor) <= there:
             raise RefusedError(factor.at, f"`{spelled(factor.at)}` scales the scores by what differs over q and k both")
         else:
-            keys = _times(keys, factor, of_k, present)
+            keys = times(keys, factor, of_k, present)
     for change in scores.blanked:
         if not _atoms(change) <= there:
             reason = f"writes {change.fill:g} into the scores, which need not hide a key"
@@ -108,8 +109,8 @@ def _atoms(changed: Factor | Change) -> set[object]:
     return {atom for axis in fresh(changed.axes) for atom in axis}
 
 
-def _times(operand: Operand[Value], factor: Factor, groups: Sequence[Group], present: Present) -> Operand[Value]:
-    """Queries or keys times a factor of the scores, in its own dtype."""
+def times(operand: Operand[Value], factor: Factor, groups: Sequence[Group], present: Present) -> Operand[Value]:
+    """Queries, keys or a bias times a factor of the scores, in its own dtype."""
     op = aten.div if factor.divides else aten.mul
     if not isinstance(factor.by, Value):
         return operand.then(op.Scalar, factor.by)

@@ -18,13 +18,14 @@ from torch.fx import Node
 from attnpass.find.found import FoundCall
 from attnpass.find.handwritten.axes import LostTrackError, arranged, leaves, size_of
 from attnpass.find.handwritten.chain import Chain, added_sinks, dropout_of, read_chain, softmax_dim
-from attnpass.find.handwritten.layout import laid_out, traced_back
+from attnpass.find.handwritten.changes import Change, broadcast_axes
+from attnpass.find.handwritten.layout import laid_out, times, traced_back
 from attnpass.find.handwritten.links import Joined, RefusedError
 from attnpass.find.handwritten.operands import aten
 from attnpass.find.handwritten.products import label_axes
 from attnpass.find.handwritten.roles import Roles, check_total, read_roles
 from attnpass.find.handwritten.rows import NEGATIONS, settle_rows
-from attnpass.find.handwritten.scores import Change, Scores, broadcast_axes
+from attnpass.find.handwritten.scores import Scores
 from attnpass.find.handwritten.softmaxes import Softmax, Way
 from attnpass.find.present import Present
 from attnpass.find.sdpa import context_of
@@ -129,6 +130,8 @@ def _addition(change: Change, roles: Roles, present: Present) -> Addition[Value]
     operand = arranged(Operand(node, change.steps), change.axes, groups, whole=False)
     if change.fill is None:
         operand = operand if change.factor == 1 else operand.then(aten.mul.Scalar, change.factor)
+        for factor in change.times:
+            operand = times(operand, factor, groups, present)
         return Addition(operand if change.raised is None else operand.then(aten.clamp_min.default, change.raised))
     return Addition(operand.then(aten.logical_not.default) if hides_true else operand, change.fill)
 
@@ -205,6 +208,10 @@ def _mask(
     spec = masks[0] if len(masks) == 1 else _together(masks)
     bias = len(fills) < len(masks)
     if finite and bias and empty is EmptyRows.AVERAGE:
+        if chain.normalised.way is Way.SAFE:
+            raise RefusedError(
+                chain.softmax, "a softmax that gives 0 for -inf, of scores that are hidden in several ways"
+            )
         empty = EmptyRows.MIXED
     elif bias and empty.is_nan and scores.rounded:
         empty = EmptyRows.ROUNDED
@@ -225,8 +232,8 @@ def _mask(
 
 def _with_rows(mask: MaskSpec, empty: EmptyRows, chain: Chain) -> MaskSpec:
     """``mask`` with what its hidden rows give; what made 0 of NaN changes nothing where they give something else."""
-    if mask.empty is EmptyRows.ROUNDED:
-        raise RefusedError(chain.softmax, "rows hidden by sums in fp16 are made 0")
+    if mask.empty in (EmptyRows.ROUNDED, EmptyRows.MIXED):
+        raise RefusedError(chain.softmax, "rows hidden in several ways, or rounded ones, are made 0 behind the softmax")
     return replace(mask, empty=empty) if mask.empty.is_nan else mask
 
 

@@ -14,8 +14,9 @@ import torch
 
 from attnpass.find.handwritten.axes import Atom, Axes, fresh
 from attnpass.find.handwritten.chain import Chain
+from attnpass.find.handwritten.changes import Change, broadcast_axes
 from attnpass.find.handwritten.links import Permuted, RefusedError, Viewed, Zeroed, followed
-from attnpass.find.handwritten.scores import Change, Scores, broadcast_axes
+from attnpass.find.handwritten.scores import Scores
 from attnpass.find.handwritten.softmaxes import Way
 from attnpass.graph.ops import alike, argument, name_of, number, spelled
 from attnpass.graph.value import Value
@@ -53,7 +54,7 @@ def settle_rows(chain: Chain, scores: Scores) -> EmptyRows | None:
         return EmptyRows.ZERO_ADDED if infinite and scores.torn else EmptyRows.ZERO
     if written and not (nan and infinite):
         raise RefusedError(zeroed[0][0].node, f"`{spelled(zeroed[0][0].node)}` makes weights 0 by one of several masks")
-    if not nan or (fills and not infinite):
+    if not nan:
         return None
     return EmptyRows.ZERO if fills and not scores.torn else EmptyRows.ZERO_ADDED
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
-from attnpass.find.handwritten.axes import Atom, Axes, leaves, size_of
+from attnpass.find.handwritten.axes import Atom, Axes, leaves
+from attnpass.find.handwritten.changes import (
+    Change,
+    Factor,
+    broadcast_axes,
+    change_of,
+    hides_all,
+    may_be_scaled,
+    multiplied,
+    need_not_hide,
+    padded,
+)
 from attnpass.find.handwritten.joined import Part, read_part
 from attnpass.find.handwritten.links import (
     Appended,
@@ -28,57 +37,14 @@ from attnpass.find.handwritten.links import (
     Viewed,
     followed,
 )
-from attnpass.find.handwritten.partly import changed_part, padding_steps
+from attnpass.find.handwritten.partly import changed_part
 from attnpass.graph.operand import Step
 from attnpass.graph.ops import rounded, spelled
-from attnpass.graph.symbolic import known_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 from attnpass.ir.hidden import ABSORBS, HIDES, hides_when_written, is_moderate, may_be_outbid
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A bias or a mask.
-
-    Attributes:
-        node: the tensor.
-        axes: what its dimensions are.
-        at: the node of the program that applies it.
-        fill: None for a bias, else the number that is written.
-        where_true: is it written where the tensor is True?
-        factor: what a bias is multiplied by.
-        steps: what is done to the tensor first.
-        raised: were the scores raised to a low number behind it, so that no -inf is left?
-    """
-
-    node: Value
-    axes: Axes
-    at: Value
-    fill: float | None = None
-    where_true: bool = True
-    factor: float = 1.0
-    steps: tuple[Step, ...] = ()
-    raised: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """What the scores are multiplied by, or divided by: a tensor or a symbolic number.
-
-    Attributes:
-        by: the factor.
-        axes: what its dimensions are.
-        at: the node of the program that applies it.
-        divides: are the scores divided?
-    """
-
-    by: Value | torch.SymFloat
-    axes: Axes
-    at: Value
-    divides: bool
 
 
 @dataclass(slots=True)
@@ -119,12 +85,7 @@ class Scores:
             case Permuted(_, _, order):
                 self.axes = tuple(self.axes[i] for i in order)
             case Scaled(node, _, Value() | torch.SymFloat() as by, divides):
-                if self.changes or self.softcap is not None:
-                    raise RefusedError(node, "a tensor scales the scores after a mask, bias or softcap")
-                axes = broadcast_axes(node, by, self.axes) if isinstance(by, Value) else ()
-                if self.shifts and leaves(axes[-1] if axes else ()):
-                    self._refuse_shifts(node)
-                self.factors.append(Factor(by, axes, node, divides))
+                self._scale_by(node, by, divides)
             case Scaled(node, _, float(factor)):
                 self._multiply(node, factor)
             case Capped(node):
@@ -137,13 +98,13 @@ class Scores:
                     raise RefusedError(node, f"`{spelled(node)}` adds a product to scores that were changed before")
                 self._refuse_shifts(node)
                 self.parts.append(read_part(link, self.axes, self.scale))
-            case Filled(_, x, _, fill) if not _hides(x, fill):
+            case Filled(_, x, _, fill) if not hides_all(x, fill):
                 self._blank(link)
             case Biased() | Filled():
-                self._add(_change(link, self.axes))
+                self._add(change_of(link, self.axes))
             case Partly(node):
                 part, axes, spans = changed_part(link, self.axes)
-                self._add(_padded(_change(part, axes), self.axes, spans))
+                self._add(padded(change_of(part, axes), self.axes, spans))
             case Raised(node, x, low):
                 self._raise(node, x, low)
             case Shifted(node):
@@ -151,11 +112,22 @@ class Scores:
             case Appended(node):
                 self._refuse_shifts(node)
 
+    def _scale_by(self, node: Value, by: Value | torch.SymFloat, divides: bool) -> None:
+        """A tensor scales q or k in the place of the scores, and the biases so far."""
+        if self.softcap is not None or not all(map(may_be_scaled, self.changes)):
+            raise RefusedError(node, "a tensor scales the scores after a mask or softcap")
+        axes = broadcast_axes(node, by, self.axes) if isinstance(by, Value) else ()
+        if self.shifts and leaves(axes[-1] if axes else ()):
+            self._refuse_shifts(node)
+        by_this = Factor(by, axes, node, divides)
+        self.factors.append(by_this)
+        self.changes = [replace(change, times=(*change.times, by_this)) for change in self.changes]
+
     def _blank(self, link: Filled) -> None:
         """A number that need not hide a key, in the place of its scores: they are 0 if the key is, and it is a bias."""
         value, moderate = tensor(link.x), -HIDES > link.fill > HIDES
         if value is None or not moderate or self.changes or self.shifts:
-            raise _need_not_hide(link)
+            raise need_not_hide(link)
         axes = broadcast_axes(link.node, link.mask, self.axes)
         hides = () if link.where_true else (Step(aten.logical_not.default),)
         self.blanked.append(Change(link.mask, axes, link.node, link.fill, steps=hides))
@@ -170,7 +142,7 @@ class Scores:
         if value is None or not hides_when_written(low, value.dtype):
             raise RefusedError(node, f"`{spelled(node)}` raises scores to {low:g}, which need not hide a key")
         biases = not all(is_moderate(change.node) for change in self.changes if change.fill is None)
-        if biases and low > ABSORBS:
+        if biases and (low > ABSORBS or any(change.raised is not None for change in self.changes)):
             raise RefusedError(node, f"`{spelled(node)}` raises scores to {low:g} behind a bias, which may be lower")
         for place, change in enumerate(self.changes):
             if change.fill is not None:
@@ -222,7 +194,7 @@ class Scores:
             self.softcap *= factor
         if any(change.raised is not None for change in self.changes):
             raise RefusedError(node, f"`{spelled(node)}` scales scores that were raised to a low number")
-        self.changes = [_multiplied(change, factor) for change in self.changes]
+        self.changes = [multiplied(change, factor) for change in self.changes]
 
     @property
     def rounded(self) -> bool:
@@ -243,67 +215,3 @@ class Scores:
     def canonical_scale(self) -> float:
         """The factor as an `AttentionCall` has it: ``softcap * tanh(scale * q kᵀ / softcap)``."""
         return self.scale * self.softcap if self.softcap is not None else self.scale
-
-
-def _change(link: Biased | Filled, axes: Axes) -> Change:
-    """A bias, or a mask, of scores whose dimensions are ``axes``; truth values are added as 0 and 1."""
-    node, x = link.node, tensor(link.x)
-    if isinstance(link, Filled):
-        if not _hides(link.x, link.fill):
-            raise _need_not_hide(link)
-        return Change(link.mask, broadcast_axes(node, link.mask, axes), node, link.fill, link.where_true)
-    value = tensor(link.bias)
-    assert value is not None and x is not None
-    steps = (Step(aten.to.dtype, (x.dtype,)),) if value.dtype == torch.bool else ()
-    return Change(link.bias, broadcast_axes(node, link.bias, axes), node, factor=link.factor, steps=steps)
-
-
-def _padded(change: Change, scores: Axes, spans: list[tuple[Sequence[Any], Value]]) -> Change:
-    """A change of a part of the scores as one of all of them."""
-    keeps = change.fill is not None and not change.where_true
-    steps = (Step(aten.logical_not.default),) if keeps else change.steps
-    steps += padding_steps(change.at, change.node, spans)
-    sliced = {where[0] % len(scores) for where, _ in spans}
-    own = (*[()] * (len(scores) - len(change.axes)), *change.axes)
-    axes = tuple(axis if dim in sliced else own[dim] for dim, axis in enumerate(scores))
-    return replace(change, axes=axes, steps=steps, where_true=True)
-
-
-def _hides(x: Value, fill: float) -> bool:
-    """Is a number so low that no key it is written to counts beside one that is seen?"""
-    value = tensor(x)
-    return value is not None and hides_when_written(fill, value.dtype)
-
-
-def _need_not_hide(link: Filled) -> RefusedError:
-    return RefusedError(
-        link.node, f"`{spelled(link.node)}` writes {link.fill:g} into the scores, which need not hide a key"
-    )
-
-
-def _multiplied(change: Change, factor: float) -> Change:
-    if change.fill is None:
-        return replace(change, factor=change.factor * factor)
-    scaled = change.fill * factor
-    if scaled > HIDES:
-        raise RefusedError(change.at, f"`{spelled(change.at)}` hides scores with {change.fill:g}, then they are scaled")
-    return replace(change, fill=scaled)
-
-
-def broadcast_axes(at: Value, operand: Value, axes: Axes) -> Axes:
-    """The dimensions of a tensor that broadcasts to the scores, whose dimensions are ``axes``."""
-    value = tensor(operand)
-    assert value is not None
-    if value.ndim > len(axes):
-        raise RefusedError(at, f"`{spelled(at)}` makes the scores larger by broadcasting")
-    made = []
-    for size, axis in zip(value.shape, axes[len(axes) - value.ndim :], strict=True):
-        whole = size_of(axis)
-        if known_equal(size, whole):
-            made.append(axis)
-        elif known_equal(size, 1):
-            made.append(())
-        else:
-            reason = f"a tensor of size {size} meets scores of size {whole}, which are not known to be the same"
-            raise RefusedError(at, f"`{spelled(at)}`: {reason}")
-    return tuple(made)
