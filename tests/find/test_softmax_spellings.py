@@ -124,6 +124,42 @@ def test_what_a_row_without_keys_gives(way: str, fill: float, kernel: str) -> No
     assert report.decisions[0].call.mask.empty is (EmptyRows.NAN if nan else EmptyRows.AVERAGE)
 
 
+def zeroed_by_a_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The first query sees no key: 0 / 0, times 0."""
+    keep = causal().tril(-1)
+    e = scores(q, k).masked_fill(~keep, -1e9).exp()
+    return (e / e.sum(-1, keepdim=True) * keep) @ v
+
+
+def zeroed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    keep = causal().tril(-1)
+    e = scores(q, k).masked_fill(~keep, -1e9).exp()
+    return (e / e.sum(-1, keepdim=True)).masked_fill(~keep, 0.0) @ v
+
+
+def without_nan(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    e = scores(q, k).masked_fill(~causal().tril(-1), -1e9).exp()
+    return (e / e.sum(-1, keepdim=True)).nan_to_num(0.0) @ v
+
+
+def zeroed_before_the_division(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    hidden = ~causal().tril(-1)
+    s = scores(q, k).masked_fill(hidden, -math.inf)
+    e = (s - s.amax(-1, keepdim=True)).exp()
+    return (e.masked_fill(hidden, 0.0) @ v) / e.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("program", (zeroed_by_a_product, zeroed, without_nan), ids=lambda each: each.__name__)
+def test_zeros_behind_exponentials(program: Program) -> None:
+    report = found(program, *qkv())
+    nan = program is zeroed_by_a_product
+    assert report.decisions[0].call.mask.empty is (EmptyRows.NAN if nan else EmptyRows.ZERO)
+
+
+def test_zeros_before_the_division() -> None:
+    left(zeroed_before_the_division, "before they are divided by their sum", *qkv())
+
+
 def test_large_scores() -> None:
     """Where exponentials overflow, eager gives NaN in fp32 and numbers in fp64: a kernel gives these."""
     q, k, v = qkv(grad=False)

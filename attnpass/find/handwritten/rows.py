@@ -34,11 +34,9 @@ def settle_rows(chain: Chain, scores: Scores) -> EmptyRows | None:
     Raises:
         RefusedError: it is not known, or weights of keys that are seen are made 0.
     """
-    fills = [change for change in scores.changes if change.fill is not None]
     plain = all(is_moderate(change.node) for change in scores.changes if change.fill is None)
-    if chain.normalised.way is Way.BARE or chain.normalised.way is Way.LOGSUM:
-        _check_exponentials(chain, fills, plain)
-        _hide_by_infinity(scores)
+    _check_exponentials(chain, scores, plain)
+    fills = [change for change in scores.changes if change.fill is not None]
     zeroed = _masks_behind(chain, scores.axes)
     for link, behind in zeroed:
         if not any(_same(behind, _mask_of(change)) for change in fills):
@@ -59,12 +57,18 @@ def settle_rows(chain: Chain, scores: Scores) -> EmptyRows | None:
     return EmptyRows.ZERO if fills and not scores.torn else EmptyRows.ZERO_ADDED
 
 
-def _check_exponentials(chain: Chain, fills: list[Change], plain: bool) -> None:
+def _check_exponentials(chain: Chain, scores: Scores, plain: bool) -> None:
     """Refuse what is hidden in a way of which exponentials make something other than softmax does."""
-    finite = chain.normalised.way is Way.LOGSUM and any(change.fill != -math.inf for change in fills)
-    if finite or not plain:
-        what = "a finite number" if finite else "a bias"
+    zeroed = [link for link in chain.probabilities if isinstance(link, Zeroed)]
+    if chain.normalised.total is not None and zeroed:
+        raise RefusedError(zeroed[0].node, "weights are made 0 before they are divided by their sum")
+    if chain.normalised.way not in (Way.BARE, Way.LOGSUM):
+        return
+    finite = any(change.fill not in (None, -math.inf) for change in scores.changes)
+    if not plain or (finite and chain.normalised.way is Way.LOGSUM):
+        what = "a bias" if not plain else "a finite number"
         raise RefusedError(chain.softmax, f"{what} may hide a row, of which `exp` makes something else than softmax")
+    _hide_by_infinity(scores)
 
 
 def _hide_by_infinity(scores: Scores) -> None:
