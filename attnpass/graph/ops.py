@@ -17,13 +17,14 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from attnpass.graph.symbolic import as_float, known_all_equal, known_equal
 from attnpass.graph.value import Value
+from attnpass.graph.values import attribute, tensor, value_of
 from attnpass.graph.values import spelled as spelled_node
-from attnpass.graph.values import tensor
 
 aten = torch.ops.aten
 NAMES = {"_softmax": "softmax", "_safe_softmax": "safe_softmax", "_to_copy": "to"}
 MOST_COMPARED = 200  # values that make a mask
 FOLLOWED = frozenset({"to", "view", "clone", "expand", "detach", "permute"})  # of a number they give the same number
+VIEWS = FOLLOWED | {"repeat"}
 
 
 def name_of(value: Value) -> str:
@@ -60,6 +61,28 @@ def spelled(value: Value) -> str:
 def permutation(value: Value) -> list[int] | None:
     """For a value that reorders dimensions: which dimension of its input stands at each place; else None."""
     return list(value.args[1]) if value.target is aten.permute.default else None
+
+
+def is_parameter(value: Value) -> bool:
+    """Is this an input or an attribute of the program that the user's model declares as a parameter?"""
+    maker = value.maker
+    if not value.is_leaf or maker is None:
+        return False
+    held = value_of(maker)
+    if maker.op == "get_attr":  # the fake value of an exported graph does not say it
+        held = attribute(maker.graph.owning_module, str(maker.target))
+    return isinstance(held, torch.nn.Parameter)
+
+
+def is_weight(value: object) -> bool:
+    """Is this a parameter, perhaps viewed or cast?"""
+    while isinstance(value, Value):
+        if is_parameter(value):
+            return True
+        if name_of(value) not in VIEWS:
+            return False
+        value = value.args[0] if value.args else None
+    return False
 
 
 def is_copy(value: Value) -> bool:

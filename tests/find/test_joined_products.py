@@ -95,6 +95,12 @@ def test_absorbed_latent_attention() -> None:
     assert (call.D, call.Dv, call.Hkv) == (32 + R, 32, 1)
 
 
+def test_a_length_that_kernels_take() -> None:
+    """Relative positions in three dimensions: zeros are added up to the next multiple of 8."""
+    report = found(three, *tensors(HEADS, HEADS, HEADS, (B, H, S, 3), (B, 1, S, 3)))
+    assert report.decisions[0].call.D == D + 2 * R
+
+
 def test_queries_that_are_the_same_for_all() -> None:
     """Transformer-XL's content bias, u kT: its queries have no sequence."""
 

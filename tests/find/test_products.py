@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import attnpass
+from tests.helpers.compiled import run
 from tests.helpers.forms import Program, check, found, left
 
 B, H, S, L, D = 2, 3, 5, 7, 16
@@ -106,6 +108,23 @@ def test_another_sum_is_left_alone(program: Program) -> None:
 
 def test_a_softmax_over_the_queries() -> None:
     left(weights_over_the_queries, "over the keys", *qkv())
+
+
+def test_layers_are_no_products_of_queries_and_keys() -> None:
+    """A router between two layers, as it is written and as `torch.mm`."""
+    weights = torch.nn.Parameter(torch.randn(D, 8)), torch.nn.Parameter(torch.randn(8, D))
+
+    def router(x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, weights[0].t()).softmax(-1), weights[1].t())
+
+    def by_mm(x: Tensor) -> Tensor:
+        return torch.mm(torch.mm(x, weights[0]).softmax(-1).square(), weights[1])
+
+    for program in (router, by_mm):
+        run(program, torch.randn(S, D), kernel="native_math")
+        report = attnpass.last_report()
+        assert not report.decisions
+        assert not report.near_misses
 
 
 def test_what_is_pooled_is_no_near_miss() -> None:

@@ -19,10 +19,12 @@ from attnpass.find.handwritten.scores import Scores
 from attnpass.find.present import Present
 from attnpass.graph.operand import Operand, value_behind
 from attnpass.graph.ops import spelled
+from attnpass.graph.symbolic import as_int
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 
 HALF = (torch.float16, torch.bfloat16)
+ALIGNED = 8  # elements: no kernel for half precision takes a head dim that is no multiple
 
 
 @dataclass(slots=True)
@@ -84,10 +86,8 @@ def laid_out(traced: TracedOperands, scores: Scores, roles: Roles, present: Pres
     for q2, k2, D, ratio in traced.parts:
         ratio *= q2.scale * k2.scale / scale
         more = arranged(Operand(q2.node), fresh(q2.axes), (*of_q[:3], leaves(D)), whole=True)
-        more = more if ratio == 1 else more.then(aten.mul.Scalar, ratio)
-        queries = queries.then(aten.cat.default, more, -1)
-        more = arranged(Operand(k2.node), fresh(k2.axes), (*of_k[:3], leaves(D)), whole=True)
-        keys = keys.then(aten.cat.default, more, -1)
+        queries = _joined(queries, more if ratio == 1 else more.then(aten.mul.Scalar, ratio))
+        keys = _joined(keys, arranged(Operand(k2.node), fresh(k2.axes), (*of_k[:3], leaves(D)), whole=True))
     there = {atom for group in of_k for atom in group}
     for factor in scores.factors:
         if factor not in on_keys:
@@ -103,6 +103,13 @@ def laid_out(traced: TracedOperands, scores: Scores, roles: Roles, present: Pres
         hidden = arranged(Operand(change.node, change.steps), fresh(change.axes), of_k, whole=False)
         keys = keys.then(aten.masked_fill.Scalar, hidden, 0.0)
     return LaidOut(queries, keys, placed(v, (roles.B, heads, roles.K, roles.Dv)), scale, repeated)
+
+
+def _joined(operand: Operand[Value], more: Operand[Value]) -> Operand[Value]:
+    """Both along the head dimension; with zeros up to a length that kernels take, which add nothing."""
+    joined = operand.then(aten.cat.default, more, -1)
+    short = -(as_int(value_behind(joined).shape[-1]) or 0) % ALIGNED
+    return joined.then(aten.constant_pad_nd.default, (0, short)) if short else joined
 
 
 def _atoms(changed: Factor | Change) -> set[object]:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnpass.find.handwritten.axes import Atom, Axes
-from attnpass.graph.ops import argument, name_of, number
+from attnpass.graph.ops import argument, is_weight, name_of, number
 from attnpass.graph.symbolic import Size, known_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 
-PRODUCTS = ("matmul", "mm", "bmm", "baddbmm", "einsum")
-GIVEN = frozenset({"to", "view", "permute", "detach", "clone"})  # of a weight they make the same weight
+PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
 
 Labels = tuple[str | None, ...]  # a letter for each dimension; None for size 1 where the other operand has more
 
@@ -47,8 +46,11 @@ class Product:
 
 
 def is_product(node: Value) -> bool:
-    """Is this a product of two tensors?"""
-    return name_of(node) in PRODUCTS or _is_linear(node) or _summed(node) is not None
+    """Is this a product of two tensors? A layer's is one of a tensor and weights."""
+    name = name_of(node)
+    if name == "mm" or (name == "linear" and argument(node, 2) is None):
+        return not any(map(is_weight, node.args[:2]))
+    return name in PRODUCTS or _summed(node) is not None
 
 
 def product_of(reader: Value) -> Value | None:
@@ -57,16 +59,6 @@ def product_of(reader: Value) -> Value | None:
         return reader
     users = list(reader.users)
     return users[0] if len(users) == 1 and name_of(reader) == "mul" and _summed(users[0]) is not None else None
-
-
-def _is_linear(node: Value) -> bool:
-    """``F.linear(q, k)``: of what is computed, and not of weights."""
-    if name_of(node) != "linear" or argument(node, 2) is not None:
-        return False
-    weight = node.args[1]
-    while name_of(weight) in GIVEN:
-        weight = weight.args[0]
-    return not weight.is_leaf
 
 
 def _summed(node: Value) -> tuple[Value, int] | None:
@@ -79,13 +71,9 @@ def _summed(node: Value) -> tuple[Value, int] | None:
         return None
     if one is None or other is None or one.ndim != other.ndim:
         return None
-    sizes = list(zip(one.shape, other.shape, strict=True))
-    broadcasts = [[known_equal(a, 1) and not known_equal(b, 1) for a, b in each] for each in (sizes, _turned(sizes))]
-    return (inner, dims[0] % one.ndim) if all(map(any, broadcasts)) else None
-
-
-def _turned(sizes: Sequence[tuple[Size, Size]]) -> list[tuple[Size, Size]]:
-    return [(b, a) for a, b in sizes]
+    alone = [(known_equal(a, 1), known_equal(b, 1)) for a, b in zip(one.shape, other.shape, strict=True)]
+    outer = (True, False) in alone and (False, True) in alone
+    return (inner, dims[0] % one.ndim) if outer else None
 
 
 def _of_sum(node: Value, inner: Value, dim: int) -> Product | str:
