@@ -33,6 +33,12 @@ def nested(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
+def nested_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.mT
+    scores[:, :3, 2:] += torch.arange(S - 2).type_as(q)[:, None] * 0.1
+    return scores.softmax(-1) @ v
+
+
 def filled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q @ k.mT
     scores[..., 1:].masked_fill_(torch.ones(S, S - 1, dtype=torch.bool).triu(), -math.inf)
@@ -46,8 +52,13 @@ def wherever(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
+PROGRAMS: list[Program] = [shifted_windows, nested, nested_in_place, filled, wherever]
+
+
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("program", (shifted_windows, nested, filled, wherever), ids=lambda program: program.__name__)
+@pytest.mark.parametrize(
+    "program", (shifted_windows, nested, nested_in_place, filled, wherever), ids=lambda program: program.__name__
+)
 def test_a_part_of_the_scores(program: Program, dtype: torch.dtype) -> None:
     found(program, *qkv(dtype))
 

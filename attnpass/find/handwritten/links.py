@@ -42,6 +42,17 @@ class Same(Link):
 
 
 @dataclass(frozen=True, slots=True)
+class Restored(Same):
+    """A part of ``x`` written to where it was read; ``read`` are the values in between."""
+
+    read: tuple[Value, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[Value, ...]:
+        return (self.node, *self.read)
+
+
+@dataclass(frozen=True, slots=True)
 class Viewed(Link):
     """Other dimensions."""
 

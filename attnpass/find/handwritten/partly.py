@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from attnpass.find.handwritten.axes import Atom, Axes
-from attnpass.find.handwritten.links import Biased, Filled, Link, Partly, RefusedError, Same
+from attnpass.find.handwritten.links import Biased, Filled, Link, Partly, RefusedError, Restored, Same
 from attnpass.graph.operand import Step
 from attnpass.graph.ops import alike, same_arguments, spelled
 from attnpass.graph.symbolic import as_int, known_equal
@@ -28,8 +28,9 @@ def read_partly(node: Value, read: Callable[[Value], Link]) -> Link:
         RefusedError: it puts something else there than the changed part.
     """
     base, source, *where = node.args
-    if base.target is node.target and base.args[1] is source and same_arguments(base.args[2:], where):
-        return Same(node, base)  # as ``s[a] += b`` writes it: once more, what is there
+    restored = _once_more(base, source, where)
+    if restored is not None:
+        return Restored(node, base, restored)  # as ``s[a] += b`` writes it
     steps, link = list[Value](), read(source)
     while isinstance(link, Same):
         steps.append(link.node)
@@ -42,6 +43,21 @@ def read_partly(node: Value, read: Callable[[Value], Link]) -> Link:
     while views[-1].args[0] is not base and views[-1].args[0].target is aten.slice.Tensor:
         views.append(views[-1].args[0])
     return Partly(node, base, link, tuple(where), (*steps, *views))
+
+
+def _once_more(there: Value, source: Value, where: Sequence[Any]) -> tuple[Value, ...] | None:
+    """The values that are read to write over a part of ``there`` what it holds already; None if it holds another."""
+    if there.target is not aten.slice_scatter.default or not same_arguments(there.args[2:], where):
+        return None
+    inner = there.args[1]
+    if inner is source:
+        return ()
+    if source.target is not aten.slice_scatter.default:
+        return None
+    part, new, *inside = source.args
+    read = part.target is aten.slice.Tensor and part.args[0] is there and same_arguments(part.args[1:], where)
+    rest = _once_more(inner, new, inside) if read else None
+    return None if rest is None else (source, part, *rest)
 
 
 def changed_part(link: Partly, scores: Axes) -> tuple[Biased | Filled, Axes, list[tuple[Sequence[Any], Value]]]:
