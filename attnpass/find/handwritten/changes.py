@@ -65,12 +65,14 @@ class Change:
     raised: float | None = None
 
 
-def may_be_scaled(change: Change) -> bool:
-    """Is it a bias that scores may be scaled with? In fp16 a low one rounds them before they are."""
-    low = change.fill is not None or change.raised is not None
+def may_be_scaled(change: Change, learns: bool) -> bool:
+    """Is it a bias that a tensor may scale with the scores?
+
+    One that may hide keys rounds scores away in fp16, and is in the gradient of a factor that ``learns``.
+    """
     value = tensor(change.at)
-    half = value is not None and value.dtype == torch.float16 and not is_moderate(change.node)
-    return not low and not half
+    exact = value is not None and value.dtype != torch.float16 and not learns
+    return change.fill is None and change.raised is None and (exact or is_moderate(change.node))
 
 
 def change_of(link: Biased | Filled, axes: Axes) -> Change:

@@ -115,8 +115,9 @@ class Scores:
     def _scale_by(self, node: Value, by: Value | torch.SymFloat, divides: bool) -> None:
         """A tensor scales q or k in the place of the scores, and the biases so far."""
         known = isinstance(by, Value) or not self.changes
-        if self.softcap is not None or not known or not all(map(may_be_scaled, self.changes)):
-            raise RefusedError(node, "a tensor scales the scores after a mask or softcap")
+        learns = isinstance(by, Value) and by.requires_grad
+        if self.softcap is not None or not known or not all(may_be_scaled(each, learns) for each in self.changes):
+            raise RefusedError(node, "a tensor scales the scores after a mask, a bias that may be one, or softcap")
         axes = broadcast_axes(node, by, self.axes) if isinstance(by, Value) else ()
         if self.shifts and leaves(axes[-1] if axes else ()):
             self._refuse_shifts(node)
