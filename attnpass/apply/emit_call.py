@@ -52,7 +52,7 @@ def emit_call(
     if kernel.stores_as_asked and not wiring.out and is_heads_first(wanted):
         args = replace(args, heads_first=not (free and takes_heads_last(emitter, node)))
     out = kernel.emit(emitter, call, args)
-    if call.mask.rows_may_be_empty and call.mask.empty is not EmptyRows.ZERO:
+    if call.mask.rows_may_be_empty and not call.mask.empty.is_zero:
         out = _as_softmax_leaves_empty_rows(emitter, call, wiring, args, out)
     made = out
     for step in wiring.out:
@@ -135,6 +135,9 @@ def _as_softmax_leaves_empty_rows(
     the mask from its meaning.
     """
     dtype = emitter.spec(out).dtype
+    if call.mask.empty is EmptyRows.MIXED and args.mask is not None:  # two low numbers may add up to -inf
+        factor = _one_or_nan(emitter, rows_with_keys(emitter, args.mask))
+        return emitter(aten.mul.Tensor, out, emitter.cast(factor, dtype))
     if not call.mask.empty.is_nan:
         if args.mask is None or emitter.spec(args.mask).dtype != torch.bool:
             return out

@@ -85,9 +85,13 @@ class Emitter:
 
     def apply(self, operand: Operand[Node]) -> Node:
         """The node of an operand behind its steps; Inductor merges what is equal."""
+
+        def read(argument: Any) -> Any:
+            return self.apply(argument) if isinstance(argument, Operand) else argument
+
         node = operand.node
         for step in operand.steps:
-            node = self(step.op, node, *step.args)
+            node = self(step.op, *step.arguments(node, read))
         return node
 
     def item(self, node: Node, index: int) -> Node:

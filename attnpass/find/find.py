@@ -17,9 +17,9 @@ from torch.fx import GraphModule, Node
 
 from attnpass.find.chosen import NotKnownError, chosen_by, read_chosen
 from attnpass.find.found import Findings, FoundCall, NearMiss
-from attnpass.find.handwritten.chain import is_softmax
 from attnpass.find.handwritten.links import RefusedError
 from attnpass.find.handwritten.read import read_handwritten
+from attnpass.find.handwritten.softmaxes import Softmax, read_softmax
 from attnpass.find.kind import with_kinds
 from attnpass.find.multihead import Opened, is_multihead, open_up
 from attnpass.find.near_misses import near_miss, near_misses
@@ -74,11 +74,12 @@ class _Finder:
 
     def search(self, gm: GraphModule) -> None:
         self.reading = read(gm, self._regions, self._opened)
-        softmaxes: dict[Node | None, list[Value]] = {}
+        softmaxes: dict[Node | None, list[Softmax]] = {}
         for value in self.reading.values:
             named = value.maker is not None and not isinstance(value.maker.target, HigherOrderOperator)
-            if named and is_softmax(value):
-                softmaxes.setdefault(value.maker, []).append(value)
+            softmax = read_softmax(value) if named else None
+            if softmax is not None:
+                softmaxes.setdefault(value.maker, []).append(softmax)
         for node in self._regions:
             layer = self._layers.get(node)
             if is_sdpa(node) and node in self.reading.places:
@@ -131,12 +132,12 @@ class _Finder:
         values = self._values(read.wiring, read.node)
         self.calls.append(self._placed(FoundCall(read.call, read.node, read.wiring, values, dead=read.dead)))
 
-    def _by_hand(self, softmax: Value) -> None:
+    def _by_hand(self, softmax: Softmax) -> None:
         """The attention around a softmax, or why it is none if it looks like one."""
         try:
             self.calls.append(self._placed(read_handwritten(softmax, self.reading, self._grad)))
         except RefusedError as refused:
-            self.misses += near_miss(softmax, refused)
+            self.misses += near_miss(softmax.node, refused)
 
     def _placed(self, found: FoundCall) -> FoundCall:
         """The call with where it stands; in an opened layer, that is where the user's program has the layer."""

@@ -17,19 +17,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
-import torch
 from torch.fx import Graph, GraphModule
 
 from attnpass.find.found import FoundCall
-from attnpass.graph.ops import FOLLOWED, name_of, source_of_view
+from attnpass.graph.ops import VIEWS, is_parameter, is_weight, name_of, source_of_view
 from attnpass.graph.reading import SDPA, Reading
 from attnpass.graph.symbolic import Size, known
 from attnpass.graph.value import Value
-from attnpass.graph.values import attribute, tensor, value_of
+from attnpass.graph.values import tensor
 from attnpass.ir.call import AttentionCall, Kind
 
 PRODUCTS = frozenset({"matmul", "mm", "bmm"})
-VIEWS = FOLLOWED | {"repeat"}
 NORMS = frozenset(
     {"native_layer_norm", "rms_norm", "native_group_norm", "native_batch_norm", "native_dropout", "dropout"}
 )
@@ -193,31 +191,10 @@ def projection_source(value: Value) -> Value | None:
         return value.args[1] if isinstance(value.args[1], Value) else None
     if name in PRODUCTS:
         left, right = value.args[:2]
-        if _is_weight(right) != _is_weight(left):
-            source = left if _is_weight(right) else right
+        if is_weight(right) != is_weight(left):
+            source = left if is_weight(right) else right
             return source if isinstance(source, Value) else None
     return None
-
-
-def is_parameter(value: Value) -> bool:
-    """Is this an input or an attribute of the program that the user's model declares as a parameter?"""
-    maker = value.maker
-    if not value.is_leaf or maker is None:
-        return False
-    held = value_of(maker)
-    if maker.op == "get_attr":  # the fake value of an exported graph does not say it
-        held = attribute(maker.graph.owning_module, str(maker.target))
-    return isinstance(held, torch.nn.Parameter)
-
-
-def _is_weight(value: object) -> bool:
-    while isinstance(value, Value):
-        if is_parameter(value):
-            return True
-        if name_of(value) not in VIEWS:
-            return False
-        value = value.args[0] if value.args else None
-    return False
 
 
 def _rows(projection: Value) -> Size:

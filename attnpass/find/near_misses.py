@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from torch.fx import Node
 
 from attnpass.find.found import NearMiss
-from attnpass.find.handwritten.chain import is_softmax
 from attnpass.find.handwritten.links import RefusedError
 from attnpass.find.handwritten.products import is_product, read_product
+from attnpass.find.handwritten.softmaxes import read_softmax
 from attnpass.graph.ops import name_of
 from attnpass.graph.reading import Reading
 from attnpass.graph.value import Value
@@ -35,9 +35,13 @@ NORMALISERS = {
 def near_misses(reading: Reading) -> Iterator[NearMiss]:
     """Near misses without a softmax, in program order; one for each node of the program."""
     said: set[Node] = set()
+    softmaxes = [softmax for softmax in map(read_softmax, reading.values) if softmax is not None]
+    told = {value for softmax in softmaxes for value in softmax.nodes}
     for value in reading.values:
         node, name = value.maker, name_of(value)
-        if node is not None and node not in said and name in NORMALISERS and _between_products(value):
+        if node is None or node in said or value in told:
+            continue
+        if name in NORMALISERS and _between_products(value):
             said.add(node)
             reason = f"{NORMALISERS[name]} between two batched matrix products: not the attention of any kernel"
             yield NearMiss(node.name, reason, source_of(node.meta))
@@ -72,7 +76,7 @@ def _batched(node: Value) -> bool:
 
 
 def _is_normaliser(node: Value) -> bool:
-    return name_of(node) in NORMALISERS or name_of(node) in MIXING or is_softmax(node)
+    return name_of(node) in NORMALISERS or name_of(node) in MIXING or read_softmax(node) is not None
 
 
 def _inputs(node: Value) -> Iterable[Value]:

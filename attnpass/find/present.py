@@ -46,6 +46,10 @@ class Present:
         name = spelled_node(writer)
         raise RefusedError(at, f"`{name}` writes to an operand between the two products")
 
+    def cuts_gradient(self, source: Value, made: Value) -> bool:
+        """Does the program keep gradients from ``source``, from which ``made`` is made, as ``no_grad`` does?"""
+        return self.reading.regions[self.place].grad and source.requires_grad and not made.requires_grad
+
     def is_autocasts(self, value: Value) -> bool:
         """Did autocast make this cast? The call's kernel gets the same one."""
         region, made = self.reading.region(value), tensor(value)

@@ -8,13 +8,13 @@ a call is left as it is (unless Hkv is 1). How K is spelled does not matter: the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
 
+from attnpass.find.present import Present
 from attnpass.graph.operand import Operand
 from attnpass.graph.ops import is_copy, name_of, source_of_view
 from attnpass.graph.symbolic import Size, is_hashable, known_equal
@@ -53,14 +53,14 @@ class Repeated:
 
 
 def repeated_operands(
-    call: AttentionCall, values: Wiring[Value], held: Callable[[Value], bool]
+    call: AttentionCall, values: Wiring[Value], present: Present
 ) -> tuple[Operand[Value], Operand[Value]] | None:
     """K and V before their heads were repeated, as (B, Hkv, S, D); None if they were not, or not alike."""
     if call.k.ndim != 4 or call.v.ndim != 4 or call.enable_gqa or call.context.functorch:
         return None
     if not known_equal(call.H, call.Hkv):
         return None
-    k, v = (undo_repeat(operand.node, HEADS, held) for operand in (values.k, values.v))
+    k, v = (undo_repeat(operand.node, HEADS, present) for operand in (values.k, values.v))
     if k is None or v is None or not known_equal(k.heads, v.heads):
         return None
     return _placed(k), _placed(v)
@@ -72,19 +72,19 @@ def _placed(repeated: Repeated) -> Operand[Value]:
     return operand if places == (0, 1, 2, 3) else operand.then(torch.ops.aten.permute.default, places)
 
 
-def undo_repeat(x: Value, heads: int, held: Callable[[Value], bool]) -> Repeated | None:
+def undo_repeat(x: Value, heads: int, present: Present) -> Repeated | None:
     """Look behind the repeat of the heads of ``x``, through views of it; None if they are not repeated in a row.
 
     Args:
         x: K or V.
         heads: the dimension of its heads.
-        held: is a value there where the call reads it?
+        present: which values are there where the call reads them.
     """
     steps: list[_Step] = []
     source: Value | None = x
     repeats = False
-    while source is not None:
-        if repeats and held(source):
+    while source is not None and not present.cuts_gradient(source, x):
+        if repeats and present(source):
             given = _shape(source), tuple(reversed(steps)), heads
             order = _order(*given) if is_hashable(given) else _order.__wrapped__(*given)
             if order is not None:

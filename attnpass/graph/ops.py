@@ -17,12 +17,14 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from attnpass.graph.symbolic import as_float, known_all_equal, known_equal
 from attnpass.graph.value import Value
+from attnpass.graph.values import attribute, tensor, value_of
 from attnpass.graph.values import spelled as spelled_node
-from attnpass.graph.values import tensor
 
 aten = torch.ops.aten
 NAMES = {"_softmax": "softmax", "_safe_softmax": "safe_softmax", "_to_copy": "to"}
+MOST_COMPARED = 200  # values that make a mask
 FOLLOWED = frozenset({"to", "view", "clone", "expand", "detach", "permute"})  # of a number they give the same number
+VIEWS = FOLLOWED | {"repeat"}
 
 
 def name_of(value: Value) -> str:
@@ -38,7 +40,9 @@ def argument(value: Value, position: int, default: Any = None) -> Any:
     """An argument by its position in the schema; also of those that are given by keyword only."""
     if position < len(value.args):
         return value.args[position]
-    schema = value.target._schema.arguments  # type: ignore[union-attr]
+    if not isinstance(value.target, OpOverload):
+        return default
+    schema = value.target._schema.arguments
     if position < len(schema) and schema[position].name in value.kwargs:
         return value.kwargs[schema[position].name]
     return default
@@ -59,6 +63,28 @@ def permutation(value: Value) -> list[int] | None:
     return list(value.args[1]) if value.target is aten.permute.default else None
 
 
+def is_parameter(value: Value) -> bool:
+    """Is this an input or an attribute of the program that the user's model declares as a parameter?"""
+    maker = value.maker
+    if not value.is_leaf or maker is None:
+        return False
+    held = value_of(maker)
+    if maker.op == "get_attr":  # the fake value of an exported graph does not say it
+        held = attribute(maker.graph.owning_module, str(maker.target))
+    return isinstance(held, torch.nn.Parameter)
+
+
+def is_weight(value: object) -> bool:
+    """Is this a parameter, perhaps viewed or cast?"""
+    while isinstance(value, Value):
+        if is_parameter(value):
+            return True
+        if name_of(value) not in VIEWS:
+            return False
+        value = value.args[0] if value.args else None
+    return False
+
+
 def is_copy(value: Value) -> bool:
     """Has it the very elements of its first operand, and its shape?"""
     if value.target is aten.expand.default:
@@ -70,6 +96,45 @@ def is_copy(value: Value) -> bool:
 def is_getitem(value: Value, index: int) -> bool:
     """Is this result number ``index`` of an op with several?"""
     return value.target is operator.getitem and bool(value.args[1] == index)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Are two values the same: made by the same ops from the same values? What is drawn at random is only itself."""
+    waiting, seen = [(one, other)], set[tuple[Any, Any]]()
+    while waiting:
+        a, b = waiting.pop()
+        if a is b or (a, b) in seen:
+            continue
+        seen.add((a, b))
+        if a.target is not b.target or not isinstance(a.target, OpOverload) or not name_of(a):
+            return False
+        if torch.Tag.nondeterministic_seeded in a.target.tags or len(seen) > MOST_COMPARED:
+            return False
+        pairs = _paired((a.args, a.kwargs), (b.args, b.kwargs))
+        if pairs is None:
+            return False
+        waiting += pairs
+    return True
+
+
+def same_arguments(one: Any, other: Any) -> bool:
+    """Are two lists of arguments the same, with the very same values in them?"""
+    pairs = _paired(one, other)
+    return pairs is not None and all(a is b for a, b in pairs)
+
+
+def _paired(one: Any, other: Any) -> list[tuple[Value, Value]] | None:
+    """The values in two lists of arguments that are the same otherwise; None if these are not."""
+    if isinstance(one, Value) and isinstance(other, Value):
+        return [(one, other)]
+    if isinstance(one, dict) and isinstance(other, dict):
+        one, other = sorted(one.items()), sorted(other.items())
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        parts = [_paired(a, b) for a, b in zip(one, other, strict=True)]
+        return None if None in parts else [pair for part in parts if part for pair in part]
+    if isinstance(one, torch.SymInt) or isinstance(other, torch.SymInt):
+        return [] if known_equal(one, other) else None
+    return [] if type(one) is type(other) and one == other else None
 
 
 def number(value: Any) -> float | None:

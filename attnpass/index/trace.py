@@ -50,12 +50,19 @@ class Tracer:
 
     def operand(self, operand: Operand[Value], place: Node) -> Array:
         """The array that a call at ``place`` reads as ``operand``, whose node is a value."""
+
+        def read(argument: Any) -> Any:
+            return self.operand(argument, place) if isinstance(argument, Operand) else argument
+
         array = self.array(operand.node, place)
         for count, step in enumerate(operand.steps):
             value = value_behind(Operand(operand.node, operand.steps[: count + 1]))
             if step.op.namespace != "aten" or not isinstance(value, Tensor):  # type: ignore[attr-defined]
                 raise StopError("a step that is not known")
-            array = MEANINGS[STEPS[str(step.op._opname)]](_like(value), array, *step.args)  # type: ignore[attr-defined]
+            name = STEPS.get(str(step.op._opname))  # type: ignore[attr-defined]
+            if name is None:
+                raise StopError("a step that is not known")
+            array = MEANINGS[name](_like(value), *step.arguments(array, read))
         return array
 
     def array(self, value: Value, place: Node) -> Array:
@@ -151,5 +158,5 @@ def _like(value: Any) -> Like:
 STEPS = {
     **dict.fromkeys(("unsqueeze", "squeeze", "unflatten", "flatten"), "view"),
     **dict.fromkeys(("clone", "contiguous"), "clone"),
-    **{name: name for name in ("permute", "expand", "mul", "logical_not")},
+    **{name: name for name in ("permute", "expand", "mul", "logical_not", "to", "slice_backward")},
 }

@@ -7,6 +7,8 @@ without any visible key gives follows from how its keys were hidden, forward and
 | its keys | output | gradients of q and k | |
 |---|---|---|---|
 | False in SDPA's mask, or -inf there | 0 | none | ZERO |
+| -inf, and the weights of hidden keys, or NaN, made 0 behind the softmax | 0 | none | ZERO |
+| the same, where -inf is added to the scores | 0 | NaN | ZERO_ADDED |
 | -inf written over each score, in a softmax written by hand | NaN | none: the scores are not read | NAN |
 | -inf added to each score there | NaN | NaN | NAN_ADDED |
 | -inf there, some written, some added | NaN | NaN for the keys that were not written over | NAN_MIXED |
@@ -14,7 +16,7 @@ without any visible key gives follows from how its keys were hidden, forward and
 | one number added, so low that it absorbs the score | average of V | pass through the sum | ADDED |
 | one number added that shifts all scores (fp16's lowest, in fp32) | as if nothing was hidden | as well | RAW |
 | some added in fp16, whose steps there round the score away | average of V | not tracked | ROUNDED |
-| some written, some added | depends on both | depends on both | MIXED |
+| some written, some added | depends on both; NaN where they add up to -inf | depends on both | MIXED |
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ LOWEST = -1e38  # as good as -inf beside any score, and finite after a factor of
 # Rows whose gradients only the tensors themselves tell, and how their keys were hidden.
 UNTRACKED = {
     EmptyRows.MIXED: "some keys written to a low number, others added to",
+    EmptyRows.ZERO_ADDED: "-inf added to scores, then NaN made 0",
     EmptyRows.NAN_MIXED: "some keys written to -inf, others added to",
     EmptyRows.ROUNDED: "fp16 sums",
 }
@@ -154,11 +157,13 @@ def when_empty(lows: Collection[Low], by_hand: bool, several: bool) -> EmptyRows
         if True not in ways:
             return EmptyRows.NAN_ADDED
         return EmptyRows.NAN_MIXED if False in ways else EmptyRows.NAN
-    if len(lows) > 1 or several:
+    if len(lows) > 1:
         return None
     (low,) = lows
     if low.written:
-        return EmptyRows.AVERAGE
+        return EmptyRows.AVERAGE  # one number written at several places is written once, where any of them says so
+    if several:
+        return None
     if by_hand and low.dtype == torch.float16:
         return None  # rounded to steps of 32 there, and not in any kernel
     return EmptyRows.ADDED if low.value <= ABSORBS else EmptyRows.RAW

@@ -30,6 +30,7 @@ class EmptyRows(Enum):
     """What the program gives for a query that sees no key at all (`attnpass.ir.hidden` decides)."""
 
     ZERO = "zero"  # SDPA, for a bool mask or -inf
+    ZERO_ADDED = "zero, added"  # NaN made 0 behind the softmax, from -inf added to the scores: their gradients are NaN
     NAN = "nan"  # softmax over nothing but -inf, written by hand: over the scores
     NAN_ADDED = "nan, added"  # the same, added to the scores: their gradients are NaN too
     NAN_MIXED = "nan, mixed"  # the same, some of it written, some added: only the tensors tell which gradients are NaN
@@ -38,6 +39,11 @@ class EmptyRows(Enum):
     RAW = "raw"  # one added to all scores that shifts them: as if nothing was hidden
     ROUNDED = "rounded"  # added in fp16, whose steps there are so wide that every key counts the same
     MIXED = "mixed"  # some written, some added: only the tensors themselves tell
+
+    @property
+    def is_zero(self) -> bool:
+        """Is such a row 0?"""
+        return self in (EmptyRows.ZERO, EmptyRows.ZERO_ADDED)
 
     @property
     def is_nan(self) -> bool:

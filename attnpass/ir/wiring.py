@@ -61,4 +61,4 @@ class Wiring(Generic[N]):
     def nodes(self) -> list[N]:
         """The nodes of all operands."""
         operands: list[Operand[N]] = [self.q, self.k, self.v, *(each.operand for each in self.additions)]
-        return [each.node for each in operands] + ([self.sinks.node] if self.sinks else [])
+        return [node for each in operands for node in each.nodes()] + (self.sinks.nodes() if self.sinks else [])

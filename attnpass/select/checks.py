@@ -140,7 +140,7 @@ def _rules(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
     if call.needs_grad and mask.rows_may_be_empty and mask.empty is EmptyRows.NAN_ADDED:
         wanted = "a tensor, which makes NaN of the gradients of such a row, or a key that each row sees"
         yield Rejection(Code.EMPTY_ROWS, "mask in training", "rules, hidden by added -inf", wanted)
-    kept = limits.empty_rows_are_zero if mask.empty is EmptyRows.ZERO else computes or by_length
+    kept = limits.empty_rows_are_zero if mask.empty.is_zero else computes or by_length
     if mask.rows_may_be_empty and not kept:
         yield Rejection(Code.EMPTY_ROWS, "mask", "rules that may hide all keys of a query", "at least one key a row")
 

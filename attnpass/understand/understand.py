@@ -21,7 +21,7 @@ from attnpass.index.expr import AXES, TRUE, B, H, K, Load, Q, axis
 from attnpass.index.logic import loads_of
 from attnpass.index.scalars import StopError
 from attnpass.index.trace import Constants, Tracer
-from attnpass.ir.call import Pattern
+from attnpass.ir.call import AttentionCall, Pattern
 from attnpass.ir.hidden import Low, hides_when_written, may_be_low
 from attnpass.ir.mask import EmptyRows
 from attnpass.ir.meaning import Meaning
@@ -71,16 +71,14 @@ class Reader:
         call, tracer = found.call, self.tracer
         split, hiding = _combined(additions, tracer, found, sizes)
         spelled_mask = call.mask.tensor
-        by_hand = call.pattern is Pattern.HANDWRITTEN and call.mask.empty is not EmptyRows.ZERO  # as sinks leave it
+        by_hand = call.pattern is Pattern.HANDWRITTEN and not call.mask.empty.is_zero  # as sinks leave it
         meaning = prove(split, sizes, by_hand, spelled_mask, several=hiding > 1)
         if meaning.bias is not None and any(low.value > -math.inf for low in split.lows) and may_be_low(meaning.bias):
             return Meaning.unknown(call.mask, "a finite number hides keys beside a bias that may be as low")
         written = any(low.written and low.value > -math.inf for low in split.lows)
         if written and meaning.bias is not None and meaning.spec.rows_may_be_empty:
             return Meaning.unknown(call.mask, "a hidden row reads its bias or not, by the order of both")
-        mixed = call.mask.empty is EmptyRows.NAN_MIXED and meaning.spec.empty is EmptyRows.NAN
-        if mixed and meaning.bias is not None:
-            meaning = replace(meaning, spec=replace(meaning.spec, empty=EmptyRows.NAN_MIXED))
+        meaning = replace(meaning, spec=replace(meaning.spec, empty=_empty_rows(call, meaning)))
         loads = [*loads_of(meaning.allowed), *([] if meaning.bias is None else loads_of(meaning.bias))]
         stop = _first_stop(tracer, additions)
         if only_a_tensor(meaning):
@@ -93,6 +91,15 @@ class Reader:
         if loads and call.context.nested_in:
             return Meaning.unknown(call.mask, "it reads data inside the body of another operation")
         return meaning
+
+
+def _empty_rows(call: AttentionCall, meaning: Meaning) -> EmptyRows:
+    """What a hidden row gives, where the call says more about it than the masks do."""
+    proved, said = meaning.spec.empty, call.mask.empty
+    if call.sinks is not None:
+        return EmptyRows.ZERO  # the sink is seen, whatever number hides the keys
+    mixed = proved is EmptyRows.NAN and said is EmptyRows.NAN_MIXED and meaning.bias is not None
+    return said if mixed or (proved is EmptyRows.ZERO and said.is_zero) else proved
 
 
 def _combined(

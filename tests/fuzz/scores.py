@@ -44,7 +44,25 @@ def score_step(s: Scope) -> None:
         "s - 3.0",
         "s.flip(-1)" if s.chance(0.3) else "s.contiguous()",
     ]
-    s.new(s.one(usual if s.chance(0.65) else odd), "s")
+    s.new(s.one(usual if s.chance(0.55) else odd if s.chance(0.5) else _forms(s, mask, low)), "s")
+
+
+def _forms(s: Scope, mask: str, low: str) -> list[str]:
+    """What is a factor of q or k, a product beside theirs, or a number that is no other."""
+    by = ("q.mean(-1, keepdim=True).exp()", "torch.arange(1, H + 1, dtype=q.dtype)[:, None, None]", "q[:1, :, :1, :1]")
+    n = s.one(("1", "2", "D"))
+    return [
+        f"s * {s.one((*by, 'k.mean(-1).sigmoid()[:, :, None]', 'bias'))}",
+        f"s / ({s.one(by)} + 3)",
+        f"s + q[..., :{n}] @ k[..., :{n}].mT",
+        f"s + (q[..., :{n}] * 0.5) @ k[:, :1, :, :{n}].mT * 2",
+        "s + torch.einsum('bhqd,bhkd->bhqk', q[..., 1:], k[..., 1:])",
+        "s.clamp(min=torch.finfo(s.dtype).min)",
+        f"torch.max(s, torch.tensor({s.one(('-1e30', 'torch.finfo(s.dtype).min', '-1.0'))}, dtype=s.dtype))",
+        f"s + {mask}",
+        f"s.masked_fill((pad == 0)[:, None, None], {s.one(('-1e4', '-2.0', '0.5'))})",
+        f"s.masked_fill(~{mask}, {low}).masked_fill((pad == 0)[:, None, None], {low})",
+    ]
 
 
 def _mask(s: Scope) -> str:
@@ -72,6 +90,9 @@ def _in_place(s: Scope) -> None:
                 "s += bias",
                 "s.add_(bias)",
                 f"s.masked_fill_(~{mask}, {low})",
+                f"s[:, {s.one(('1:', '::2', '-1:'))}] += torch.arange(Sk, dtype=s.dtype) * 0.1",
+                "s[..., 1:, :-1] += bias[..., 1:, :-1]",
+                f"s[..., 1:].masked_fill_(torch.ones(Sq, Sk - 1, dtype=torch.bool).triu(), {low})",
                 f"s[(~{mask}).expand(B, H, Sq, Sk)] = {low}",
                 f"s[..., 0] = {s.one(('0', 'INF', '1'))}",
                 f"s[..., {s.one(('-1:', '1::2', ':2'))}] = {s.one(('-1e4', 'INF'))}",
@@ -104,6 +125,9 @@ def softmaxed(s: Scope) -> None:
         "s.mT.softmax(-2).mT",
         "s.mT.contiguous().softmax(-2).transpose(-1, -2)",
         "s.log_softmax(-1).exp()",
+        "(e := (s - s.amax(-1, keepdim=True)).exp()) / e.sum(-1, keepdim=True)",
+        "(e := s.exp()) / e.sum(-1)[..., None]",
+        "(s - s.logsumexp(-1, keepdim=True)).exp()",
         "(s - s.amax(-1, keepdim=True)).exp() / (s - s.amax(-1, keepdim=True)).exp().sum(-1, keepdim=True)",
         "s.softmax(-2)" if s.chance(0.3) else "s.softmax(-1)",
         "torch.ops.attnpass_fuzz.softmax(s, -1)" if not s.grad and s.chance(0.3) else "s.softmax(-1)",
@@ -137,6 +161,8 @@ def probabilities_step(s: Scope) -> None:
         "p.detach()" if s.chance(0.3) else "p * 1.0",
         "p / p.sum(-1, keepdim=True)",
         "torch.nan_to_num(p)",
+        "torch.where(p.isnan(), 0.0, p)",
+        f"p.masked_fill((pad == 0)[:, None, None], 0.0).masked_fill(~{mask}, 0.0)",
     ]
     writes = [
         "p.mul_(2)",

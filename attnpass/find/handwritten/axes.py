@@ -47,6 +47,14 @@ def fresh(axes: Axes) -> Axes:
     return tuple(leaves(axis) for axis in axes)
 
 
+def size_of(axis: tuple[Atom, ...]) -> Size:
+    """The size of a dimension."""
+    size: Size = 1
+    for atom in axis:
+        size = size * atom.size
+    return size
+
+
 def reshaped(axes: Axes, sizes: Sequence[Size]) -> Axes:
     """The axes behind a view into ``sizes``; atoms are split where the view needs it.
 

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from attnpass.find.handwritten.joined import as_joined
 from attnpass.find.handwritten.links import (
     Appended,
+    Biased,
     Cut,
     Dropped,
+    Joined,
     Link,
     RefusedError,
     Same,
     Shifted,
-    on_probabilities,
-    on_scores,
+    moved,
 )
-from attnpass.find.handwritten.products import Product, is_product, read_product
-from attnpass.graph.ops import argument, is_getitem, name_of, spelled
+from attnpass.find.handwritten.on_scores import on_scores
+from attnpass.find.handwritten.on_weights import is_nan_test, on_weights
+from attnpass.find.handwritten.products import Product, is_product, product_of, read_product
+from attnpass.find.handwritten.softmaxes import Softmax
+from attnpass.graph.ops import is_getitem, name_of, spelled
 from attnpass.graph.reading import Reading
 from attnpass.graph.symbolic import known_equal
 from attnpass.graph.value import Value, returned
 from attnpass.graph.values import tensor
 
-SOFTMAXES = ("softmax", "safe_softmax")
 REACH = 24  # ops between a product and the softmax
 
 
@@ -35,34 +39,44 @@ class Chain:
     """A softmax and what is around it, in program order. All nodes are values of a Reading.
 
     Attributes:
-        softmax: the softmax.
+        normalised: the softmax.
         first: the product of q and k.
         scores: what is done between `first` and `softmax`.
         probabilities: what is done between `softmax` and `last`.
         last: the product with V.
         weights: the operand of `last` that holds the probabilities.
-        nodes: every value that is dead once `last` is replaced.
+        out: what the attention gives: the result of `last`, divided where the softmax says so.
+        divided: the values between the softmax's total and what `last` is divided by, in order.
+        nodes: every value that is dead once `out` is replaced.
     """
 
-    softmax: Value
+    normalised: Softmax
     first: Product
     scores: list[Link]
     probabilities: list[Link]
     last: Product
     weights: Value
+    out: Value
+    divided: tuple[Value, ...] = ()
     nodes: set[Value] = field(default_factory=set)
 
+    @property
+    def softmax(self) -> Value:
+        """The weights."""
+        return self.normalised.node
 
-def read_chain(softmax: Value, reading: Reading) -> Chain:
-    """The chain through ``softmax``.
+
+def read_chain(softmax: Softmax, reading: Reading, joins: bool) -> Chain:
+    """The chain through ``softmax``; ``joins``: a product that is added to the scores is part of q kᵀ, and no bias.
 
     Raises:
         RefusedError: it is no attention that can be followed, with the node at fault.
     """
-    first, scores = _upwards(softmax)
+    first, scores = _upwards(softmax, joins)
     probabilities, last, weights = _downwards(softmax)
-    chain = Chain(softmax, first, scores, probabilities, last, weights)
-    chain.nodes = {softmax, first.node, last.node}
+    out, divided = (last.node, ()) if softmax.total is None else _divided(last, softmax.total)
+    chain = Chain(softmax, first, scores, probabilities, last, weights, out, divided)
+    chain.nodes = {*softmax.nodes, *first.nodes, *last.nodes, out, *divided}
     for link in (*scores, *probabilities):
         chain.nodes.update(link.nodes)
     _refuse_other_readers(chain)
@@ -70,15 +84,10 @@ def read_chain(softmax: Value, reading: Reading) -> Chain:
     return chain
 
 
-def is_softmax(node: Value) -> bool:
-    """Is this a softmax of a tensor?"""
-    return name_of(node) in SOFTMAXES and tensor(node) is not None
-
-
-def _upwards(softmax: Value) -> tuple[Product, list[Link]]:
+def _upwards(softmax: Softmax, joins: bool) -> tuple[Product, list[Link]]:
     found: list[Link] = []
     asked: dict[Value, bool] = {}
-    reader, source = softmax, argument(softmax, 0)
+    reader, source = softmax.node, softmax.scores
     while len(found) <= REACH:
         if not isinstance(source, Value):
             raise RefusedError(reader, "its input is no tensor of the graph")
@@ -89,11 +98,13 @@ def _upwards(softmax: Value) -> tuple[Product, list[Link]]:
                 raise RefusedError(node, product)
             return product, found[::-1]
         link = on_scores(node, lambda x: _leads_to_product(x, asked))
+        if joins and isinstance(link, Biased):
+            link = as_joined(link) or link
         if isinstance(link, Appended) and not all(isinstance(each, (Shifted, Same)) for each in found):
             raise RefusedError(node, "columns are appended to the scores before the last change of them")
         found.append(link)
         reader, source = node, link.x
-    raise RefusedError(softmax, f"more than {REACH} steps lie between the product of q and k and the softmax")
+    raise RefusedError(softmax.node, f"more than {REACH} steps lie between the product of q and k and the softmax")
 
 
 def _leads_to_product(node: Value, asked: dict[Value, bool], depth: int = 0) -> bool:
@@ -111,16 +122,17 @@ def _leads_to_product(node: Value, asked: dict[Value, bool], depth: int = 0) -> 
     return asked[node]
 
 
-def _downwards(softmax: Value) -> tuple[list[Link], Product, Value]:
+def _downwards(softmax: Softmax) -> tuple[list[Link], Product, Value]:
     found: list[Link] = []
-    node = softmax
+    node = softmax.node
     while len(found) <= REACH:
-        readers = list(node.users)
+        readers = [user for user in node.users if user not in softmax.nodes and not is_nan_test(user)]
         if len(readers) != 1:
-            _refuse_several(node, readers)
+            _refuse_several(node, readers or list(node.users))
         (reader,) = readers
-        if is_product(reader):
-            product = read_product(reader)
+        last = product_of(reader)
+        if last is not None:
+            product = read_product(last)
             if isinstance(product, str):
                 raise RefusedError(reader, product)
             if product.left is product.right:
@@ -131,9 +143,33 @@ def _downwards(softmax: Value) -> tuple[list[Link], Product, Value]:
         if is_getitem(reader, 0) and tensor(node) is None and isinstance(node.fake, (tuple, list)):
             found.append(Same(reader, node))
         else:
-            found.append(on_probabilities(reader, node))
+            if softmax.total is not None and name_of(reader) == "div":
+                raise RefusedError(
+                    reader, f"`{spelled(reader)}` divides exponentials by something other than their sum"
+                )
+            found.append(on_weights(reader, node))
         node = reader
-    raise RefusedError(softmax, f"more than {REACH} steps lie between the softmax and the product with V")
+    raise RefusedError(softmax.node, f"more than {REACH} steps lie between the softmax and the product with V")
+
+
+def _divided(last: Product, total: Value) -> tuple[Value, tuple[Value, ...]]:
+    """The product with V divided by the sum of the exponentials, and the views of that sum.
+
+    Raises:
+        RefusedError: it is not: exponentials alone are no softmax.
+    """
+    readers = list(last.node.users)
+    if len(readers) != 1 or name_of(readers[0]) != "div" or readers[0].args[0] is not last.node or readers[0].kwargs:
+        raise RefusedError(last.node, "only a division by their sum may read the product of exponentials and V")
+    steps, node = list[Value](), readers[0].args[1]
+    while isinstance(node, Value) and node is not total and moved(node, node.args[0] if node.args else node):
+        steps.append(node)
+        node = node.args[0]
+    if node is not total:
+        raise RefusedError(
+            readers[0], f"`{spelled(readers[0])}` divides by something other than the sum of the exponentials"
+        )
+    return readers[0], tuple(steps[::-1])
 
 
 def _refuse_several(node: Value, readers: list[Value]) -> None:
@@ -150,22 +186,28 @@ def _used_elsewhere(node: Value, reader: Value, what: str) -> RefusedError:
 
 
 def _refuse_other_readers(chain: Chain) -> None:
-    after = {link.node for link in chain.probabilities} | {chain.softmax}
-    for node in chain.nodes - {chain.last.node}:
+    after = {link.node for link in chain.probabilities} | {chain.softmax, chain.last.node}
+    for node in chain.nodes - {chain.out}:
         for reader in node.users:
             if reader not in chain.nodes:
                 raise _used_elsewhere(node, reader, "probabilities" if node in after else "scores")
 
 
 def _refuse_changing_state(chain: Chain, reading: Reading) -> None:
-    """Both products under the same grad mode, autocast and transforms; nothing inside a functorch transform."""
-    regions = [reading.region(node) for node in (chain.first.node, chain.softmax, chain.last.node)]
-    first, middle, last = regions
-    if first is None or middle is None or last is None:
+    """All products under the same grad mode, autocast and transforms, what is between them under the same grad mode.
+
+    No gradient depends on the maximum that is taken away. Nothing inside a functorch transform.
+    """
+    joined = [link.product.node for link in chain.scores if isinstance(link, Joined)]
+    first, *others = map(reading.region, (chain.first.node, chain.last.node, *joined))
+    maxima = {each for link in chain.scores if isinstance(link, Shifted) for each in link.maximum}
+    between = [reading.region(node) for node in chain.nodes - maxima]
+    if first is None or None in between:
         raise RefusedError(chain.softmax, "the program state around it is not known")
     if first.functorch:
         raise RefusedError(chain.softmax, f"it stands inside {' of '.join(first.functorch)}, and is left alone there")
-    if first != last or first.grad != middle.grad or first.functorch != middle.functorch:
+    same = all(each is not None and (each.grad, each.functorch) == (first.grad, first.functorch) for each in between)
+    if not same or any(each != first for each in others):
         raise RefusedError(chain.softmax, "autocast, grad mode or another state changes between the two products")
 
 
@@ -179,8 +221,8 @@ def dropout_of(chain: Chain) -> float:
 
 def softmax_dim(chain: Chain) -> int:
     """The dimension of the softmax, counted from the front."""
-    node = chain.softmax
-    value, dim = tensor(node), argument(node, 1)
+    node, dim = chain.softmax, chain.normalised.dim
+    value = tensor(node)
     if value is None or not isinstance(dim, int):
         raise RefusedError(node, f"the dimension of the softmax is {dim!r}, not a number in the graph")
     return dim % value.ndim

@@ -57,6 +57,8 @@ def trace_back(
 ) -> Traced:
     """Follow an operand back through transposes, copies, folded heads and numeric factors: as far as it is present.
 
+    No gradient flows further back than in the program.
+
     Args:
         start: the operand and its dimensions.
         batch: the batch and head dimensions as they are now: only these are unfolded.
@@ -70,6 +72,8 @@ def trace_back(
     traced = Traced(*start)
     found = replace(traced) if present(traced.node) else None
     while _one_step_back(traced, batch, present, scaled, down_to):
+        if present.cuts_gradient(traced.node, start[0]):
+            break
         if present(traced.node):
             found = replace(traced)
     if found is None:

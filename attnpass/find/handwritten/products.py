@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnpass.graph.ops import argument, name_of, number
+from attnpass.find.handwritten.axes import Atom, Axes
+from attnpass.graph.ops import argument, is_weight, name_of, number
 from attnpass.graph.symbolic import Size, known_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
@@ -26,6 +27,7 @@ class Product:
         alpha: factor on the product.
         added: the tensor of ``baddbmm``, or None.
         beta: factor on it.
+        multiplied: what is summed up, where the product is written so.
     """
 
     node: Value
@@ -35,11 +37,56 @@ class Product:
     alpha: float = 1.0
     added: Value | None = None
     beta: float = 1.0
+    multiplied: Value | None = None
+
+    @property
+    def nodes(self) -> tuple[Value, ...]:
+        """The values that it is made of."""
+        return (self.node,) if self.multiplied is None else (self.node, self.multiplied)
 
 
 def is_product(node: Value) -> bool:
-    """Is this a product of two tensors?"""
-    return name_of(node) in PRODUCTS
+    """Is this a product of two tensors? A layer's is one of a tensor and weights."""
+    name = name_of(node)
+    if name == "mm" or (name == "linear" and argument(node, 2) is None):
+        return not any(map(is_weight, node.args[:2]))
+    return name in PRODUCTS or _summed(node) is not None
+
+
+def product_of(reader: Value) -> Value | None:
+    """The product that reads a value by ``reader``; None if there is none."""
+    if is_product(reader):
+        return reader
+    users = list(reader.users)
+    return users[0] if len(users) == 1 and name_of(reader) == "mul" and _summed(users[0]) is not None else None
+
+
+def _summed(node: Value) -> tuple[Value, int] | None:
+    """``(q[..., :, None, :] * k[..., None, :, :]).sum(-1)``: each has a dimension that the other broadcasts along."""
+    inner, dims = argument(node, 0), argument(node, 1)
+    if name_of(node) != "sum" or not isinstance(inner, Value) or name_of(inner) != "mul" or node.kwargs:
+        return None
+    one, other = (tensor(each) for each in inner.args[:2])
+    if not isinstance(dims, (list, tuple)) or len(dims) != 1 or argument(node, 2) or len(inner.users) != 1:
+        return None
+    if one is None or other is None or one.ndim != other.ndim:
+        return None
+    alone = [(known_equal(a, 1), known_equal(b, 1)) for a, b in zip(one.shape, other.shape, strict=True)]
+    outer = (True, False) in alone and (False, True) in alone
+    return (inner, dims[0] % one.ndim) if outer else None
+
+
+def _of_sum(node: Value, inner: Value, dim: int) -> Product | str:
+    left, right = inner.args[:2]
+    labels: tuple[list[str | None], list[str | None]] = ([], [])
+    for place, (one, other) in enumerate(zip(tensor(left).shape, tensor(right).shape, strict=True)):  # type: ignore[union-attr]
+        if not (known_equal(one, other) or known_equal(one, 1) or known_equal(other, 1)):
+            return f"sizes {one} and {other} of the product are not known to be the same"
+        letter, same = chr(ord("a") + place), known_equal(one, other)
+        labels[0].append(letter if same or not known_equal(one, 1) else None)
+        labels[1].append(letter if same or not known_equal(other, 1) else None)
+    out = [one or other for place, (one, other) in enumerate(zip(*labels, strict=True)) if place != dim]
+    return Product(node, left, right, (tuple(labels[0]), tuple(labels[1]), tuple(out)), multiplied=inner)
 
 
 def read_product(node: Value) -> Product | str:
@@ -49,10 +96,17 @@ def read_product(node: Value) -> Product | str:
         return _einsum(node)
     if name == "baddbmm":
         return _baddbmm(node)
+    summed = _summed(node)
+    if summed is not None:
+        return _of_sum(node, *summed)
     left, right = argument(node, 0), argument(node, 1)
     if tensor(left) is None or tensor(right) is None:
         return "an operand of the product is no tensor"
-    labels = _matmul_labels(tuple(tensor(left).shape), tuple(tensor(right).shape))  # type: ignore[union-attr]
+    sizes = [tuple(each.shape) for each in map(tensor, (left, right)) if each is not None]
+    if name == "linear" and len(sizes[1]) == 2:
+        a, b, out = (*"abcdefgh"[: len(sizes[0]) - 1], "J"), ("K", "J"), (*"abcdefgh"[: len(sizes[0]) - 1], "K")
+        return Product(node, left, right, (a, b, out))
+    labels = _matmul_labels(*sizes)
     return labels if isinstance(labels, str) else Product(node, left, right, labels)
 
 
@@ -132,3 +186,31 @@ def _with_broadcasts(
         small = 0 if known_equal(one, 1) else 1
         labels[small][terms[small].index(letter)] = None
     return Product(node, operands[0], operands[1], (tuple(labels[0]), tuple(labels[1]), tuple(labels[2])))
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A product with its dimensions: those of the operands, of the result, and the one that is summed over, if any."""
+
+    left: Axes
+    right: Axes
+    out: Axes
+    D: Axes
+
+
+def label_axes(product: Product) -> Labelled:
+    """Atoms for the letters of a product."""
+    atoms: dict[str, tuple[Atom, ...]] = {}
+    sides = []
+    for node, labels in zip((product.left, product.right), product.labels[:2], strict=True):
+        value = tensor(node)
+        assert value is not None
+        axes = []
+        for label, size in zip(labels, value.shape, strict=True):
+            if label is not None and label not in atoms:
+                atoms[label] = (Atom(size),)
+            axes.append(() if label is None else atoms[label])
+        sides.append(tuple(axes))
+    out = tuple(atoms[label or ""] for label in product.labels[2])
+    there = [set(labels) - {None} for labels in product.labels]
+    return Labelled(sides[0], sides[1], out, tuple(atoms[label or ""] for label in (there[0] & there[1]) - there[2]))

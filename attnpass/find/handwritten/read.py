@@ -16,12 +16,17 @@ import torch
 from torch.fx import Node
 
 from attnpass.find.found import FoundCall
-from attnpass.find.handwritten.axes import LostTrackError, arranged, leaves
+from attnpass.find.handwritten.axes import LostTrackError, arranged, leaves, size_of
 from attnpass.find.handwritten.chain import Chain, added_sinks, dropout_of, read_chain, softmax_dim
-from attnpass.find.handwritten.links import RefusedError
-from attnpass.find.handwritten.operands import Traced, aten, placed, trace_back, without_repeats
-from attnpass.find.handwritten.roles import Group, Roles, label_axes, read_roles
-from attnpass.find.handwritten.scores import Change, Scores, broadcast_axes, size_of
+from attnpass.find.handwritten.changes import Change, broadcast_axes
+from attnpass.find.handwritten.layout import laid_out, times, traced_back
+from attnpass.find.handwritten.links import Joined, RefusedError
+from attnpass.find.handwritten.operands import aten
+from attnpass.find.handwritten.products import label_axes
+from attnpass.find.handwritten.roles import Roles, check_total, read_roles
+from attnpass.find.handwritten.rows import NEGATIONS, settle_rows
+from attnpass.find.handwritten.scores import Scores
+from attnpass.find.handwritten.softmaxes import Softmax, Way
 from attnpass.find.present import Present
 from attnpass.find.sdpa import context_of
 from attnpass.graph.operand import Operand, spec_of
@@ -36,24 +41,31 @@ from attnpass.ir.call import AttentionCall, Pattern
 from attnpass.ir.mask import EmptyRows, MaskSpec, MaskTerm, Term
 from attnpass.ir.wiring import Addition, Wiring
 
-HALF = (torch.float16, torch.bfloat16)
-NEGATIONS = ("logical_not", "bitwise_not")  # of truth values, the same
 
-
-def read_handwritten(softmax: Value, reading: Reading, grad: bool | None = None) -> FoundCall:
-    """The attention around a softmax, which is a value of the reading.
+def read_handwritten(softmax: Softmax, reading: Reading, grad: bool | None = None) -> FoundCall:
+    """The attention around a softmax of the reading.
 
     Raises:
         RefusedError: it is none, with the node at fault and one sentence.
     """
-    chain = read_chain(softmax, reading)
-    left, right, atoms = label_axes(chain.first)
-    scores = Scores(tuple(atoms[label or ""] for label in chain.first.labels[2]), chain.first.alpha)
+    chain = read_chain(softmax, reading, joins=True)
+    try:
+        return _read(chain, reading, grad)
+    except RefusedError:
+        if not any(isinstance(link, Joined) for link in chain.scores):
+            raise
+    return _read(read_chain(softmax, reading, joins=False), reading, grad)
+
+
+def _read(chain: Chain, reading: Reading, grad: bool | None) -> FoundCall:
+    first = label_axes(chain.first)
+    scores = Scores(first.out, chain.first.alpha)
     if chain.first.added is not None:
         scores.changes.append(_added_by_product(chain, scores))
     for link in chain.scores:
         scores.apply(link)
-    roles = read_roles(chain, scores, left, right, atoms)
+    roles = read_roles(chain, scores, first)
+    check_total(chain, scores.axes, roles)
     try:
         return _assembled(chain, scores, roles, reading, grad)
     except LostTrackError as error:
@@ -70,41 +82,26 @@ def _added_by_product(chain: Chain, scores: Scores) -> Change:
 def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, grad: bool | None) -> FoundCall:
     if not known(size_of(roles.K) >= 1):
         raise RefusedError(chain.softmax, f"the number of keys, {size_of(roles.K)}, may be 0")
-    node = reading.result_of(chain.last.node)
+    node = reading.result_of(chain.out)
     if node is None:
-        raise RefusedError(chain.last.node, "no node of the program gives the product with V alone")
+        raise RefusedError(chain.out, "no node of the program gives the product with V alone")
     present = Present(reading, node)
-    q, k, v = _traced(chain, roles, present)
+    traced = traced_back(chain, roles, present)
     roles.update()
-    heads, repeated = roles.Hkv, None
-    small = without_repeats(k, v, roles, present)
-    if small is not None:
-        as_written = (_keys(k, roles, roles.Hkv), _values(v, roles, roles.Hkv))
-        repeated = as_written[0].map_nodes(present.node), as_written[1].map_nodes(present.node)
-        heads, k, v = small
-    queries = placed(q, (roles.B, roles.H, roles.Q, roles.D))
-    for by, divide in scores.scaled_by:
-        op = aten.div if divide else aten.mul
-        queries = queries.then(op.Tensor if isinstance(by, Value) else op.Scalar, by)
+    q, k, v, scale, repeated = laid_out(traced, scores, roles, present)
+    empty = settle_rows(chain, scores)
     values = Wiring(
-        queries,
-        _keys(k, roles, heads),
-        _values(v, roles, heads),
+        q,
+        k,
+        v,
         tuple(_addition(change, roles, present) for change in scores.changes),
         _sinks(chain, scores, roles, present),
         _steps_out(roles),
     )
-    call = _call(chain, values, scores, scores.canonical_scale * q.scale * k.scale, (reading, node), grad)
+    call = _call(chain, values, scores, scores.canonical_scale * scale, (reading, node), grad)
+    call = call if empty is None else replace(call, mask=_with_rows(call.mask, empty, chain))
     dead = _dead(chain, node, reading)
     return FoundCall(call, node, values.map_nodes(present.node), values, dead=dead, repeated=repeated)
-
-
-def _keys(k: Traced, roles: Roles, heads: Group) -> Operand[Value]:
-    return placed(k, (roles.B, heads, roles.K, roles.D))
-
-
-def _values(v: Traced, roles: Roles, heads: Group) -> Operand[Value]:
-    return placed(v, (roles.B, heads, roles.K, roles.Dv))
 
 
 def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
@@ -114,32 +111,28 @@ def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
     return tuple(sorted(makers, key=reading.places.__getitem__))
 
 
-def _traced(chain: Chain, roles: Roles, present: Present) -> tuple[Traced, Traced, Traced]:
-    """q, k and v followed back."""
-
-    def batch() -> tuple:  # type: ignore[type-arg]
-        return leaves((*roles.shared, *roles.own))
-
-    weights, value = tensor(chain.weights), tensor(roles.v[0])
-    assert weights is not None and value is not None
-    down_to = value.dtype if value.dtype in HALF and weights.dtype == value.dtype else None
-    q, k = (trace_back(side, batch, present, True, down_to) for side in (roles.q, roles.k))
-    return q, k, trace_back(roles.v, batch, present, False, None)
-
-
 def _addition(change: Change, roles: Roles, present: Present) -> Addition[Value]:
     """A change of the scores, as (B, H, Sq, Sk) with size 1 where it broadcasts."""
     groups = (roles.B, roles.H, roles.Q, roles.K)
     node, hides_true = change.node, change.where_true
     inner = node.args[0] if node.args else None
-    if change.fill is not None and hides_true and name_of(node) in NEGATIONS and isinstance(inner, Value):
+    if (
+        change.fill is not None
+        and hides_true
+        and not change.steps
+        and name_of(node) in NEGATIONS
+        and isinstance(inner, Value)
+    ):
         value = tensor(inner)
         if value is not None and value.dtype == torch.bool and present(inner):
             node, hides_true = inner, False
     present.demand(node, change.at)
-    operand = arranged(Operand(node), change.axes, groups, whole=False)
+    operand = arranged(Operand(node, change.steps), change.axes, groups, whole=False)
     if change.fill is None:
-        return Addition(operand if change.factor == 1 else operand.then(aten.mul.Scalar, change.factor))
+        operand = operand if change.factor == 1 else operand.then(aten.mul.Scalar, change.factor)
+        for factor in change.times:
+            operand = times(operand, factor, groups, present)
+        return Addition(operand if change.raised is None else operand.then(aten.clamp_min.default, change.raised))
     return Addition(operand.then(aten.logical_not.default) if hides_true else operand, change.fill)
 
 
@@ -179,8 +172,7 @@ def _call(
     masks = [spec_of(each.operand) for each in wiring.additions]
     sinks = None if wiring.sinks is None else spec_of(wiring.sinks)
     trained = any(spec.requires_grad for spec in (*specs, *masks, *([sinks] if sinks else [])))
-    values = [tensor(operand.node) for operand in (wiring.q, wiring.k, wiring.v)]
-    values += [tensor(each.operand.node) for each in wiring.additions]
+    values = [tensor(node) for node in replace(wiring, sinks=None).nodes()]
     return AttentionCall(
         q=specs[0],
         k=specs[1],
@@ -208,13 +200,18 @@ def _mask(
     if not masks:
         return MaskSpec()
     fills = [each.fill for each in wiring.additions if each.fill is not None]
-    finite = bool(fills) and fills[0] > -float("inf")
+    raised = any(change.raised is not None for change in scores.changes)
+    finite = raised or (bool(fills) and fills[0] > -float("inf"))
     empty = EmptyRows.AVERAGE if finite else EmptyRows.NAN if fills else EmptyRows.NAN_ADDED
-    if wiring.sinks is not None or (name_of(chain.softmax) == "safe_softmax" and not finite):
+    if wiring.sinks is not None or (chain.normalised.way is Way.SAFE and not finite):
         empty = EmptyRows.ZERO
     spec = masks[0] if len(masks) == 1 else _together(masks)
     bias = len(fills) < len(masks)
     if finite and bias and empty is EmptyRows.AVERAGE:
+        if chain.normalised.way is Way.SAFE:
+            raise RefusedError(
+                chain.softmax, "a softmax that gives 0 for -inf, of scores that are hidden in several ways"
+            )
         empty = EmptyRows.MIXED
     elif bias and empty.is_nan and scores.rounded:
         empty = EmptyRows.ROUNDED
@@ -231,6 +228,13 @@ def _mask(
     if finite and dtype == torch.float16:
         dtype = torch.float32  # fp16 has no number that hides a score: -65504 + 10 is not -65504 in fp32
     return MaskSpec(bias=replace(spec, dtype=dtype), rows_may_be_empty=True, empty=empty)
+
+
+def _with_rows(mask: MaskSpec, empty: EmptyRows, chain: Chain) -> MaskSpec:
+    """``mask`` with what its hidden rows give; what made 0 of NaN changes nothing where they give something else."""
+    if mask.empty in (EmptyRows.ROUNDED, EmptyRows.MIXED):
+        raise RefusedError(chain.softmax, "rows hidden in several ways, or rounded ones, are made 0 behind the softmax")
+    return replace(mask, empty=empty) if mask.empty.is_nan else mask
 
 
 def _together(masks: list[TensorSpec]) -> TensorSpec:

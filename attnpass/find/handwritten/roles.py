@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from attnpass.find.handwritten.axes import Atom, Axes, fresh, leaves
 from attnpass.find.handwritten.chain import Chain, softmax_dim
-from attnpass.find.handwritten.links import Permuted, RefusedError, Viewed
-from attnpass.find.handwritten.products import Product
-from attnpass.find.handwritten.scores import Scores, followed
-from attnpass.graph.ops import spelled
+from attnpass.find.handwritten.joined import Part
+from attnpass.find.handwritten.links import Permuted, RefusedError, Viewed, followed
+from attnpass.find.handwritten.products import Labelled, Product
+from attnpass.find.handwritten.scores import Scores
+from attnpass.graph.ops import permutation, spelled
+from attnpass.graph.symbolic import known_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 
 Group = tuple[Atom, ...]
+Side = tuple[Value, Axes]
+
+
+@dataclass(frozen=True, slots=True)
+class PartRoles:
+    """A product beside q kᵀ: its queries and keys with their dimensions, D', and what it is multiplied by."""
+
+    q: Side
+    k: Side
+    D: Group
+    ratio: float
 
 
 @dataclass(slots=True)
@@ -26,11 +39,12 @@ class Roles:
         shared: dimensions that k or v have too, outermost first.
         own: dimensions that only q has, beside the queries.
         Q, K, D, Dv: the others.
+        parts: of each further product, its queries and keys, and the dimension that it sums over.
     """
 
-    q: tuple[Value, Axes]
-    k: tuple[Value, Axes]
-    v: tuple[Value, Axes]
+    q: Side
+    k: Side
+    v: Side
     out: Axes
     shared: list[Atom]
     own: list[Atom]
@@ -38,6 +52,7 @@ class Roles:
     K: Group
     D: Group
     Dv: Group
+    parts: list[PartRoles] = field(default_factory=list)
 
     def update(self) -> None:
         """Take over what was split meanwhile."""
@@ -57,23 +72,7 @@ class Roles:
         return (*self.Hkv, *self.own)
 
 
-def label_axes(product: Product) -> tuple[Axes, Axes, dict[str, Group]]:
-    """Atoms for the letters of a product: the dimensions of left and right, and each letter's atom."""
-    atoms: dict[str, Group] = {}
-    sides = []
-    for node, labels in zip((product.left, product.right), product.labels[:2], strict=True):
-        value = tensor(node)
-        assert value is not None
-        axes = []
-        for label, size in zip(labels, value.shape, strict=True):
-            if label is not None and label not in atoms:
-                atoms[label] = (Atom(size),)
-            axes.append(() if label is None else atoms[label])
-        sides.append(tuple(axes))
-    return sides[0], sides[1], atoms
-
-
-def read_roles(chain: Chain, scores: Scores, left: Axes, right: Axes, atoms: dict[str, Group]) -> Roles:
+def read_roles(chain: Chain, scores: Scores, first: Labelled) -> Roles:
     """Name every dimension; ``scores`` has been replayed up to the softmax.
 
     Raises:
@@ -84,30 +83,39 @@ def read_roles(chain: Chain, scores: Scores, left: Axes, right: Axes, atoms: dic
         if leaves(axis) != K:
             raise RefusedError(node, f"`{spelled(node)}` takes away a maximum that is not over the keys")
     weights = _weights(chain, scores.axes)
-    _check_first(chain.first)
-    sides = {0: _atoms(left), 1: _atoms(right)}
-    key_side = [side for side, there in sides.items() if set(K) <= there]
-    if not K or len(key_side) != 1:
+    sides = _queries_and_keys(chain.first, first, K)
+    if sides is None:
         raise RefusedError(chain.softmax, "the softmax does not run over the keys of the product of q and k")
-    side = key_side[0]
-    q, k = (chain.first.left, left), (chain.first.right, right)
-    q, k = (k, q) if side == 0 else (q, k)
+    q, k = sides
     v, out, Dv = _second(chain, weights, K)
-    D = _contracted(chain.first, atoms)
-    only_q = [a for label in chain.first.labels[2] for a in leaves(atoms[label or ""]) if a not in _atoms(k[1])]
-    last = next(
-        (label for label in reversed(chain.first.labels[2]) if set(leaves(atoms[label or ""])) <= set(only_q)), None
-    )
-    if last is None:
+    only_q = _atoms(q[1]) - _atoms(k[1])
+    Q = next((leaves(axis) for axis in reversed(first.out) if set(leaves(axis)) <= only_q), None)
+    if Q is None:
         raise RefusedError(chain.first.node, "the product has no dimension of queries")
-    Q = leaves(atoms[last])
-    theirs = _atoms(k[1]) | _atoms(v[1])
+    parts = [_part(part, Q, K) for part in scores.parts]
+    theirs = _atoms(k[1]).union(_atoms(v[1]), *(_atoms(part.k[1]) for part in parts))
     batch = [a for axis in fresh(scores.axes) for a in axis if a not in (*Q, *K)]
     if set(Q) & _atoms(v[1]):
         reason = f"`{spelled(chain.first.node)}` is no product of queries and keys: V differs along its rows"
         raise RefusedError(chain.first.node, reason)
     shared, own = [a for a in batch if a in theirs], [a for a in batch if a not in theirs]
-    return Roles(q, k, v, out, shared, own, Q, K, D, Dv)
+    return Roles(q, k, v, out, shared, own, Q, K, leaves(first.D[0]), Dv, parts)
+
+
+def _queries_and_keys(product: Product, axes: Labelled, K: Group) -> tuple[Side, Side] | None:
+    """The operand that has no keys, and the one that has them; None if none has, or both."""
+    _check_first(product)
+    left, right = (product.left, axes.left), (product.right, axes.right)
+    ways = [(q, k) for q, k in ((left, right), (right, left)) if set(K) <= _atoms(k[1])]
+    return ways[0] if K and len(ways) == 1 else None
+
+
+def _part(part: Part, Q: Group, K: Group) -> PartRoles:
+    """A further product with its dimensions named."""
+    sides = _queries_and_keys(part.product, part.axes, K)
+    if sides is None or set(K) & _atoms(sides[0][1]) or set(Q) & _atoms(sides[1][1]):
+        raise RefusedError(part.product.node, f"`{spelled(part.product.node)}` is no product of queries and keys")
+    return PartRoles(*sides, leaves(part.axes.D[0]), part.ratio)
 
 
 def _atoms(axes: Axes) -> set[Atom]:
@@ -135,12 +143,6 @@ def _check_first(product: Product) -> None:
         )
 
 
-def _contracted(product: Product, atoms: dict[str, Group]) -> Group:
-    left, right, out = (set(labels) - {None} for labels in product.labels)
-    (label,) = (left & right) - out
-    return leaves(atoms[label or ""])
-
-
 def _second(chain: Chain, weights: Axes, K: Group) -> tuple[tuple[Value, Axes], Axes, Group]:
     """V with its dimensions, the dimensions of the result, and those that only V has."""
     product = chain.last
@@ -152,11 +154,13 @@ def _second(chain: Chain, weights: Axes, K: Group) -> tuple[tuple[Value, Axes], 
     assert value is not None
     known: dict[str, Group] = {}
     for label, axis in zip(ours, weights, strict=True):
+        if label is None and not axis:
+            continue  # broadcast along V's own dimension
         if label is None:
             raise RefusedError(product.node, "V has a batch dimension that the scores have not")
         known[label] = leaves(axis)
-    contracted = [label for label in ours if label not in product.labels[2]]
-    if len(contracted) != 1 or contracted[0] not in theirs or known[contracted[0] or ""] != K:
+    contracted = [label for label in ours if label is not None and label not in product.labels[2]]
+    if len(contracted) != 1 or contracted[0] not in theirs or known[contracted[0]] != K:
         raise RefusedError(
             product.node, f"`{spelled(product.node)}` does not sum over the keys that the softmax runs over"
         )
@@ -167,3 +171,25 @@ def _second(chain: Chain, weights: Axes, K: Group) -> tuple[tuple[Value, Axes], 
     known[fresh_labels[0]] = Dv
     axes = tuple(() if label is None else known[label] for label in theirs)
     return (v, axes), tuple(known[label or ""] for label in product.labels[2]), Dv
+
+
+def check_total(chain: Chain, axes: Axes, roles: Roles) -> None:
+    """Refuse the chain if what the product with V is divided by is not, row by row, the sum of the exponentials."""
+    total = chain.normalised.total
+    if total is None:
+        return
+    value, weights, dim = tensor(total), tensor(chain.softmax), softmax_dim(chain)
+    assert value is not None and weights is not None
+    axes = (*axes[:dim], *([()] if value.ndim == weights.ndim else []), *axes[dim + 1 :])
+    for node in chain.divided:
+        order = permutation(node)
+        axes = followed(axes, node) if order is None else tuple(axes[i] for i in order)
+    out = roles.out[len(roles.out) - len(axes) :] if len(axes) <= len(roles.out) else ()
+    if [_long(axis) for axis in axes] != [
+        _long(axis) if _long(mine) else () for axis, mine in zip(out, axes, strict=False)
+    ]:
+        raise RefusedError(chain.out, f"`{spelled(chain.out)}` divides by the sums of other rows")
+
+
+def _long(axis: Group) -> Group:
+    return tuple(atom for atom in leaves(axis) if not known_equal(atom.size, 1))

@@ -7,46 +7,44 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from attnpass.find.handwritten.axes import Atom, Axes, LostTrackError, reshaped
+from attnpass.find.handwritten.axes import Atom, Axes, leaves
+from attnpass.find.handwritten.changes import (
+    Change,
+    Factor,
+    broadcast_axes,
+    change_of,
+    hides_all,
+    may_be_scaled,
+    multiplied,
+    need_not_hide,
+    padded,
+)
+from attnpass.find.handwritten.joined import Part, read_part
 from attnpass.find.handwritten.links import (
     Appended,
     Biased,
     Capped,
     Filled,
+    Joined,
     Link,
+    Partly,
     Permuted,
+    Raised,
     RefusedError,
     Same,
     Scaled,
     Shifted,
     Viewed,
+    followed,
 )
+from attnpass.find.handwritten.partly import changed_part
+from attnpass.graph.operand import Step
 from attnpass.graph.ops import rounded, spelled
-from attnpass.graph.symbolic import Size, known_equal
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
-from attnpass.ir.hidden import HIDES, hides_when_written, is_moderate, may_be_outbid
+from attnpass.ir.hidden import ABSORBS, HIDES, hides_when_written, is_moderate, may_be_outbid
 
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A bias or a mask.
-
-    Attributes:
-        node: the tensor.
-        axes: what its dimensions are.
-        at: the node of the program that applies it.
-        fill: None for a bias, else the number that is written.
-        where_true: is it written where the tensor is True?
-        factor: what a bias is multiplied by.
-    """
-
-    node: Value
-    axes: Axes
-    at: Value
-    fill: float | None = None
-    where_true: bool = True
-    factor: float = 1.0
+aten = torch.ops.aten
 
 
 @dataclass(slots=True)
@@ -58,7 +56,9 @@ class Scores:
         scale: factor on q kᵀ, inside the softcap.
         softcap: ``softcap * tanh(scale * q kᵀ)``, or None.
         changes: biases and masks so far.
-        scaled_by: tensors of one element, or symbolic numbers, that they are multiplied (or divided) by.
+        factors: what q or k are multiplied by instead of them.
+        blanked: masks of keys whose scores are replaced by a number that is a bias: such a key is 0.
+        parts: other products that are added to q kᵀ.
         shifts: where their own maximum was taken away, and over which dimension.
     """
 
@@ -66,7 +66,9 @@ class Scores:
     scale: float = 1.0
     softcap: float | None = None
     changes: list[Change] = field(default_factory=list)
-    scaled_by: list[tuple[Value | torch.SymFloat, bool]] = field(default_factory=list)
+    factors: list[Factor] = field(default_factory=list)
+    blanked: list[Change] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     shifts: list[tuple[Value, tuple[Atom, ...]]] = field(default_factory=list)
 
     def apply(self, link: Link) -> None:
@@ -83,9 +85,7 @@ class Scores:
             case Permuted(_, _, order):
                 self.axes = tuple(self.axes[i] for i in order)
             case Scaled(node, _, Value() | torch.SymFloat() as by, divides):
-                if self.changes or self.softcap is not None:
-                    raise RefusedError(node, "a tensor scales the scores after a mask, bias or softcap")
-                self.scaled_by.append((by, divides))
+                self._scale_by(node, by, divides)
             case Scaled(node, _, float(factor)):
                 self._multiply(node, factor)
             case Capped(node):
@@ -93,16 +93,64 @@ class Scores:
                     raise RefusedError(node, "`tanh` caps the scores after a mask or bias was added")
                 self._refuse_shifts(node)
                 self.softcap = 1.0
-            case Biased(node, _, bias, factor):
-                self._add(Change(bias, broadcast_axes(node, bias, self.axes), node, factor=factor))
-            case Filled(node, x, mask, fill, where_true):
-                axes = broadcast_axes(node, mask, self.axes)
-                _refuse_seen(node, x, fill)
-                self._add(Change(mask, axes, node, fill, where_true))
+            case Joined(node):
+                if self.changes or self.factors or self.softcap is not None:
+                    raise RefusedError(node, f"`{spelled(node)}` adds a product to scores that were changed before")
+                self._refuse_shifts(node)
+                self.parts.append(read_part(link, self.axes, self.scale))
+            case Filled(_, x, _, fill) if not hides_all(x, fill):
+                self._blank(link)
+            case Biased() | Filled():
+                self._add(change_of(link, self.axes))
+            case Partly(node):
+                part, axes, spans = changed_part(link, self.axes)
+                self._add(padded(change_of(part, axes), self.axes, spans))
+            case Raised(node, x, low):
+                self._raise(node, x, low)
             case Shifted(node):
                 self.shifts.append((node, self.axes[-1]))
             case Appended(node):
                 self._refuse_shifts(node)
+
+    def _scale_by(self, node: Value, by: Value | torch.SymFloat, divides: bool) -> None:
+        """A tensor scales q or k in the place of the scores, and the biases so far."""
+        known = isinstance(by, Value) or not self.changes
+        learns = isinstance(by, Value) and by.requires_grad
+        if self.softcap is not None or not known or not all(may_be_scaled(each, learns) for each in self.changes):
+            raise RefusedError(node, "a tensor scales the scores after a mask, a bias that may be one, or softcap")
+        axes = broadcast_axes(node, by, self.axes) if isinstance(by, Value) else ()
+        if self.shifts and leaves(axes[-1] if axes else ()):
+            self._refuse_shifts(node)
+        by_this = Factor(by, axes, node, divides)
+        self.factors.append(by_this)
+        self.changes = [replace(change, times=(*change.times, by_this)) for change in self.changes]
+
+    def _blank(self, link: Filled) -> None:
+        """A number that need not hide a key, in the place of its scores: they are 0 if the key is, and it is a bias."""
+        value, moderate = tensor(link.x), -HIDES > link.fill > HIDES
+        if value is None or not moderate or self.changes or self.shifts:
+            raise need_not_hide(link)
+        axes = broadcast_axes(link.node, link.mask, self.axes)
+        hides = () if link.where_true else (Step(aten.logical_not.default),)
+        self.blanked.append(Change(link.mask, axes, link.node, link.fill, steps=hides))
+        added = (*hides, Step(aten.to.dtype, (value.dtype,)))
+        self._add(Change(link.mask, axes, link.node, factor=link.fill, steps=added))
+
+    def _raise(self, node: Value, x: Value, low: float) -> None:
+        """A number in the place of -inf. A bias that may be -inf is raised as well: it absorbs its score."""
+        value = tensor(x)
+        if low == -math.inf:
+            return
+        if value is None or not hides_when_written(low, value.dtype):
+            raise RefusedError(node, f"`{spelled(node)}` raises scores to {low:g}, which need not hide a key")
+        biases = not all(is_moderate(change.node) for change in self.changes if change.fill is None)
+        if biases and (low > ABSORBS or any(change.raised is not None for change in self.changes)):
+            raise RefusedError(node, f"`{spelled(node)}` raises scores to {low:g} behind a bias, which may be lower")
+        for place, change in enumerate(self.changes):
+            if change.fill is not None:
+                self.changes[place] = replace(change, fill=max(change.fill, low))
+            elif biases:
+                self.changes[place] = replace(change, raised=low)
 
     def _refuse_shifts(self, node: Value) -> None:
         """Softmax does not see that a row is shifted; ``tanh`` and a column of sinks do."""
@@ -116,9 +164,8 @@ class Scores:
         if before is None or after is None or torch.finfo(after.dtype).max >= torch.finfo(before.dtype).max:
             return
         limit = torch.finfo(after.dtype).max / 2
-        if not all(
-            change.fill is not None or is_moderate(change.node, limit, infinite=True) for change in self.changes
-        ):
+        added = [change for change in self.changes if change.fill is None]
+        if not all(is_moderate(each.node, limit / max(1.0, abs(each.factor)), infinite=True) for each in added):
             name = str(after.dtype).removeprefix("torch.")
             raise RefusedError(node, f"the scores are cast to {name} after a bias, which may overflow there")
         for place, change in enumerate(self.changes):
@@ -147,7 +194,9 @@ class Scores:
             self.scale *= factor
         else:
             self.softcap *= factor
-        self.changes = [_multiplied(change, factor) for change in self.changes]
+        if any(change.raised is not None for change in self.changes):
+            raise RefusedError(node, f"`{spelled(node)}` scales scores that were raised to a low number")
+        self.changes = [multiplied(change, factor) for change in self.changes]
 
     @property
     def rounded(self) -> bool:
@@ -168,56 +217,3 @@ class Scores:
     def canonical_scale(self) -> float:
         """The factor as an `AttentionCall` has it: ``softcap * tanh(scale * q kᵀ / softcap)``."""
         return self.scale * self.softcap if self.softcap is not None else self.scale
-
-
-def _refuse_seen(node: Value, x: Value, fill: float) -> None:
-    """A number has to be so low that no key it is written to counts beside one that is seen."""
-    value = tensor(x)
-    if value is None or not hides_when_written(fill, value.dtype):
-        raise RefusedError(node, f"`{spelled(node)}` writes {fill:g} into the scores, which need not hide a key")
-
-
-def _multiplied(change: Change, factor: float) -> Change:
-    if change.fill is None:
-        return replace(change, factor=change.factor * factor)
-    scaled = change.fill * factor
-    if scaled > HIDES:
-        raise RefusedError(change.at, f"`{spelled(change.at)}` hides scores with {change.fill:g}, then they are scaled")
-    return replace(change, fill=scaled)
-
-
-def broadcast_axes(at: Value, operand: Value, axes: Axes) -> Axes:
-    """The dimensions of a tensor that broadcasts to the scores, whose dimensions are ``axes``."""
-    value = tensor(operand)
-    assert value is not None
-    if value.ndim > len(axes):
-        raise RefusedError(at, f"`{spelled(at)}` makes the scores larger by broadcasting")
-    made = []
-    for size, axis in zip(value.shape, axes[len(axes) - value.ndim :], strict=True):
-        whole = size_of(axis)
-        if known_equal(size, whole):
-            made.append(axis)
-        elif known_equal(size, 1):
-            made.append(())
-        else:
-            reason = f"a tensor of size {size} meets scores of size {whole}, which are not known to be the same"
-            raise RefusedError(at, f"`{spelled(at)}`: {reason}")
-    return tuple(made)
-
-
-def size_of(axis: tuple[Atom, ...]) -> Size:
-    """The size of a dimension."""
-    size: Size = 1
-    for atom in axis:
-        size = size * atom.size
-    return size
-
-
-def followed(axes: Axes, node: Value) -> Axes:
-    """The dimensions behind a view."""
-    value = tensor(node)
-    assert value is not None
-    try:
-        return reshaped(axes, tuple(value.shape))
-    except LostTrackError as error:
-        raise RefusedError(node, f"`{spelled(node)}` mixes the dimensions of the scores: {error}") from None

@@ -84,6 +84,13 @@ def _copy(like: Like, x: Array, source: Array, *_: Any) -> Array:
     return like.made_of(lambda index: cast_to(source, index, like))
 
 
+@meaning("slice_backward")
+def _slice_backward(like: Like, source: Array, sizes: Any, *where_: Any) -> Array:
+    """A part of a tensor that is 0, or False, elsewhere."""
+    zeros = like.made_of(lambda _: constant(0, like.dtype))
+    return assigned(like, zeros, source, [span_of(like.shape, source.shape, where_, selects=False)])
+
+
 @meaning("cat")
 def _cat(like: Like, tensors: Any, dim: int = 0, **_: Any) -> Array:
     parts: list[Array] = [part for part in tensors if not (part.ndim == 1 and known(part.shape[0] == 0))]
