@@ -243,7 +243,8 @@ def _term(part: Expr) -> Term:
     if any({Q, K} <= axes_of(load) for load in loads_of(part)):
         return Term.TENSOR
     if Q not in axes:
-        return Term.KEY_PADDING if K in axes else Term.FUNCTION
+        pads = K in axes and (loads_of(part) or isinstance(part, NonNeg))  # a pattern such as `k % 2 == 0` pads nothing
+        return Term.KEY_PADDING if pads else Term.FUNCTION
     if K not in axes:
         return Term.QUERY_PADDING
     if isinstance(part, Apply) and part.op == "eq" and H not in axes:
