@@ -18,6 +18,7 @@ from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.flex import Flex, tiles
 from attnpass.kernels.registry import registry
 from attnpass.machine.known import KNOWN_MACHINES
+from attnpass.machine.machine import Machine
 from attnpass.testing import sdpa_graph
 from attnpass.trials.example import runnable
 from tests.helpers.compiled import assert_near, assert_right, kernels_used, qkv, refused, run
@@ -68,6 +69,37 @@ def test_a_mask_changed_in_place_between_two_calls_is_read_anew() -> None:
 def test_opcheck_of_fixed_layout() -> None:
     for x in (torch.randn(2, 1, 3, 4), torch.randn(4, 3).T, torch.randn(2, 1, 1, 4).expand(2, 1, 3, 4)):
         torch.library.opcheck(torch.ops.attnpass.fixed_layout.default, (x,))
+
+
+DIMS = ((8, torch.float32, 48), (8, torch.float32, 33), (5, torch.bfloat16, 40), (160, torch.float32, 40))
+
+
+@pytest.mark.parametrize(("D", "dtype", "S"), DIMS)
+def test_flex_takes_head_dims_on_the_cpu_that_no_gpu_has(D: int, dtype: torch.dtype, S: int) -> None:
+    assert_right("flex", *qkv(D=D, Sq=S, Hkv=2, dtype=dtype), compiler="inductor", is_causal=True, enable_gqa=True)
+    _, reasons = emitted("flex", KNOWN_MACHINES["h100"], *qkv(D=D, dtype=dtype))
+    assert {reason.code.value for reason in reasons} == {"head_dim"}
+
+
+@pytest.mark.parametrize(("D", "Sk"), ((16, 40), (8, 24), (16, 8)))
+def test_flex_stores_too_far_on_the_cpu(D: int, Sk: int) -> None:
+    """PyTorch's own, alone: at head dim 16 and 40 keys off by 2 or NaN, in most runs (2.13, AVX2)."""
+    arm = AttentionCall(*[TensorSpec.of(torch.zeros(1, 2, 12, 20))] * 4)
+    assert [str(reason) for reason in Flex().check(arm, Machine("cpu", "DEFAULT"))] == [
+        "Sk at head_dim 20 on the CPU is 12, needs a known multiple of 16, or known to be none of 4 (off by 2 else)"
+    ]
+    assert not list(Flex().check(arm, Machine("cpu", "AVX2")))
+    assert refused("flex", *qkv(D=D, Sq=20, Sk=Sk, dtype=torch.float32)) == {"known_bug"}
+    _, reasons = emitted("flex", KNOWN_MACHINES["h100"], *qkv(D=16, Sq=40))
+    assert not reasons
+
+
+def test_flex_asks_for_the_length_where_it_is_a_symbol() -> None:
+    for D, kernel in ((16, "native"), (24, "flex")):
+        q = torch.randn(1, 2, 40, D)
+        torch._dynamo.reset()
+        run(lambda q: S(q, q, q), q, kernel="flex", dynamic=True)
+        assert kernels_used()[-1:] == [kernel]
 
 
 def test_flex_shares_its_block_mask_between_calls() -> None:
