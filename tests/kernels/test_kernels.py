@@ -31,7 +31,7 @@ S = F.scaled_dot_product_attention
 @pytest.mark.parametrize("shape", [(2, 1, 1, 20), (1, 3, 12, 20), (12, 20), (2, 3, 12, 20), (3, 12, 20)])
 @pytest.mark.parametrize("kind", (torch.bool, torch.float32))
 def test_flex_reads_masks_of_every_shape(shape: tuple[int, ...], kind: torch.dtype) -> None:
-    q, k = torch.randn(2, 3, 12, 16), torch.randn(2, 3, 20, 16)
+    q, k = torch.randn(2, 3, 12, 32), torch.randn(2, 3, 20, 32)
     mask = torch.rand(shape) > 0.4 if kind == torch.bool else torch.randn(shape)
     out = run(lambda q, k, m: S(q, k, k, attn_mask=m), q, k, mask, kernel="flex")
     torch.testing.assert_close(out, S(q, k, k, attn_mask=mask))
@@ -41,7 +41,7 @@ def test_flex_reads_masks_of_every_shape(shape: tuple[int, ...], kind: torch.dty
 @pytest.mark.parametrize("shape", [(2, 20), (2, 1, 20), (20, 20)])
 def test_flex_compiles_with_a_mask_that_is_computed_in_the_graph(shape: tuple[int, ...]) -> None:
     """Inductor's templates fail on a captured tensor whose layout is still open; ours is fixed, once for both calls."""
-    q, given = torch.randn(2, 3, 20, 16), torch.rand(shape)
+    q, given = torch.randn(2, 3, 20, 32), torch.rand(shape)
 
     def two(q: Tensor, given: Tensor) -> Tensor:
         mask = given > 0.4
@@ -61,7 +61,7 @@ def test_a_mask_changed_in_place_between_two_calls_is_read_anew() -> None:
         mask.fill_(True)
         return first + S(q, q, q, attn_mask=mask)
 
-    q, given = torch.randn(2, 3, 20, 16), torch.rand(20, 20)
+    q, given = torch.randn(2, 3, 20, 32), torch.rand(20, 20)
     torch.testing.assert_close(run(two, q, given, kernel="flex"), two(q, given))
     assert kernels_used() == ["flex", "flex"]
 
@@ -98,7 +98,8 @@ def test_flex_asks_for_the_length_where_it_is_a_symbol() -> None:
     for D, kernel in ((16, "native"), (24, "flex")):
         q = torch.randn(1, 2, 40, D)
         torch._dynamo.reset()
-        run(lambda q: S(q, q, q), q, kernel="flex", dynamic=True)
+        torch._dynamo.mark_dynamic(q, 2)
+        run(lambda q: S(q, q, q), q, kernel="flex")
         assert kernels_used()[-1:] == [kernel]
 
 
@@ -106,7 +107,7 @@ def test_flex_shares_its_block_mask_between_calls() -> None:
     def three(q: Tensor) -> Tensor:
         return S(S(S(q, q, q, is_causal=True), q, q, is_causal=True), q, q)
 
-    q = torch.randn(1, 2, 200, 16)
+    q = torch.randn(1, 2, 200, 32)
     report = attnpass.rewrite(torch.fx.symbolic_trace(three), (q,), options={"attnpass.kernel": "flex"})
     gm = report[0]
     torch.testing.assert_close(gm(q), three(q))
