@@ -189,11 +189,11 @@ def test_limit_rewrites_the_first_n() -> None:
 
 
 def test_strict_refusal_has_every_reason() -> None:
-    q = torch.randn(1, 2, 16, 8)
+    q = torch.randn(1, 2, 16, 520)
     with pytest.raises(Exception, match="ATTNPASS_STRICT=1 and 1 of 1 calls") as raised:
         run(attend, q, q, kernel="flex", options={"attnpass.strict": True})
     assert isinstance(raised.value.inner_exception, attnpass.AttnpassError)
-    assert "flex: head_dim is 8, needs at least 16" in str(raised.value)
+    assert "flex: head_dim is 520, needs at most 512" in str(raised.value)
     run(attend, q, q, kernel="flex,auto", options={"attnpass.strict": True})
 
 

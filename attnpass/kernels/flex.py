@@ -43,6 +43,12 @@ TILED_DIMS = range(64, 129)
 DECODES = 128  # fewer queries go to another kernel of FlexAttention's, which has its own tiles
 
 
+# The CPU's product of q and k stores its last columns, if they are fewer than CPU_COLUMNS and whole vectors, as if they
+# were CPU_COLUMNS: into the next row. So where the head dim is below CPU_SMALL, and whole vectors too
+# (`cpp_micro_gemm.py`; on PyTorch 2.13 with AVX2, 8 lanes: head dims 8 and 16, Sk % 16 == 8: off by 2, NaN, or right).
+CPU_COLUMNS, CPU_SMALL = 16, 24
+
+
 class Flex(Kernel):
     """FlexAttention. Causal blocks that hold no work are skipped; a mask tensor is read inside the kernel."""
 
@@ -66,15 +72,23 @@ class Flex(Kernel):
         softcap=True,
     )
 
+    def limits_for(self, machine: Machine) -> Limits:
+        """A GPU's kernel multiplies tiles, of 16 at least; the CPU's takes any head dim (tried from 1 to 512)."""
+        return replace(self.limits, head_dim_min=1, head_dim_max=512) if machine.kind == "cpu" else self.limits
+
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
         if call.needs_grad and machine.kind == "cpu":
             yield Rejection(Code.BACKWARD, "needs_grad", True, "False, FlexAttention has no backward on the CPU")
         if call.bias_learns and machine.deterministic:
             wanted = "off where a bias learns, whose gradients are summed in no fixed order"
             yield Rejection(Code.DETERMINISTIC, "torch.use_deterministic_algorithms", "on", wanted)
+        lanes = 8 if machine.name.startswith("AVX") else 4
+        if machine.kind == "cpu" and _stores_too_far(call, lanes):
+            wanted = f"a known multiple of {CPU_COLUMNS}, or known to be none of {lanes} (off by 2 else)"
+            yield Rejection(Code.KNOWN_BUG, f"Sk at head_dim {shown(call.D)} on the CPU", shown(call.Sk), wanted)
         if call.context.nested_in:
             yield Rejection(Code.NESTED, "body of", " in ".join(call.context.nested_in), "the graph's top level")
-        if call.dtype == torch.float32 and not known(call.D <= 128):
+        if machine.kind != "cpu" and call.dtype == torch.float32 and not known(call.D <= 128):
             yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), "at most 128 in fp32 (shared memory)")
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
@@ -107,6 +121,11 @@ class Flex(Kernel):
     def compile_options(self, call: AttentionCall) -> dict[str, Any]:
         """Inductor 2.13 fails on the CPU when it fuses pointwise arithmetic behind FlexAttention into its kernel."""
         return {"epilogue_fusion": False} if call.device.type == "cpu" else {}
+
+
+def _stores_too_far(call: AttentionCall, lanes: int) -> bool:
+    small = not known(call.D >= CPU_SMALL) and not known(call.D % lanes != 0)
+    return small and not known(call.Sk % CPU_COLUMNS == 0) and not known(call.Sk % lanes != 0)
 
 
 def _as_loaded(emitter: Emitter, mask: Node) -> Expr:

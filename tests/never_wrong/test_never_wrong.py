@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.helpers.compiled import run
 
-S, D = 8, 16
+S, D = 8, 32
 INF, LOW = float("-inf"), torch.finfo(torch.float32).min
 KERNELS = ("native_math", "native_flash", "flex")
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]

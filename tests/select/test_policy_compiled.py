@@ -144,20 +144,20 @@ def test_dynamic_shapes_add_no_recompile_and_unknown_sizes_skip_the_clause() -> 
 
 
 def test_strict_is_asked_of_each_clause() -> None:
-    """flex takes no head dim below 16: only a call whose own clause has a way out may stay."""
-    small = "head_dim<32=flex"
-    q = torch.randn(1, 2, 8, 8)
+    """flex takes no head dim above 512: only a call whose own clause has a way out may stay."""
+    large = "head_dim>128=flex"
+    q = torch.randn(1, 2, 8, 520)
 
     def attend(q: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, q, q)
 
     strict = {"attnpass.strict": True}
     with pytest.raises(BackendCompilerFailed, match="StrictError") as refused:
-        run(attend, q, kernel=f"auto; {small}", options=strict)
-    assert f"ATTNPASS_STRICT=1 and 1 of 1 calls are taken by none of ATTNPASS_KERNEL={small}" in str(refused.value)
-    assert f"    by the clause {small!r}" in str(refused.value) and "head_dim is 8" in str(refused.value)
-    run(attend, q, kernel=f"flex; {small},native", options=strict)
-    compiled(f"flex; {small}", Decoder(), X, C, options=strict)
+        run(attend, q, kernel=f"auto; {large}", options=strict)
+    assert f"ATTNPASS_STRICT=1 and 1 of 1 calls are taken by none of ATTNPASS_KERNEL={large}" in str(refused.value)
+    assert f"    by the clause {large!r}" in str(refused.value) and "head_dim is 520" in str(refused.value)
+    run(attend, q, kernel=f"flex; {large},native", options=strict)
+    compiled(f"flex; {large}", Decoder(), X, C, options=strict)
     with pytest.raises(BackendCompilerFailed, match="StrictError"):
         run(attend, q, kernel="flex; cross=native", options=strict)
 

@@ -120,7 +120,7 @@ def test_one_bit_more_is_another_mask(name: str) -> None:
         return mask
 
     assert masks_of(changed) not in ("causal", "none")
-    q = torch.randn(2, 3, 24, 16)
+    q = torch.randn(2, 3, 24, 32)
     out = run(lambda q: S(q, q, q, changed(24, 24)), q)
     torch.testing.assert_close(out, S(q, q, q, changed(24, 24)))
 
@@ -131,7 +131,7 @@ def test_queries_behind_a_cache_are_bottom_right(offset: int) -> None:
         rows = torch.arange(q.shape[2]) + offset
         return S(q, k, k, torch.arange(k.shape[2])[None] <= rows[:, None])
 
-    q, k = torch.randn(1, 2, 24 - offset, 16), torch.randn(1, 2, 24, 16)
+    q, k = torch.randn(1, 2, 24 - offset, 32), torch.randn(1, 2, 24, 32)
     (found,) = understood(cached, q, k)
     assert str(found.call.mask) == ("causal" if offset == 0 else f"causal({offset})")
     assert not found.call.mask.rows_may_be_empty
@@ -154,7 +154,7 @@ def padded(q: Tensor, padding: Tensor) -> Tensor:
 def test_padding_is_a_term_and_rows_may_be_empty() -> None:
     padding = torch.ones(2, 24, dtype=torch.long)
     padding[0, :6] = 0
-    (found,) = understood(padded, torch.randn(2, 3, 24, 16), padding)
+    (found,) = understood(padded, torch.randn(2, 3, 24, 32), padding)
     assert str(found.call.mask) == "causal & key_padding"
     assert found.call.mask.rows_may_be_empty
     assert found.call.mask.meaning == "k <= q and not (l_padding_[b, k] == 0)"
@@ -171,7 +171,7 @@ def test_flex_keeps_what_a_row_without_keys_gives(low: float) -> None:
 
     padding = torch.ones(2, 24, dtype=torch.bool)
     padding[0, :6] = False
-    q = torch.randn(2, 3, 24, 16)
+    q = torch.randn(2, 3, 24, 32)
     out = run(fn, q, padding, kernel="flex")
     torch.testing.assert_close(out, fn(q, padding))
     (decision,) = decisions()
@@ -185,7 +185,7 @@ def test_documents_are_segments() -> None:
         return S(q, q, q, causal & (ids[:, None, :, None] == ids[:, None, None, :]))
 
     ids = torch.arange(24).expand(2, -1) // 7
-    (found,) = understood(packed, torch.randn(2, 3, 24, 16), ids)
+    (found,) = understood(packed, torch.randn(2, 3, 24, 32), ids)
     assert str(found.call.mask) == "causal & same_segment"
     assert not found.call.mask.rows_may_be_empty  # every query is in its own segment
 
@@ -196,7 +196,7 @@ def test_a_bias_is_told_from_a_mask() -> None:
         causal = torch.arange(n)[None] <= torch.arange(n)[:, None]
         return S(q, q, q, bias + torch.where(causal, 0.0, LOW))
 
-    q, bias = torch.randn(2, 3, 24, 16), torch.randn(1, 3, 24, 24)
+    q, bias = torch.randn(2, 3, 24, 32), torch.randn(1, 3, 24, 24)
     (found,) = understood(biased, q, bias)
     assert str(found.call.mask) == "tensor"
     assert "beside a bias that may be as low" in found.call.mask.stop

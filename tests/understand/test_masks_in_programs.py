@@ -86,7 +86,7 @@ def test_a_buffer_deep_in_a_model_is_watched(calls: int) -> None:
     """PyTorch 2.9 stops looking at what lies in dictionaries that nobody wrote to."""
     model, q = (
         nn.Sequential(nn.Sequential(Buffered()), nn.Sequential(Buffered(), nn.LayerNorm(16))),
-        torch.randn(2, 3, 24, 16),
+        torch.randn(2, 3, 24, 32),
     )
     compiled = torch.compile(model, backend="attnpass", options={"attnpass.compiler": "aot_eager"}, dynamic=False)
     for _ in range(calls):
@@ -97,7 +97,7 @@ def test_a_buffer_deep_in_a_model_is_watched(calls: int) -> None:
 
 
 def test_a_buffer_is_assumed_until_it_changes() -> None:
-    model, q = Buffered(), torch.randn(2, 3, 24, 16)
+    model, q = Buffered(), torch.randn(2, 3, 24, 32)
     options = {"attnpass.compiler": "aot_eager"}
     compiled = torch.compile(model, backend="attnpass", options=options, dynamic=False)
     torch.testing.assert_close(compiled(q), model(q))
@@ -115,7 +115,7 @@ def test_a_parameter_or_input_is_never_assumed() -> None:
     def fn(q: Tensor, mask: Tensor) -> Tensor:
         return S(q, q, q, mask)
 
-    (found,) = understood(fn, torch.randn(2, 3, 24, 16), torch.ones(24, 24, dtype=torch.bool).tril())
+    (found,) = understood(fn, torch.randn(2, 3, 24, 32), torch.ones(24, 24, dtype=torch.bool).tril())
     assert str(found.call.mask) == "tensor"
 
 
@@ -127,7 +127,7 @@ def test_masks_inside_checkpoints_and_opened_layers() -> None:
         result: Tensor = checkpoint(block, q, torch.ones(24, 24, dtype=torch.bool).tril(), use_reentrant=False)
         return result
 
-    (found,) = understood(outer, torch.randn(2, 3, 24, 16, requires_grad=True))
+    (found,) = understood(outer, torch.randn(2, 3, 24, 32, requires_grad=True))
     assert str(found.call.mask) == "causal"
     layer = nn.TransformerEncoderLayer(64, 4, 64, batch_first=True, dropout=0.0)
     hidden = torch.zeros(2, 24, dtype=torch.bool)
@@ -150,7 +150,7 @@ def test_equal_masks_are_read_once_and_blocks_made_once() -> None:
             q = S(q, q, q, mask)
         return q
 
-    q, padding = torch.randn(2, 3, 24, 16), torch.ones(2, 24, dtype=torch.bool)
+    q, padding = torch.randn(2, 3, 24, 32), torch.ones(2, 24, dtype=torch.bool)
     meanings = [found.meaning for found in understood(fn, q, padding)]
     assert meanings[0] is meanings[1] is meanings[2]
     run(fn, q, padding, kernel="flex", options={"attnpass.log": "debug"})
@@ -182,12 +182,12 @@ def test_the_log_says_what_a_mask_means_or_why_not() -> None:
         return S(q, q, q, causal() & padding.bool()[:, None, None, :])
 
     padding = torch.ones(2, 24, dtype=torch.long)
-    run(padded, torch.randn(2, 3, 24, 16), padding)
+    run(padded, torch.randn(2, 3, 24, 32), padding)
     report = attnpass.reports()[-1]
     assert "mask: k <= q and not (l_padding_[b, k] == 0)" in debug_text(report)
     assert report.to_dict()["calls"][0]["mask_meaning"].startswith("k <= q")
     torch._dynamo.reset()
-    run(lambda q, mask: S(q, q, q, mask), torch.randn(2, 3, 24, 16), torch.ones(24, 24, dtype=torch.bool))
+    run(lambda q, mask: S(q, q, q, mask), torch.randn(2, 3, 24, 32), torch.ones(24, 24, dtype=torch.bool))
     assert "mask not proved: an input (l_mask_" in block(attnpass.reports()[-1])
 
 
@@ -201,7 +201,7 @@ def test_what_a_mask_was_made_from_may_change_behind_it(kernel: str) -> None:
         padding.zero_()
         return first + S(first, first, first, mask)
 
-    q, padding = torch.randn(2, 3, 24, 16), torch.ones(2, 24, dtype=torch.bool)
+    q, padding = torch.randn(2, 3, 24, 32), torch.ones(2, 24, dtype=torch.bool)
     padding[0, 20:] = False
     wanted = fn(q, padding.clone())
     torch.testing.assert_close(run(fn, q, padding.clone(), kernel=kernel), wanted)
@@ -217,7 +217,7 @@ def test_a_low_number_under_autocast_is_what_the_cast_makes_of_it() -> None:
 
     padding = torch.ones(2, 24, dtype=torch.bool)
     padding[0, :6] = False
-    q = torch.randn(2, 3, 24, 16)
+    q = torch.randn(2, 3, 24, 32)
     for enabled in (False, True):
         torch._dynamo.reset()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -232,7 +232,7 @@ def test_a_learned_bias_keeps_its_gradient_beside_another() -> None:
     def fn(q: Tensor, fixed: Tensor, learned: Tensor) -> Tensor:
         return S(q, q, q, fixed + torch.where(causal(), 0.0, LOW) + learned)
 
-    q, fixed = torch.randn(2, 3, 24, 16, requires_grad=True), torch.randn(1, 3, 24, 24)
+    q, fixed = torch.randn(2, 3, 24, 32, requires_grad=True), torch.randn(1, 3, 24, 24)
     learned = torch.randn(3, 24, 24, requires_grad=True)
     (found,) = understood(fn, q, fixed, learned)
     assert found.call.mask.bias is not None and found.call.mask.bias.requires_grad
