@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
