@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import measured
 
 import attnpass
+from attnpass.cli import main
 from attnpass.ir.limits import Code
 from attnpass.kernels.hub_module import NAMES, names_of
 from attnpass.kernels.support_table import support_rows
@@ -37,6 +40,7 @@ def write_all(folder: Path) -> None:
         "names.md": names(),
         "codes.md": code_table(),
         "kernel_times.md": kernel_times(),
+        "explain.md": explained("--shape", "2,24,4096,128", "--machine", "h100"),
     }
     for name, text in fragments.items():
         path = folder / name
@@ -88,6 +92,13 @@ def kernel_times() -> str:
         cells = [f"**{row[k]:.3f}**" if row.get(k) == best else f"{row[k]:.3f}" if k in row else "–" for k in kernels]
         rows.append((name, *cells))
     return table(("shape", *(f"`{kernel}`" for kernel in kernels)), rows)
+
+
+def explained(*arguments: str) -> str:
+    """What ``attnpass explain`` prints, behind the command."""
+    with redirect_stdout(StringIO()) as printed:
+        main(["explain", *arguments])
+    return f"```bash\nattnpass explain {' '.join(arguments)}\n```\n\n```text\n{printed.getvalue()}```\n"
 
 
 def names() -> str:

@@ -44,6 +44,19 @@ def test_names_lead_to_something(page: Path) -> None:
     assert not [name for name in named if not leads_to_something(name)]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_nobody_is_sent_to_a_release_that_is_not_there(page: Path) -> None:
+    """PyPI has no attnpass yet. With the first release this test and the words go."""
+    lines = [line for code in code_of(page) for line in code.splitlines()]
+    assert not [line for line in lines if installs_from_pypi(line)]
+
+
+def installs_from_pypi(line: str) -> bool:
+    """Is attnpass, or one of its extras, installed by name, without a word about the clone?"""
+    by_name = re.search(r"pip install .*attnpass(?![\w-])", line)
+    return bool(by_name) and "from a clone until the first release" not in line
+
+
 def leads_to_something(name: str) -> bool:
     """Is it a module, or an attribute of one?"""
     found: Any = attnpass
@@ -58,6 +71,7 @@ def leads_to_something(name: str) -> bool:
 
 
 def test_what_is_gone_is_found() -> None:
+    assert installs_from_pypi('pip install "attnpass[docs]"') and not installs_from_pypi("pip install flash-attn")
     assert leads_to_something("attnpass.ir.limits.Code") and not leads_to_something("attnpass.limits.Code")
     assert FILE.findall("see attnpass/masks/hidden.py and graph/") == ["attnpass/masks/hidden.py", "graph/"]
     assert NAME.findall("attnpass.plugin.known(x) and torch.ops.attnpass.flash2") == ["attnpass.plugin.known"]

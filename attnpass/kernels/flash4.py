@@ -55,7 +55,7 @@ def _read_build() -> Build:
 
 FLASH_ATTN_4 = Library(
     "flash-attn-4",
-    "4.0.0b20",
+    "4.0.0b36",
     modules=("flash_attn.cute.interface",),
     build=_read_build,
     install="pip install flash-attn-4",

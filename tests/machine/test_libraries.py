@@ -114,7 +114,7 @@ def test_a_broken_library_that_nobody_asked_for_is_only_a_reason(
 UNAVAILABLE = {
     "flash2": "flash-attn is not installed here, needs >= 2.6.3; run: pip install 'flash-attn>=2.6.3'",
     "flash3": "flash-attn-3 is not installed here, needs any version; run: pip install tokenspeed-fa3",
-    "flash4": "flash-attn-4 is not installed here, needs >= 4.0.0b20; run: pip install flash-attn-4",
+    "flash4": "flash-attn-4 is not installed here, needs >= 4.0.0b36; run: pip install flash-attn-4",
     "sage": "sageattention is not installed here, needs >= 2.1.1; run: python setup.py install in",
     "sage1": "sageattention is not installed here, needs >= 1.0.5, < 2; run: pip install sageattention==1.0.6",
     "xformers": "xformers is not installed here, needs >= 0.0.29; run: pip install 'xformers>=0.0.29'",
