@@ -100,7 +100,8 @@ def _ask(kernel: Kernel, call: AttentionCall, machine: Machine, extra: Sequence[
     found = _reasons(kernel, call, machine)
     if found and call.mask.spelled is not None:
         read = _reasons(kernel, replace(call, mask=call.mask.as_spelled()), machine)
-        if len(read) < len(found):  # what is wrong with the tensor too is the reason, not the mask that it spells
+        refused = [Code.MASK in {reason.code for reason in reasons} for reasons in (found, read)]
+        if not read or refused == [True, False]:  # it reads the tensor, but for what else is wrong
             return Answer(kernel.name, (*read, *extra), spelled=True)
     return Answer(kernel.name, (*found, *extra))
 

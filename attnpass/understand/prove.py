@@ -243,8 +243,7 @@ def _term(part: Expr) -> Term:
     if any({Q, K} <= axes_of(load) for load in loads_of(part)):
         return Term.TENSOR
     if Q not in axes:
-        pads = K in axes and (loads_of(part) or isinstance(part, NonNeg))  # a pattern such as `k % 2 == 0` pads nothing
-        return Term.KEY_PADDING if pads else Term.FUNCTION
+        return Term.KEY_PADDING if K in axes and not _is_pattern(part) else Term.FUNCTION
     if K not in axes:
         return Term.QUERY_PADDING
     if isinstance(part, Apply) and part.op == "eq" and H not in axes:
@@ -252,6 +251,11 @@ def _term(part: Expr) -> Term:
         if substituted(left, Q, linear({K: 1})) == substituted(right, Q, linear({K: 1})) and axes_of(left) <= {B, Q, K}:
             return Term.SAME_SEGMENT
     return Term.FUNCTION
+
+
+def _is_pattern(part: Expr) -> bool:
+    """Is it a pattern of keys that reads nothing, such as ``k % 2 == 0``? That pads nothing."""
+    return not loads_of(part) and any(isinstance(each, Apply) and each.op == "mod" for each in walk(part))
 
 
 def _tensor(part: Expr) -> TensorSpec | None:

@@ -23,7 +23,7 @@ from attnpass.index.scalars import StopError
 from attnpass.index.trace import Constants, Tracer
 from attnpass.ir.call import AttentionCall, Pattern
 from attnpass.ir.hidden import Low, hides_when_written, may_be_low
-from attnpass.ir.mask import EmptyRows
+from attnpass.ir.mask import EmptyRows, MaskSpec
 from attnpass.ir.meaning import Meaning
 from attnpass.ir.wiring import Addition
 from attnpass.understand.buffers import Assumptions
@@ -78,7 +78,7 @@ class Reader:
         written = any(low.written and low.value > -math.inf for low in split.lows)
         if written and meaning.bias is not None and meaning.spec.rows_may_be_empty:
             return Meaning.unknown(call.mask, "a hidden row reads its bias or not, by the order of both")
-        meaning = replace(meaning, spec=replace(meaning.spec, empty=_empty_rows(call, meaning)))
+        meaning = replace(meaning, spec=_with_empty_rows(call, meaning, hides=bool(split.lows)))
         loads = [*loads_of(meaning.allowed), *([] if meaning.bias is None else loads_of(meaning.bias))]
         stop = _first_stop(tracer, additions)
         if only_a_tensor(meaning):
@@ -91,6 +91,14 @@ class Reader:
         if loads and call.context.nested_in:
             return Meaning.unknown(call.mask, "it reads data inside the body of another operation")
         return meaning
+
+
+def _with_empty_rows(call: AttentionCall, meaning: Meaning, hides: bool) -> MaskSpec:
+    """The mask with what a hidden row gives; of a bias alone, which ``hides`` no key, the call itself says it best."""
+    spec, said = meaning.spec, call.mask
+    if hides or call.sinks is not None:
+        return replace(spec, empty=_empty_rows(call, meaning))
+    return replace(spec, rows_may_be_empty=spec.rows_may_be_empty and said.rows_may_be_empty, empty=said.empty)
 
 
 def _empty_rows(call: AttentionCall, meaning: Meaning) -> EmptyRows:

@@ -61,7 +61,7 @@ def test_explain_a_model_that_never_calls_sdpa(tmp_path: Path, capsys: pytest.Ca
         "class Cleaned(torch.nn.Module):\n"
         "    def forward(self, x):\n"
         "        weights = (x @ x.mT / 4).softmax(-1)\n"
-        "        return weights.nan_to_num() @ x\n"
+        "        return weights.tanh() @ x\n"
         "model = torch.nn.Sequential(Attention(), Cleaned(), Attention())\n"
         "inputs = (torch.randn(1, 2, 8, 16),)\n"
     )
@@ -75,7 +75,7 @@ def test_explain_a_model_that_never_calls_sdpa(tmp_path: Path, capsys: pytest.Ca
     assert [(call["module"], call["source"].rpartition(":")[2]) for call in report["calls"]] == [("0", "5"), ("2", "5")]
     (miss,) = report["near_misses"]
     assert miss["source"].endswith("net.py:9")
-    assert "`nan_to_num`" in miss["reason"]
+    assert "`tanh`" in miss["reason"]
 
 
 def test_explain_a_file_as_json(model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

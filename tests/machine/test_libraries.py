@@ -95,7 +95,7 @@ def test_a_broken_library_that_is_asked_for_is_an_error(tmp_path: Path, monkeypa
     with pytest.raises(KernelUnavailableError) as caught:
         rewrite("flash2")
     assert str(caught.value).endswith(
-        "ATTNPASS_KERNEL names flash2, whose library flash-attn is 2.8.3, which cannot be imported "
+        "options['attnpass.kernel'] names flash2, whose library flash-attn is 2.8.3, which cannot be imported "
         "(ImportError: no kernel image) here, needs >= 2.6.3; run: pip install 'flash-attn>=2.6.3'"
     )
 

@@ -225,7 +225,7 @@ MODELS: dict[str, Tiny] = {
             "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
             "encoder_attention_mask": _shorter(),
         },
-        {NONE: 2, "tensor": 2},
+        {NONE: 2, "bias": 2},
         stops="-10000",
     ),
 }

@@ -14,7 +14,7 @@ from torch import nn
 
 Made = tuple[nn.Module, dict[str, Any]]
 
-B, S, VOCAB = 2, 24, 100
+B, S, VOCAB = 2, 32, 100
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,

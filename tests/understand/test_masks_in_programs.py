@@ -85,7 +85,7 @@ class Buffered(nn.Module):
 def test_a_buffer_deep_in_a_model_is_watched(calls: int) -> None:
     """PyTorch 2.9 stops looking at what lies in dictionaries that nobody wrote to."""
     model, q = (
-        nn.Sequential(nn.Sequential(Buffered()), nn.Sequential(Buffered(), nn.LayerNorm(16))),
+        nn.Sequential(nn.Sequential(Buffered()), nn.Sequential(Buffered(), nn.LayerNorm(32))),
         torch.randn(2, 3, 24, 32),
     )
     compiled = torch.compile(model, backend="attnpass", options={"attnpass.compiler": "aot_eager"}, dynamic=False)
