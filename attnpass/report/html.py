@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from attnpass.report.groups import counted, group_calls, group_misses, short_source, told_answers
-from attnpass.report.record import Report
+from attnpass.report.record import RENDERINGS, Report
 from attnpass.report.text import advice, expected, mask_text, skipped_text, unmatched_text, verdict, why
 from attnpass.version import __version__
 
@@ -83,3 +83,6 @@ def _embedded(report: Report) -> Markup:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+RENDERINGS["html"] = to_html

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from attnpass.settings.config import Config
 from attnpass.version import __version__
 
 SCHEMA = 1
+RENDERINGS: dict[str, Callable[[Report], str]] = {}  # "text" and "html": what renders a report says so itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +72,11 @@ class Report:
         return f"<attnpass.Report of graph {self.graph}: {calls}{', the pass failed' * bool(self.error)}>"
 
     def __str__(self) -> str:
-        from attnpass.report.text import block
-
-        return block(self)
+        return RENDERINGS["text"](self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the page, in a frame of its own, since it brings a style sheet."""
-        from html import escape
-
-        from attnpass.report.html import to_html
-
-        page = escape(to_html(self), quote=True)
+        page = html.escape(RENDERINGS["html"](self), quote=True)
         return f'<iframe title="attnpass" sandbox width="100%" height="480" srcdoc="{page}"></iframe>'
 
     def to_dict(self) -> dict[str, Any]:

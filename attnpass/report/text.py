@@ -20,7 +20,7 @@ from attnpass.report.groups import (
     status,
     told_answers,
 )
-from attnpass.report.record import Report
+from attnpass.report.record import RENDERINGS, Report
 
 MAX_MISSES = 3
 MAX_TIMES = 3  # of kernels in a sentence
@@ -270,3 +270,6 @@ def _code(report: Report) -> Iterator[str]:
     yield report.code_before.strip("\n")
     yield f"---- attnpass graph {report.graph}: the code after the pass, {report.pass_ms:.1f} ms ----"
     yield report.code_after.strip("\n")
+
+
+RENDERINGS["text"] = block
