@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ class Locked:
 
     path: str
     entries: tuple[Entry, ...]
+    _by_identity: dict[str, list[Entry]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for entry in self.entries:
+            self._by_identity.setdefault(identity(entry), []).append(entry)
 
     @property
     def kernels(self) -> frozenset[str]:
@@ -69,7 +74,7 @@ class Locked:
     def kernel_of(self, call: AttentionCall) -> str | None:
         """The kernel that the file names for ``call``; None if it has no such call."""
         wanted = entry_of(call, "")
-        alike = [entry for entry in self.entries if identity(entry) == identity(wanted)]
+        alike = self._by_identity.get(identity(wanted))
         if not alike:
             return None
         return str(min(alike, key=lambda entry: _distance(entry, wanted))["kernel"])
