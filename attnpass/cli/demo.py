@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import attnpass
+from attnpass.cli import gains
 from attnpass.cli.minilm import DIFFERENT, SENTENCES, SIMILAR, MiniLM, cosine, load
 from attnpass.cli.setting import setting
 from attnpass.cli.shape import DTYPES
@@ -101,11 +102,17 @@ def run(args: argparse.Namespace) -> int:
     say = _silent if args.json else print
     say(f"MiniLM (22.7 million real weights) embeds {len(SENTENCES)} sentences on {device} in {dtype_name(dtype)}.")
     results = list(compare(minilm, exact, wishes, say))
-    if args.json:
-        rows = [result.to_dict() for result in results]
-        print(json.dumps({"device": str(device), "dtype": dtype_name(dtype), "results": rows}, indent=1))
-    else:
+    if not args.json:
         _summarise(results)
+    gained: list[dict[str, Any]] = []
+    if not wishes:
+        say(f"\nAttention as it is often written, {gains.H} heads of {gains.S} tokens, in fp32:")
+        gained = gains.measure(device, INDUCTOR, say)
+    if args.json:
+        facts = {"device": str(device), "dtype": dtype_name(dtype)}
+        print(json.dumps({**facts, "results": [result.to_dict() for result in results], "gains": gained}, indent=1))
+    elif gained:
+        _tell_gains(gained)
     return 0 if all(result.verdict == "ok" for result in results) else 1
 
 
@@ -207,6 +214,21 @@ def _distance(left: torch.Tensor, right: torch.Tensor) -> float:
 
 def _silent(text: str) -> None:
     """Say nothing: ``--json`` prints JSON and nothing else."""
+
+
+def _tell_gains(rows: Sequence[dict[str, Any]]) -> None:
+    print()
+    print_table(
+        [
+            {
+                "form": row["form"],
+                **{f"{run}, ms": f"{ms:.1f}" for run, ms in row["ms"].items()},
+                "gain": f"{row['ms'][INDUCTOR] / row['ms']['attnpass']:.2f}",
+                "error, eager / attnpass": f"{row['error'][EAGER]:.1e} / {row['error']['attnpass']:.1e}",
+            }
+            for row in rows
+        ]
+    )
 
 
 def _summarise(results: Sequence[Result]) -> None:

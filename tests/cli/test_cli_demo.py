@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from attnpass.cli import demo, minilm
+from attnpass.cli import demo, gains, minilm
 from attnpass.ir.decision import Answer
 from tests.helpers import report_examples as examples
 from tests.helpers.cli_examples import forget_settings, run
@@ -50,6 +50,8 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "load", tiny)
     monkeypatch.setattr(demo, "INDUCTOR", "aot_eager")
     monkeypatch.setattr(demo, "RUNS", 1)
+    monkeypatch.setattr(gains, "S", 64)
+    monkeypatch.setattr(gains, "TURNS", 1)
     monkeypatch.setenv("ATTNPASS_COMPILER", "eager")
 
 
@@ -66,6 +68,8 @@ def test_demo_runs_auto_and_then_every_other_kernel(capsys: pytest.CaptureFixtur
     assert {"native_math", "reference"} <= set(rows)
     assert "native_cudnn" not in rows
     assert all(row["difference"] <= row["allowed"] < 1e-4 for row in rows.values())
+    assert [set(row["ms"]) for row in document["gains"]] == [{"eager", "aot_eager", "attnpass"}] * 2
+    assert all(row["error"]["attnpass"] <= 4 * row["error"]["eager"] for row in document["gains"])
 
 
 @pytest.mark.usefixtures("quick_demo")
