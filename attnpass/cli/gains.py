@@ -21,8 +21,8 @@ TURNS = 5
 def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """matmul, masked_fill and softmax, as in most tutorials."""
     hidden = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1)
-    scores = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).masked_fill(hidden, float("-inf"))
-    return scores.softmax(-1) @ v
+    scores: Tensor = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).masked_fill(hidden, float("-inf"))
+    return torch.matmul(scores.softmax(-1), v)
 
 
 def with_a_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
