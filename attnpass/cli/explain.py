@@ -50,8 +50,7 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("file", nargs="?", metavar=model_file.METAVAR, help=model_file.HELP)
     add_shape(command, "a call, instead of a file")
-    machines = (HERE, *KNOWN_MACHINES)
-    command.add_argument("--machine", choices=machines, default=HERE, help="where it would run; default: here")
+    add_machine(command)
     command.add_argument(ARGUMENT, metavar="WISH", help="as in ATTNPASS_KERNEL, which it overrides")
     command.set_defaults(run=run)
 
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 def _explain_shape(args: argparse.Namespace) -> int:
     with setting(KERNEL, args.kernel, ARGUMENT):
         config = Config.load()
-    kernels = registry_for(config.kernel.wishes, config.trust_remote_code)
+    kernels = registry_for(config.wishes, config.trust_remote_code)
     config, _ = with_hint(config, kernels)
     named = set(resolve_policy(config.kernel, kernels, config.kernel_origin)) - {AUTO}
     machine = find_machine(args.machine, kernels, {kernels[name].limits.library for name in named})
@@ -98,8 +97,7 @@ def _explain_file(args: argparse.Namespace) -> int:
     with setting(KERNEL, args.kernel, ARGUMENT):
         config = Config.load()  # a bad name is an error before the model is loaded
         resolve_policy(config.kernel, registry_for(config.kernel.wishes), config.kernel_origin)
-        there = attnpass.explain if args.machine == HERE else partial(attnpass.explain_on, args.machine)
-        reports = model_file.load_model(args.file).explained_by(there)
+        reports = explained(args)
     if args.json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))
         return 0
@@ -112,6 +110,18 @@ def _explain_file(args: argparse.Namespace) -> int:
     if not reports:
         print(f"{args.file}: nothing was captured, so there is no graph to look at")
     return 0
+
+
+def add_machine(command: argparse.ArgumentParser) -> None:
+    """Declare ``--machine``."""
+    machines = (HERE, *KNOWN_MACHINES)
+    command.add_argument("--machine", choices=machines, default=HERE, help="where it would run; default: here")
+
+
+def explained(args: argparse.Namespace) -> list[Report]:
+    """What the model in ``args.file`` would get on ``args.machine``."""
+    there = attnpass.explain if args.machine == HERE else partial(attnpass.explain_on, args.machine)
+    return model_file.load_model(args.file).explained_by(there)
 
 
 def find_machine(name: str, kernels: Mapping[str, Kernel], wished: Iterable[Library]) -> Machine:

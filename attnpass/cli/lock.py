@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
 from typing import Any
 
 import attnpass
 from attnpass.cli import model_file
-from attnpass.cli.explain import HERE
+from attnpass.cli.explain import add_machine, explained
 from attnpass.cli.table import print_table
 from attnpass.errors import ConfigError
-from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.settings.decisions import DecisionsError, differences, load
 
 EXAMPLE = "attnpass lock model.py --out decisions.json"
@@ -29,8 +27,7 @@ def add_command(commands: Any) -> None:
     )
     command.add_argument("file", nargs="?", metavar=model_file.METAVAR, help=model_file.HELP)
     command.add_argument("--out", metavar="FILE", default="decisions.json", help="default: decisions.json")
-    machines = (HERE, *KNOWN_MACHINES)
-    command.add_argument("--machine", choices=machines, default=HERE, help="where it will run; default: here")
+    add_machine(command)
     command.add_argument("--diff", nargs=2, metavar=("BEFORE", "AFTER"), help="what differs between two files")
     command.set_defaults(run=run)
 
@@ -43,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(args: argparse.Namespace) -> int:
-    there = attnpass.explain if args.machine == HERE else partial(attnpass.explain_on, args.machine)
-    reports = model_file.load_model(args.file).explained_by(there)
+    reports = explained(args)
     calls = [decision for report in reports for decision in report.decisions]
     try:
         path = attnpass.lock(args.out, reports)
