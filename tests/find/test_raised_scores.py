@@ -10,20 +10,7 @@ from torch import Tensor
 
 from attnpass.ir.mask import EmptyRows
 from tests.helpers.compiled import codes
-from tests.helpers.forms import Program, check, found, left
-
-B, H, S, D = 2, 4, 6, 16
-
-
-def qkv(dtype: torch.dtype = torch.float32, grad: bool = True) -> list[Tensor]:
-    return [torch.randn(B, H, S, D, dtype=dtype, requires_grad=grad) for _ in range(3)]
-
-
-def padding(empty: bool = True) -> Tensor:
-    keep = torch.ones(B, 1, 1, S, dtype=torch.bool)
-    keep[0, ..., 4:] = False
-    keep[1] = not empty
-    return keep
+from tests.helpers.forms import B, Program, S, check, found, left, padding, qkv
 
 
 def opt(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:

@@ -13,23 +13,10 @@ from torch import Tensor
 
 from attnpass.ir.mask import EmptyRows
 from tests.helpers.compiled import codes
-from tests.helpers.forms import Program, check, found, left
+from tests.helpers.forms import B, D, H, Program, S, check, found, left, padding, qkv
 
-B, H, S, D = 2, 4, 6, 16
 LOW = -1e9
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def qkv(dtype: torch.dtype = torch.float32, grad: bool = True) -> list[Tensor]:
-    return [torch.randn(B, H, S, D, dtype=dtype, requires_grad=grad) for _ in range(3)]
-
-
-def padding(empty: bool = True) -> Tensor:
-    """(B, 1, 1, S) bool, True takes part; with ``empty`` nobody does in the last example."""
-    keep = torch.ones(B, 1, 1, S, dtype=torch.bool)
-    keep[0, ..., 4:] = False
-    keep[1] = not empty
-    return keep
 
 
 def causal() -> Tensor:

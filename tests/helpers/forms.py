@@ -13,7 +13,20 @@ from attnpass.trials.reference import allowed_error, difference
 from tests.helpers.compiled import run
 
 Program = Callable[..., Tensor]
+B, H, S, D = 2, 4, 6, 16  # of `qkv` and `padding`
 MULTIPLE = 8.0  # of eager's error: the gradient of one factor is a sum over everything, in another order than eager's
+
+
+def qkv(dtype: torch.dtype = torch.float32, grad: bool = True) -> list[Tensor]:
+    return [torch.randn(B, H, S, D, dtype=dtype, requires_grad=grad) for _ in range(3)]
+
+
+def padding(empty: bool = True) -> Tensor:
+    """(B, 1, 1, S) bool, True takes part; with ``empty`` nobody does in the last example."""
+    keep = torch.ones(B, 1, 1, S, dtype=torch.bool)
+    keep[0, ..., 4:] = False
+    keep[1] = not empty
+    return keep
 
 
 def check(program: Program, *given: Tensor, kernel: str = "native_math", dynamic: bool | None = None) -> Report:
