@@ -14,7 +14,7 @@ from attnpass.find.handwritten.links import (
     Same,
     Scaled,
     Viewed,
-    followed,
+    axes_behind,
 )
 from attnpass.find.handwritten.on_scores import on_scores
 from attnpass.find.handwritten.products import Labelled, Product, is_product, label_axes, read_product
@@ -69,13 +69,9 @@ def read_part(link: Joined, scores: Axes, scale: float) -> Part:
     labelled, factor = label_axes(link.product), link.factor * link.product.alpha
     axes = labelled.out
     for step in link.links:
-        match step:
-            case Viewed(node):
-                axes = followed(axes, node)
-            case Permuted(_, _, order):
-                axes = tuple(axes[i] for i in order)
-            case Scaled(_, _, float(by)):
-                factor *= by
+        axes = axes_behind(axes, step)
+        if isinstance(step, Scaled) and isinstance(step.by, float):
+            factor *= step.by
     if scale == 0 or len(axes) > len(scores) or not all(map(_unified, scores[len(scores) - len(axes) :], axes)):
         raise RefusedError(link.node, f"`{spelled(link.node)}` adds a product of other dimensions")
     return Part(link.product, labelled, factor / scale)

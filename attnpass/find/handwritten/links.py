@@ -197,3 +197,13 @@ def followed(axes: Axes, node: Value) -> Axes:
         return reshaped(axes, tuple(value.shape))
     except LostTrackError as error:
         raise RefusedError(node, f"`{spelled(node)}` mixes the dimensions of the scores: {error}") from None
+
+
+def axes_behind(axes: Axes, link: Link) -> Axes:
+    """The dimensions behind a step, which only views and permutations change."""
+    match link:
+        case Viewed(node):
+            return followed(axes, node)
+        case Permuted(_, _, order):
+            return tuple(axes[i] for i in order)
+    return axes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from attnpass.find.handwritten.axes import Atom, Axes, fresh, leaves
 from attnpass.find.handwritten.chain import Chain, softmax_dim
 from attnpass.find.handwritten.joined import Part
-from attnpass.find.handwritten.links import Permuted, RefusedError, Viewed, followed
+from attnpass.find.handwritten.links import RefusedError, axes_behind, followed
 from attnpass.find.handwritten.products import Labelled, Product
 from attnpass.find.handwritten.scores import Scores
 from attnpass.graph.ops import permutation, spelled
@@ -125,11 +125,7 @@ def _atoms(axes: Axes) -> set[Atom]:
 def _weights(chain: Chain, axes: Axes) -> Axes:
     """The dimensions of the probabilities where they meet V."""
     for link in chain.probabilities:
-        match link:
-            case Viewed(node):
-                axes = followed(axes, node)
-            case Permuted(_, _, order):
-                axes = tuple(axes[i] for i in order)
+        axes = axes_behind(axes, link)
     return axes
 
 

@@ -15,7 +15,7 @@ import torch
 from attnpass.find.handwritten.axes import Atom, Axes, fresh
 from attnpass.find.handwritten.chain import Chain
 from attnpass.find.handwritten.changes import Change, broadcast_axes
-from attnpass.find.handwritten.links import Permuted, RefusedError, Viewed, Zeroed, followed
+from attnpass.find.handwritten.links import RefusedError, Zeroed, axes_behind
 from attnpass.find.handwritten.scores import Scores
 from attnpass.find.handwritten.softmaxes import Way
 from attnpass.graph.ops import alike, argument, name_of, number, spelled
@@ -79,13 +79,9 @@ def _masks_behind(chain: Chain, axes: Axes) -> list[tuple[Zeroed, Mask]]:
     """The masks that make weights 0, in the dimensions of the scores."""
     found = []
     for link in chain.probabilities:
-        match link:
-            case Viewed(node):
-                axes = followed(axes, node)
-            case Permuted(_, _, order):
-                axes = tuple(axes[i] for i in order)
-            case Zeroed(node, _, Value() as mask, where_true):
-                found.append((link, _plain(mask, where_true, broadcast_axes(node, mask, axes))))
+        axes = axes_behind(axes, link)
+        if isinstance(link, Zeroed) and link.mask is not None:
+            found.append((link, _plain(link.mask, link.where_true, broadcast_axes(link.node, link.mask, axes))))
     return found
 
 

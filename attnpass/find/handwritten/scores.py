@@ -35,7 +35,7 @@ from attnpass.find.handwritten.links import (
     Scaled,
     Shifted,
     Viewed,
-    followed,
+    axes_behind,
 )
 from attnpass.find.handwritten.partly import changed_part
 from attnpass.graph.operand import Step
@@ -80,10 +80,8 @@ class Scores:
         match link:
             case Same(node, x):
                 self._cast(node, x)
-            case Viewed(node):
-                self.axes = followed(self.axes, node)
-            case Permuted(_, _, order):
-                self.axes = tuple(self.axes[i] for i in order)
+            case Viewed() | Permuted():
+                self.axes = axes_behind(self.axes, link)
             case Scaled(node, _, Value() | torch.SymFloat() as by, divides):
                 self._scale_by(node, by, divides)
             case Scaled(node, _, float(factor)):
