@@ -6,8 +6,8 @@
 
 A call is compiled as a user's would be, the mask an input, and replayed from a CUDA graph on caches that together do
 not fit into the GPU's cache; ``limit_ms`` is what reading the keys and values that the mask shows takes at the GPU's
-memory bandwidth, copied (`COPY_GB_S`). Processes of several parts that share a file as ``BENCHMARK_LOCK`` compile side
-by side and measure one at a time.
+memory bandwidth, copied (`roofline.py --measure`). Processes of several parts that share a file as ``BENCHMARK_LOCK``
+compile side by side and measure one at a time.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from torch import Tensor
 import attnpass
 from benchmarks.decoding_models import StepModel, generating
 from benchmarks.environment import append, facts
-from benchmarks.records import RESULTS
+from benchmarks.records import RESULTS, Source
+from benchmarks.roofline import ceilings
 from benchmarks.timing import alone, preparing
 
 INDUCTOR = "inductor"
 KERNELS = (INDUCTOR, "auto", "native_cudnn", "native_flash", "flex", "flash2", "flash3", "flash_decoding")
 BATCHES, CACHES, HEAD_DIMS, FILLS = (1, 8, 32), (4096, 16384, 32768), (64, 128), (0.1, 0.5, 1.0)
 H, HKV = 32, 8
-COPY_GB_S = {"NVIDIA H100 80GB HBM3": 2980.0}  # benchmarks/results/ceilings_h100.jsonl
 COLD_BYTES = 160 * 2**20  # three times the cache of an H100
 STEPS = ((1, 4096, 64), (8, 4096, 64), (1, 32768, 64), (8, 16384, 64), (8, 16384, 128))
 GENERATED = ((8, 1024, 256),)  # batch, tokens of the prompt, tokens that are made
@@ -79,8 +79,7 @@ def calls(kernels: list[str], number: int, parts: int) -> Iterator[dict[str, Any
                 continue
             with alone():
                 ms = replayed([partial(run, q, *kv, mask) for kv in caches])
-            speed = COPY_GB_S.get(torch.cuda.get_device_name())
-            yield {**head, "ms": ms, "limit_ms": speed and round(cache * fill / speed / 1e6, 5)}
+            yield {**head, "ms": ms, "limit_ms": _limit_ms(cache * fill)}
         del caches, compiled
         torch.cuda.empty_cache()
 
@@ -119,6 +118,12 @@ def generated(kernels: list[str], number: int, parts: int) -> Iterator[dict[str,
             "tokens_a_second": round(tokens / seconds, 1),
             "first_s": round(first, 1),
         }
+
+
+def _limit_ms(moved: float) -> float | None:
+    """What reading so many bytes takes at the speed of a copy; None if this GPU's ceilings were not measured."""
+    reached = ceilings(Source(torch.cuda.get_device_name().split()[1].lower()))
+    return reached and round(moved / reached.gbs / 1e6, 5)
 
 
 def _mask(B: int, S: int, shown: int) -> Tensor:

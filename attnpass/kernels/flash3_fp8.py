@@ -41,6 +41,8 @@ from attnpass.machine.machine import Machine
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max  # 448
+# What 1 is worth at least: the kernel multiplies hidden scores, -inf, by that of q and k, and -inf times 0 is NaN.
+LEAST = {"q": 2.0**-40, "k": 2.0**-40, "v": torch.finfo(torch.float32).tiny}
 
 
 class Flash3Fp8(Kernel):
@@ -54,6 +56,7 @@ class Flash3Fp8(Kernel):
         capabilities=("sm_90", "sm_90"),
         library=FLASH_ATTN_3,
         dtypes=FLOATS,
+        head_dim_min=32,  # fewer dims average less: at 32 the error is at most 0.057, at 16 0.072, at 8 0.080
         head_dim_max=256,
         head_dim_padding=16,
         gqa=True,
@@ -83,14 +86,14 @@ class Flash3Fp8(Kernel):
         heads = emitter.size(args.k, 1)
         rounded, worth = [], []
         for name, x in zip("qkv", bshd(emitter, args, multiple_of(16, call.D)), strict=True):
-            both = emitter(_fp8_heads, x, heads, None if name == "q" else lengths, name == "k")
+            both = emitter(_fp8_heads, x, heads, None if name == "q" else lengths, name == "k", LEAST[name])
             rounded.append(emitter.item(both, 0))
             worth.append(emitter.item(both, 1))
         out = _attention.emit(emitter, call, *rounded, *worth, lengths, args.scale, *call.mask.band(), args.heads_first)
         return emitter.cast(bhsd(emitter, out, call.Dv), call.dtype)
 
 
-def fp8_heads(x: Tensor, heads: int, lengths: Tensor | None, centred: bool) -> tuple[Tensor, Tensor]:
+def fp8_heads(x: Tensor, heads: int, lengths: Tensor | None, centred: bool, least: float) -> tuple[Tensor, Tensor]:
     """``x`` (B, S, H, D) in e4m3: each head, or the query heads that share a key head, in steps of its own.
 
     Args:
@@ -98,6 +101,7 @@ def fp8_heads(x: Tensor, heads: int, lengths: Tensor | None, centred: bool) -> t
         heads: Hkv.
         lengths: (B,), how many positions count; the rest becomes 0.
         centred: is the mean over the positions taken off?
+        least: that 1 may be worth.
 
     Returns:
         The numbers, shaped as ``x``, and what 1 of them is worth: (B, Hkv), fp32.
@@ -111,7 +115,7 @@ def fp8_heads(x: Tensor, heads: int, lengths: Tensor | None, centred: bool) -> t
     if counts is not None:
         x = torch.where(counts, x, 0.0)
     largest = x.abs().amax((1, 3)).unflatten(1, (heads, -1)).amax(2)
-    worth = (largest / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    worth = (largest / LARGEST).clamp_min(least)
     each = worth.repeat_interleave(x.shape[2] // heads, 1)[:, None, :, None]
     return (x / each).clamp(-LARGEST, LARGEST).to(E4M3), worth
 
@@ -135,7 +139,7 @@ def _forward(
 
 
 _fp8_heads = ops.compose(
-    "fp8_heads(Tensor x, SymInt heads, Tensor? lengths, bool centred) -> (Tensor, Tensor)", fp8_heads
+    "fp8_heads(Tensor x, SymInt heads, Tensor? lengths, bool centred, float least) -> (Tensor, Tensor)", fp8_heads
 )
 _attention = ops.attention(
     "flash3_fp8(Tensor q, Tensor k, Tensor v, Tensor q_descale, Tensor k_descale, Tensor v_descale, Tensor? lengths, "

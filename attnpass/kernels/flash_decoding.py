@@ -14,6 +14,7 @@ a tenth 14 (cuDNN 93, FlashAttention-3, which is told how many keys there are, 6
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,12 +29,36 @@ from attnpass.machine.library import Library
 
 TRITON = Library("triton", "3.5", install="pip install triton (a PyTorch built for CUDA brings it)")
 QUERIES = 16
-TILE = 8192  # elements of K that a step reads: of 32 to 128 keys the fastest at head dims 64 and 128
 ROWS = 64  # at most, of one program
-WAVES = 2  # programs for each multiprocessor
 SPLITS = 128  # at most
-STAGES, WARPS = 3, 4
 LOOK = 4096  # elements of the mask that are looked at in one go
+
+
+class Tiling(NamedTuple):
+    """How a program reads its keys.
+
+    Attributes:
+        tile: elements of K that a step reads, in at least ``keys[0]`` and at most ``keys[1]`` keys.
+        keys: see there.
+        waves: programs for each multiprocessor.
+        stages: steps whose loads are under way at once.
+        warps: of a program.
+    """
+
+    tile: int
+    keys: tuple[int, int]
+    waves: int
+    stages: int
+    warps: int
+
+
+# The fastest of up to 36 on each of 14 sizes at head dims 64 and 128, on an H100 and an H200. From some 0.8 GB on, half
+# as many, larger tiles read an H200's memory faster: 32 x 16384 x 128 in 495 us instead of 528 (cuDNN 468, all keys).
+USUAL = Tiling(8192, (32, 128), waves=2, stages=3, warps=4)
+LARGE = Tiling(16384, (64, 256), waves=4, stages=2, warps=8)
+LARGE_BYTES = 3 << 28  # of K and V
+# 64 rows of head dim 256 need 100 KiB of shared memory in three stages, and 99 KiB is what sm_86, sm_89 and sm_120 have
+FLAT = USUAL._replace(stages=2)
 
 
 class FlashDecoding(Kernel):
@@ -87,9 +112,11 @@ def _compute(
     Hkv, Sk, Dv = k.shape[1], k.shape[2], v.shape[3]
     rows = H // Hkv * Sq
     block_m, block_d, block_dv = min(_power_of_two(rows), ROWS), _power_of_two(D), _power_of_two(Dv)
-    block_n = min(max(TILE // max(block_d, block_dv), 32), 128)
+    longest = max(block_d, block_dv)
+    tiling = tiling_of(block_m, longest, k.nbytes + v.nbytes)
+    block_n = min(max(tiling.tile // longest, tiling.keys[0]), tiling.keys[1])
     tiles = -(-rows // block_m)
-    splits = max(1, min(_multiprocessors(q.device) * WAVES // (B * Hkv * tiles), -(-Sk // block_n), SPLITS))
+    splits = max(1, min(_multiprocessors(q.device) * tiling.waves // (B * Hkv * tiles), -(-Sk // block_n), SPLITS))
     out = q.new_empty(B, H, Sq, Dv)
     parts = out if splits == 1 else q.new_empty(B * H * Sq * splits, Dv, dtype=torch.float32)
     seen = out if splits == 1 else q.new_empty(B * H * Sq * splits, 2, dtype=torch.float32)
@@ -101,7 +128,7 @@ def _compute(
             Sq, Sk, Hkv, scale, softcap,
             G=H // Hkv, D=D, DV=Dv, MASK=kind, MASK_BY_ROW=looked_at != 1, CAPPED=softcap > 0, SINKS=sinks is not None,
             SPLITS=splits, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=block_d, BLOCK_DV=block_dv,
-            LOOKED_AT=looked_at, CHUNK=LOOK // block_n, STAGES=STAGES, num_warps=WARPS,
+            LOOKED_AT=looked_at, CHUNK=LOOK // block_n, STAGES=tiling.stages, num_warps=tiling.warps,
         )  # fmt: skip
         if splits > 1:
             programs.join[(B * H * Sq,)](
@@ -109,6 +136,19 @@ def _compute(
                 DV=Dv, SINKS=sinks is not None, SPLITS=splits, BLOCK_S=_power_of_two(splits, 2), BLOCK_DV=block_dv,
             )  # fmt: skip
     return out
+
+
+def tiling_of(rows: int, longest: int, moved: int) -> Tiling:
+    """The tiling of a call.
+
+    Args:
+        rows: of one program.
+        longest: the larger head dim, as a power of two.
+        moved: bytes of K and V.
+    """
+    if rows * longest > ROWS * 128:
+        return FLAT
+    return LARGE if moved >= LARGE_BYTES and rows == 16 else USUAL
 
 
 def _read_how(mask: Tensor | None, full: tuple[int, int, int, int]) -> tuple[str, int, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from attnpass.emit.mask_blocks import band_blocks
 from attnpass.emit.padding import in_order
 from attnpass.kernels import flash3_pages
-from attnpass.kernels.flash3_fp8 import fp8_heads
+from attnpass.kernels.flash3_fp8 import LEAST, fp8_heads
 from attnpass.kernels.registry import registry
 from attnpass.machine.machine import Machine
 from tests.helpers.compiled import qkv, skip_without
@@ -91,7 +91,7 @@ def flash3() -> Iterator[Checked]:
 def flash3_fp8() -> Iterator[Checked]:
     q, k, v = bshd(Hkv=2)
     for lengths in (None, LENGTHS.cuda()):
-        rounded, worth = zip(*[fp8_heads(x, 2, None, x is k) for x in (q, k, v)], strict=True)
+        rounded, worth = zip(*[fp8_heads(x, 2, None, x is k, LEAST["q"]) for x in (q, k, v)], strict=True)
         yield torch.ops.attnpass.flash3_fp8.default, (*rounded, *worth, lengths, *UNBOUNDED[:3], True)
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 
-from attnpass.kernels.flash_decoding import TRITON
+from attnpass.kernels import flash_decoding as kernel_file
+from attnpass.kernels.flash_decoding import FLAT, LARGE, TRITON, USUAL, Tiling, tiling_of
 from attnpass.kernels.registry import registry
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.machine import Machine
@@ -129,16 +130,32 @@ def test_what_auto_takes_it_for(sizes: Any, mask: str, graphs: bool, chosen: str
     assert select(call, registry(), h100, Config()).kernel == chosen
 
 
+def test_large_caches_are_read_in_larger_tiles_and_flat_ones_where_memory_is_short() -> None:
+    cache = 2 * 16 * 8 * 32768 * 128 * 2
+    assert tiling_of(16, 128, cache) == LARGE
+    assert tiling_of(16, 128, cache // 4) == tiling_of(32, 128, cache) == USUAL
+    assert tiling_of(64, 256, cache) == FLAT
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 3), st.sampled_from(((4, 4), (8, 2), (6, 1))), st.integers(1, 16), st.integers(1, 3000),
     st.sampled_from((16, 40, 64, 128, 256)), st.sampled_from(("none", "padding", "rows", "bias")), st.booleans(),
-    st.sampled_from((0.0, 3.0)), st.integers(0, 2**20),
+    st.sampled_from((0.0, 3.0)), st.sampled_from((USUAL, LARGE, FLAT)), st.integers(0, 2**20),
 )  # fmt: skip
 def test_the_programs_against_fp64(
-    B: int, heads: tuple[int, int], Sq: int, Sk: int, D: int, kind: str, sunk: bool, softcap: float, seed: int
+    B: int,
+    heads: tuple[int, int],
+    Sq: int,
+    Sk: int,
+    D: int,
+    kind: str,
+    sunk: bool,
+    softcap: float,
+    tiling: Tiling,
+    seed: int,
 ) -> None:
     (H, Hkv), device = heads, "cuda"
     make = torch.Generator(device=device).manual_seed(seed)
@@ -148,7 +165,9 @@ def test_the_programs_against_fp64(
     mask = None if kind == "none" else torch.randn(B if kind != "bias" else 1, H if kind == "bias" else 1,
         1 if kind == "padding" else Sq, Sk, device=device, generator=make)  # fmt: skip
     mask = mask if mask is None or kind == "bias" else mask > 0.7
-    got = torch.ops.attnpass.flash_decoding(q, k, v, mask, sinks, D**-0.5, softcap)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_file, "tiling_of", lambda *_: tiling)
+        got = torch.ops.attnpass.flash_decoding(q, k, v, mask, sinks, D**-0.5, softcap)
     wanted = formula(q, k, v, mask, sinks, D**-0.5, softcap, torch.float64)
     near = formula(q, k, v, mask, sinks, D**-0.5, softcap, torch.float32).bfloat16()
     error, own = ((x.double() - wanted).norm() for x in (got, near))

@@ -7,6 +7,7 @@ whatever q is, variable lengths are int32 and read K and V up to them only, sink
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -131,7 +132,9 @@ def _scaled(k: Tensor, v: Tensor, worth: Worth) -> tuple[Tensor, Tensor]:
     for each in worth:
         assert each is None or (each.dtype == torch.float32 and each.shape == (k.shape[0], k.shape[2])), "(B, Hkv)"
     of_q, of_k, of_v = (1.0 if each is None else each[:, None, :, None] for each in worth)
-    return k.float() * of_k * of_q, v.float() * of_v
+    both = torch.as_tensor(of_k * of_q)
+    both = torch.where(both == 0.0, math.nan, both)  # the scores of keys past the end are -inf times it (`softmax.h`)
+    return k.float() * both, v.float() * of_v
 
 
 class RawOp:
