@@ -36,8 +36,8 @@ from benchmarks.records import RESULTS, Source
 from benchmarks.roofline import ceilings
 from benchmarks.timing import alone, preparing
 
-INDUCTOR = "inductor"
-KERNELS = (INDUCTOR, "auto", "native_cudnn", "native_flash", "flex", "flash2", "flash3", "flash_decoding")
+INDUCTOR, AUTO = "inductor", "auto"
+KERNELS = (INDUCTOR, AUTO, "native_cudnn", "native_flash", "flex", "flash2", "flash3", "flash_decoding")
 BATCHES, CACHES, HEAD_DIMS, FILLS = (1, 8, 32), (4096, 16384, 32768), (64, 128), (0.1, 0.5, 1.0)
 H, HKV = 32, 8
 COLD_BYTES = 160 * 2**20  # three times the cache of an H100
@@ -71,6 +71,9 @@ def calls(kernels: list[str], number: int, parts: int) -> Iterator[dict[str, Any
         q = torch.randn(B, H, 1, D, device="cuda").bfloat16()
         with preparing():
             compiled = {kernel: _compiled(kernel, attention, q, *caches[0], _mask(B, S, S)) for kernel in kernels}
+            if AUTO in compiled:  # as where CUDA graphs launch, which is how all are timed
+                chosen = _compiled(AUTO, attention, q, *caches[0], _mask(B, S, S), graphs=True)[1]
+                compiled[AUTO] = (_compiled(chosen["chosen"], attention, q, *caches[0], _mask(B, S, S))[0], chosen)
         for fill, (kernel, (run, told)) in product(FILLS, compiled.items()):
             mask = _mask(B, S, int(S * fill))
             head = {"sizes": [B, H, HKV, 1, S, D], "fill": fill, "kernel": kernel, **told}
@@ -148,7 +151,7 @@ def _compiled(
     run = torch.compile(function, backend="attnpass", dynamic=False, options={**options, "attnpass.kernel": kernel})
     run(*operands)
     decision = attnpass.last_report().decisions[0]
-    if kernel != "auto" and decision.kernel != kernel:
+    if kernel != AUTO and decision.kernel != kernel:
         return None, {"refused": [str(reason) for reason in decision.rejections(kernel)]}
     return run, {"chosen": decision.kernel, "reason": decision.reason.value}
 

@@ -40,7 +40,7 @@ def _tokens(batch: int, length: int, ones: bool = False, **more: Any) -> Callabl
 
 
 def _images(batch: int) -> Callable[[str], Inputs]:
-    return lambda device: {"x": _normal(device, batch, 3, 224, 224)}
+    return lambda device: {"x": normal(device, batch, 3, 224, 224)}
 
 
 def llama(attention: str, **changes: Any) -> nn.Module:
@@ -126,21 +126,21 @@ def _hidden(device: str) -> Inputs:
     return {"input": torch.randn(4, 2048, 1024, device=device, dtype=torch.bfloat16)}
 
 
-def _flux(_: str) -> nn.Module:
+def flux(_: str) -> nn.Module:
     from diffusers import FluxTransformer2DModel
 
     model: nn.Module = FluxTransformer2DModel(num_layers=2, num_single_layers=4)
     return model
 
 
-def _flux_inputs(device: str) -> Inputs:
+def flux_inputs(device: str) -> Inputs:
     side, text = 64, 512
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     places = torch.stack((torch.zeros(side, side), rows, columns), dim=-1).reshape(-1, 3)
     return {
-        "hidden_states": _normal(device, 1, side * side, 64),
-        "encoder_hidden_states": _normal(device, 1, text, 4096),
-        "pooled_projections": _normal(device, 1, 768),
+        "hidden_states": normal(device, 1, side * side, 64),
+        "encoder_hidden_states": normal(device, 1, text, 4096),
+        "pooled_projections": normal(device, 1, 768),
         "timestep": torch.tensor([0.5], device=device, dtype=torch.bfloat16),
         "img_ids": places.to(device, torch.bfloat16),
         "txt_ids": torch.zeros(text, 3, device=device, dtype=torch.bfloat16),
@@ -157,14 +157,14 @@ def _wan(_: str) -> nn.Module:
 
 def _wan_inputs(device: str) -> Inputs:
     return {
-        "hidden_states": _normal(device, 1, 16, 11, 60, 100),  # 11 x 30 x 50 tokens
-        "encoder_hidden_states": _normal(device, 1, 512, 4096),
+        "hidden_states": normal(device, 1, 16, 11, 60, 100),  # 11 x 30 x 50 tokens
+        "encoder_hidden_states": normal(device, 1, 512, 4096),
         "timestep": torch.tensor([500], device=device),
         "return_dict": False,
     }
 
 
-def _normal(device: str, *shape: int) -> Tensor:
+def normal(device: str, *shape: int) -> Tensor:
     return torch.randn(shape, device=device, dtype=torch.bfloat16)
 
 
@@ -186,7 +186,7 @@ CASES = {
     "bert_eager": Case(_bert, _tokens(32, 512), "eager"),
     "gemma2_eager": Case(_gemma2, _tokens(2, 4096, use_cache=False), "eager"),
     "handwritten_gpt": Case(_handwritten_gpt, _hidden),
-    "flux": Case(_flux, _flux_inputs),
+    "flux": Case(flux, flux_inputs),
     "wan": Case(_wan, _wan_inputs),
     "vit_l": Case(_vit_l, _images(64)),
     "swin_b": Case(_torchvision("swin_b"), _images(64)),
