@@ -106,16 +106,19 @@ def fp8_heads(x: Tensor, heads: int, lengths: Tensor | None, centred: bool, leas
     Returns:
         The numbers, shaped as ``x``, and what 1 of them is worth: (B, Hkv), fp32.
     """
-    S = x.shape[1]
     x = x.float()
-    counts = None if lengths is None else (torch.arange(S, device=x.device) < lengths[:, None])[:, :, None, None]
-    if centred:
-        total = (x if counts is None else torch.where(counts, x, 0.0)).sum(1, keepdim=True)
-        x = x - total / (S if lengths is None else lengths.clamp_min(1)[:, None, None, None])
+    places = torch.arange(x.shape[1], device=x.device)
+    counts = None if lengths is None else (places < lengths[:, None])[..., None, None]
+    number: int | Tensor = x.shape[1]
+    real = x
     if counts is not None:
-        x = torch.where(counts, x, 0.0)
-    largest = x.abs().amax((1, 3)).unflatten(1, (heads, -1)).amax(2)
-    worth = (largest / LARGEST).clamp_min(least)
+        real = torch.where(counts, x, torch.where(counts[:, :1], x[:, :1], 0.0))
+        x, number = torch.where(counts, x, 0.0), counts.sum(1, keepdim=True).clamp_min(1)
+    mean = x.sum(1, keepdim=True) / number if centred else torch.zeros_like(x[:, :1])
+    # of each channel first, so that Inductor reads x once for all three sums instead of once more behind the mean
+    largest = torch.maximum(real.amax(1, keepdim=True) - mean, mean - real.amin(1, keepdim=True)).amax((1, 3))
+    worth = (largest.unflatten(1, (heads, -1)).amax(2) / LARGEST).clamp_min(least)
+    x = x - mean if counts is None else torch.where(counts, x - mean, 0.0)
     each = worth.repeat_interleave(x.shape[2] // heads, 1)[:, None, :, None]
     return (x / each).clamp(-LARGEST, LARGEST).to(E4M3), worth
 
