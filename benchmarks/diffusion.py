@@ -70,7 +70,8 @@ def measured(case: Diffusion, way: str, compilers: list[str], device: str) -> It
         times = in_turns({name: step for name, (step, _) in made.items() if step}, torch.device(device))
     for compiler, (_, record) in made.items():
         timing = times.get(compiler)
-        spent = {} if timing is None else {"ms": round(timing.ms, 3), "spread_ms": round(timing.spread_ms, 3)}
+        times_of = {"ms": timing.ms, "spread_ms": timing.spread_ms, "host_ms": timing.host_ms} if timing else {}
+        spent = {name: round(value, 3) for name, value in times_of.items()}
         yield {"compiler": compiler, **record, **spent}
 
 

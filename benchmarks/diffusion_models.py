@@ -17,13 +17,11 @@ class Diffusion:
     """A model and what it is called with.
 
     Attributes:
-        title: of the row of the table; sizes of the longest attention call.
         make: builds it.
         inputs: builds the keyword arguments of a call on a device.
         method: what is called.
     """
 
-    title: str
     make: Callable[[], nn.Module]
     inputs: Callable[[str], Inputs]
     method: str = "forward"
@@ -156,35 +154,24 @@ def _pixart_inputs(device: str) -> Inputs:
 PIXART = {"num_layers": 4, "caption_channels": 4096, "use_additional_conditions": True}
 SD3 = {"num_layers": 4, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}
 MODELS = {
-    "sdxl": Diffusion("SDXL UNet, 2 × 128² latents", _of("UNet2DConditionModel", **SDXL), _sdxl_inputs),
+    "sdxl": Diffusion(_of("UNet2DConditionModel", **SDXL), _sdxl_inputs),
     "vae": Diffusion(
-        "VAE decoder, 128² latents, S 16384, D 512",
         _of("AutoencoderKL", **VAE),
         lambda device: {"z": normal(device, 1, 16, 128, 128), "return_dict": False},
         "decode",
     ),
-    "flux": Diffusion("Flux, 1 × 24 × 4608 × 128", lambda: flux(""), flux_inputs),
-    "sd3": Diffusion("SD3, 2 × 24 × 4429 × 64", _of("SD3Transformer2DModel", **SD3), _sd3_inputs),
-    "qwen_image": Diffusion(
-        "Qwen-Image, 2 × 24 × 4608 × 128, text padded", _of("QwenImageTransformer2DModel", num_layers=4), _qwen_inputs
-    ),
+    "flux": Diffusion(lambda: flux(""), flux_inputs),
+    "sd3": Diffusion(_of("SD3Transformer2DModel", **SD3), _sd3_inputs),
+    "qwen_image": Diffusion(_of("QwenImageTransformer2DModel", num_layers=4), _qwen_inputs),
     "hunyuan_video": Diffusion(
-        "HunyuanVideo, 24 × 18256 × 128, text padded",
         _of("HunyuanVideoTransformer3DModel", num_layers=2, num_single_layers=2),
         _hunyuan_inputs,
     ),
     "wan": Diffusion(
-        "Wan, 40 × 32760 × 128",
         _of("WanTransformer3DModel", num_attention_heads=40, ffn_dim=13824, num_layers=2),
         _wan_inputs,
     ),
-    "ltx": Diffusion(
-        "LTX-Video, 32 × 4992 × 64, text padded", _of("LTXVideoTransformer3DModel", num_layers=4), _ltx_inputs
-    ),
-    "cogvideox": Diffusion(
-        "CogVideoX, 30 × 17776 × 64", _of("CogVideoXTransformer3DModel", num_layers=2), _cogvideox_inputs
-    ),
-    "pixart": Diffusion(
-        "PixArt, 2 × 16 × 4096 × 72, text padded", _of("PixArtTransformer2DModel", **PIXART), _pixart_inputs
-    ),
+    "ltx": Diffusion(_of("LTXVideoTransformer3DModel", num_layers=4), _ltx_inputs),
+    "cogvideox": Diffusion(_of("CogVideoXTransformer3DModel", num_layers=2), _cogvideox_inputs),
+    "pixart": Diffusion(_of("PixArtTransformer2DModel", **PIXART), _pixart_inputs),
 }

@@ -47,6 +47,20 @@ COMPILERS = {
     BY_HAND: "plain Inductor, mask taken out by hand",
 }
 
+# Of `benchmarks.diffusion`, with the sizes of the longest attention call.
+DIFFUSION = {
+    "sdxl": "SDXL UNet, 2 × 128² latents",
+    "vae": "VAE decoder, 128² latents, S 16384, D 512",
+    "flux": "Flux, 1 × 24 × 4608 × 128",
+    "sd3": "SD3, 2 × 24 × 4429 × 64",
+    "qwen_image": "Qwen-Image, 2 × 24 × 4608 × 128, text padded",
+    "hunyuan_video": "HunyuanVideo, 24 × 18256 × 128, text padded",
+    "wan": "Wan, 40 × 32760 × 128",
+    "ltx": "LTX-Video, 32 × 4992 × 64, text padded",
+    "cogvideox": "CogVideoX, 30 × 17776 × 64",
+    "pixart": "PixArt, 2 × 16 × 4096 × 72, text padded",
+}
+
 # The figures of `benchmarks.figures`, and what a reader who cannot see them is told.
 PICTURES = {
     "forms": "Bars: milliseconds and memory of one attention call in 13 spellings, plain Inductor beside attnpass",

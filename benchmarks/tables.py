@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.labels import AUTO, BY_HAND, FORMS, INDUCTOR, MODELS, model
+from benchmarks.labels import AUTO, BY_HAND, DIFFUSION, FORMS, INDUCTOR, MODELS, model
 from benchmarks.records import Key, Record, Source, has_time, newest, state
 
 HERE = Source()
@@ -110,6 +110,39 @@ def decoding(source: Source = HERE) -> Table:
         rows.append([f"{B} × {Sk} × {D}", limit, *cells, measured_on(*by_kernel[0])])
     head = ("batch × cache × head dim", "limit", "Inductor", *(f"`{kernel}`" for kernel in DECODERS[1:]), "measured")
     return Table(head, sorted(rows, key=lambda row: [int(part) for part in row[0].split(" × ")]))
+
+
+def diffusion(source: Source = HERE) -> Table:
+    """Diffusers' models: what each compiler gains over the Inductor that was timed in turns with it."""
+    lines = [{**line, "libraries": "flash-attn" in line} for line in source.read("diffusion")]
+    found = newest(lines, "model", "way", "compiler", "libraries")
+    rows = []
+    for name, way in dict.fromkeys((name, way) for name, way, _, _ in found):
+        plain, alone = (found.get((name, way, INDUCTOR, libraries)) for libraries in (True, False))
+        bare, ours, rough = (
+            found.get((name, way, *key)) for key in (("auto_pytorch_only", False), ("auto", True), ("flash3_fp8", True))
+        )
+        gains = [_gain(plain_, line) for plain_, line in ((alone, bare), (plain, ours), (plain, rough))]
+        errors = " → ".join(_percent(line) for line in (plain or alone, rough))
+        title = f"{DIFFUSION[name]}, {'block by block' if way == 'blocks' else 'whole'}"
+        rows.append([title, _ms(alone), *gains, errors, measured_on(alone, ours)])
+    order = list(DIFFUSION.values())
+    head = ("model", "Inductor, ms", "no library", "with `flash3`", "`flash3_fp8`", "error in bf16 → fp8", "measured")
+    return Table(head, sorted(rows, key=lambda row: (order.index(row[0].rpartition(", ")[0]), row[0])))
+
+
+def _gain(plain: Record | None, ours: Record | None) -> str:
+    if not plain or not ours or "ms" not in plain or "ms" not in ours:
+        return "not measured"
+    return f"{plain['ms'] / ours['ms']:.2f}×"
+
+
+def _ms(line: Record | None) -> str:
+    return "not measured" if line is None or "ms" not in line else f"{line['ms']:.1f}"
+
+
+def _percent(line: Record | None) -> str:
+    return "–" if line is None or "relative_to_eager" not in line else f"{100 * line['relative_to_eager']:.2f} %"
 
 
 def _microseconds(line: Record | None, field: str) -> str:

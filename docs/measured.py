@@ -10,7 +10,7 @@ from benchmarks.records import Source, newest, provenance
 from benchmarks.tables import Table
 
 FIGURES = Path(__file__).resolve().parent / "figures"
-H100 = Source()
+H100, H200 = Source(), Source("h200")
 NOTHING = "*Nothing of this kind is committed yet.*\n"
 SETS = ("models",)
 
@@ -25,6 +25,7 @@ def fragments() -> dict[str, str]:
         "tuning": summaries.tuning(H100),
         "padding": summaries.padding(H100),
         "decoding": tables.decoding(H100),
+        "diffusion": tables.diffusion(H200),
         "no_gain": tables.no_gain(H100),
         "pass": tables.costs_of_the_pass(H100),
         "host": tables.host(H100),
