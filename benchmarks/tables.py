@@ -112,6 +112,26 @@ def decoding(source: Source = HERE) -> Table:
     return Table(head, sorted(rows, key=lambda row: [int(part) for part in row[0].split(" × ")]))
 
 
+def steps(source: Source = HERE) -> Table:
+    """Whole steps of 8 layers on caches that are half full, in milliseconds, and tokens a second of `generate`."""
+    lines = [{**line, "sizes": tuple(line["sizes"])} for line in source.read("decoding") if line["what"] != "calls"]
+    found = newest(lines, "what", "sizes", "kernel")
+    rows = []
+    for what, sizes in sorted({(what, sizes) for what, sizes, _ in found}, reverse=True):
+        field = "ms" if what == "steps" else "tokens_a_second"
+        there = [found.get((what, sizes, kernel)) for kernel in (INDUCTOR, "native_cudnn", "flash3", AUTO)]
+        cells = [f"{line[field]:.{3 if field == 'ms' else 0}f}" if line else "–" for line in there]
+        plain, ours = (line[field] if line else 0.0 for line in (there[0], there[3]))
+        gain = (plain / ours if field == "ms" else ours / plain) if plain and ours else 0.0
+        title = (
+            f"a step, {sizes[0]} × {sizes[4]} × {sizes[5]}, ms"
+            if what == "steps"
+            else f"`generate`, {sizes[0]} prompts of {sizes[1]}, {sizes[2]} more, tokens a second"
+        )
+        rows.append([title, *cells, f"{gain:.2f}×", measured_on(there[0], there[3])])
+    return Table(("what", "Inductor", "`native_cudnn`", "`flash3`", "`auto`", "gain", "measured"), rows)
+
+
 def diffusion(source: Source = HERE) -> Table:
     """Diffusers' models: what each compiler gains over the Inductor that was timed in turns with it."""
     lines = [{**line, "libraries": "flash-attn" in line} for line in source.read("diffusion")]

@@ -25,6 +25,7 @@ def fragments() -> dict[str, str]:
         "tuning": summaries.tuning(H100),
         "padding": summaries.padding(H100),
         "decoding": tables.decoding(H100),
+        "steps": tables.steps(H200),
         "diffusion": tables.diffusion(H200),
         "no_gain": tables.no_gain(H100),
         "pass": tables.costs_of_the_pass(H100),
