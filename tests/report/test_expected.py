@@ -13,7 +13,7 @@ from attnpass.kernels.registry import registry
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.machine import Machine
 from attnpass.report import log
-from attnpass.report.html import to_html
+from attnpass.report.pages.graph_page import to_html
 from attnpass.report.record import Report
 from attnpass.report.text import advice, bar, block, call_text, debug_text, expected, mask_text, why
 from attnpass.select.evidence import NOTHING, Learnt, Timed

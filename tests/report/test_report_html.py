@@ -13,7 +13,7 @@ import pytest
 from attnpass.find.found import NearMiss
 from attnpass.ir.call import Source
 from attnpass.report.history import write
-from attnpass.report.html import to_html
+from attnpass.report.pages.graph_page import to_html
 from attnpass.report.record import Report
 from attnpass.settings.config import Config
 from tests.helpers import report_examples as examples

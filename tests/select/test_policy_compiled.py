@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attnpass
 from attnpass.report import log
-from attnpass.report.html import to_html
+from attnpass.report.pages.graph_page import to_html
 from attnpass.report.text import block
 from tests.helpers.cli_examples import run as command
 from tests.helpers.compiled import NOT_ON_2_9, assert_near, decisions, run
