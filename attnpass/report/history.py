@@ -13,8 +13,8 @@ from torch import distributed
 from torch._guards import CompileContext
 
 from attnpass.report import log
-from attnpass.report.pages.graph_page import to_html
 from attnpass.report.log import say_once
+from attnpass.report.pages.graph_page import to_html
 from attnpass.report.pages.index_page import write_index
 from attnpass.report.record import Report
 from attnpass.settings.config import Config

@@ -19,6 +19,7 @@ from attnpass.cli.table import plain, print_table
 from attnpass.ir.call import AttentionCall
 from attnpass.kernels.registry import registry
 from attnpass.kernels.support_table import limits_row, support_rows
+from attnpass.report.record import calls_of
 from tests.helpers.cli_examples import Native, Picky, forget_settings, run
 
 COMMANDS = (explain, info, kernels_command)
@@ -76,7 +77,7 @@ def test_explain_a_shape_as_json(capsys: pytest.CaptureFixture[str]):
     document = json.loads("\n".join(out))
     assert code == 0
     assert document["machine"]["versions"]["picky-attn"] == "1.2"
-    assert [(call["kernel"], call["mask"], call["rewritten"]) for call in document["calls"]] == [
+    assert [(call["kernel"], call["mask"], call["rewritten"]) for call in calls_of(document)] == [
         ("picky", "causal", True)
     ]
 

@@ -12,6 +12,7 @@ import pytest
 
 from attnpass.cli.model_file import MODULE_NAME, load_model
 from attnpass.errors import AttnpassError
+from attnpass.report.record import calls_of
 from tests.helpers.cli_examples import forget_settings, run
 
 
@@ -83,7 +84,7 @@ def test_explain_a_file_as_json(model_file: Path, capsys: pytest.CaptureFixture[
     code, out, _ = run(capsys, "explain", str(model_file), "--json")
     (report,) = json.loads("\n".join(out))
     assert code == 0
-    assert [(call["kernel"], call["rewritten"]) for call in report["calls"]] == [("native", False)]
+    assert [(call["kernel"], call["rewritten"]) for call in calls_of(report)] == [("native", False)]
 
 
 def test_an_error_of_the_model_is_told_with_its_place(model_file: Path, capsys: pytest.CaptureFixture[str]):

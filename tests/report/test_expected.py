@@ -14,7 +14,7 @@ from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.machine import Machine
 from attnpass.report import log
 from attnpass.report.pages.graph_page import to_html
-from attnpass.report.record import Report
+from attnpass.report.record import Report, calls_of
 from attnpass.report.text import advice, bar, block, call_text, debug_text, expected, mask_text, why
 from attnpass.select.evidence import NOTHING, Learnt, Timed
 from attnpass.select.select import select
@@ -101,7 +101,7 @@ def test_how_the_kernel_gets_the_mask() -> None:
     assert causal.mask_is_read is False and mask_text(causal) == "causal; computed from its meaning"
     assert tensor.mask_is_read is True and mask_text(tensor).endswith("read as a tensor")
     assert "(read as a tensor)" not in call_text(tensor)  # nothing else could be expected
-    assert [call["mask_is_read"] for call in report(causal, tensor).to_dict()["calls"]] == [False, True]
+    assert [call["mask_is_read"] for call in calls_of(report(causal, tensor).to_dict())] == [False, True]
 
 
 def test_the_three_renderings_have_the_same_numbers() -> None:
@@ -109,8 +109,8 @@ def test_the_three_renderings_have_the_same_numbers() -> None:
     ms = f"{decision.ms['native_cudnn']:.3g}"
     one = report(decision)
     assert f"{ms} ms" in debug_text(one) and ms in to_html(one) and "ms as PyTorch would choose" in block(one)
-    assert one.to_dict()["calls"][0]["basis"] == "table"
-    assert one.to_dict()["calls"][0]["ms"]["native_cudnn"] == round(decision.ms["native_cudnn"], 5)
+    assert calls_of(one.to_dict())[0]["basis"] == "table"
+    assert calls_of(one.to_dict())[0]["ms"]["native_cudnn"] == round(decision.ms["native_cudnn"], 5)
 
 
 @pytest.mark.parametrize(("ms", "drawn"), ((1.0, "████"), (0.5, "██"), (0.53, "██▏"), (0.001, "▏")))

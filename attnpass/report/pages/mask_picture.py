@@ -86,7 +86,7 @@ def _with_examples(allowed: Expr, loads: list[Load], sizes: tuple[int, int]) -> 
     tensors = {node: examples[0] for node, examples in choices.items()}
     for node, examples in choices.items():
         tried = [_seen(allowed, positions, {**tensors, node: example}) for example in examples]
-        plain = _seen(allowed, positions, {**tensors, node: _first_everywhere(examples[0])})
+        plain = _seen(allowed, positions, {**tensors, node: _everywhere(examples[0], max(sizes))})
         told = [(not bool((seen == plain).all()), int(seen.sum())) for seen in tried]
         tensors[node] = examples[told.index(max(told))]  # one that hides something, but as little as may be
     return _seen(allowed, positions, tensors)
@@ -127,7 +127,7 @@ def _examples(load: Load, allowed: Expr, length: int) -> Iterator[Tensor]:
 
     seen = at < max(1, size * 3 // 4)
     if dim is None:
-        numbers = (length * 3 // 4, 0) if load.dtype != torch.bool else (1, 0)
+        numbers = (1, 0) if load.dtype == torch.bool else (length * 3 // 4,)
         yield from (whole(torch.tensor([number], device=CPU)) for number in numbers)
     elif load.dtype == torch.bool:
         yield from map(whole, (seen, ~seen))
@@ -169,8 +169,11 @@ def _shape(load: Load) -> tuple[int, ...] | None:
     return tuple(known) if made is not None and len(known) == len(sizes) else None
 
 
-def _first_everywhere(example: Tensor) -> Tensor:
-    return example[(0,) * example.ndim].expand(example.shape)
+def _everywhere(example: Tensor, length: int) -> Tensor:
+    """The same number everywhere: the first of the example; of an example that is one number, all of the length."""
+    number = example[(0,) * example.ndim]
+    changes = any(size > 1 and step for size, step in zip(example.shape, example.stride(), strict=True))
+    return (number if changes else torch.full_like(number, length)).expand(example.shape)
 
 
 def to_svg(drawn: Picture) -> Markup:
@@ -179,9 +182,7 @@ def to_svg(drawn: Picture) -> Markup:
 
     paths = (f'<path class="{name}" d="{_path(drawn, value)}"/>' for name, value in (("seen", ALL), ("part", PART)))
     size = f'viewBox="0 0 {len(drawn.cells[0])} {len(drawn.cells)}" preserveAspectRatio="none"'
-    return Markup(
-        f'<svg class="mask" role="img" {size}><title>{drawn.title}</title>{"".join(paths)}</svg>'
-    )
+    return Markup(f'<svg class="mask" role="img" {size}><title>{drawn.title}</title>{"".join(paths)}</svg>')
 
 
 def _path(drawn: Picture, value: int) -> str:
