@@ -83,7 +83,7 @@ def test_ranks_that_got_the_same_are_told_together(tmp_path: Path, monkeypatch: 
 def test_ranks_that_agree_are_said_to(tmp_path: Path) -> None:
     for rank in range(2):
         write(examples.report(examples.rewritten(examples.call("a")), rank=rank), tmp_path)
-    assert "All got the same on 2 ranks." in index(tmp_path).words
+    assert "All 2 ranks got the same." in index(tmp_path).words
 
 
 def test_processes_that_are_no_ranks_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

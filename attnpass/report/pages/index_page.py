@@ -186,12 +186,9 @@ def _summary(graphs: Sequence[Graph], rows: Sequence[Row]) -> str:
     if len(ranks) < 2:
         return found
     apart = sum(len({graph.told["rank"] for graph in row.graphs}) < len(ranks) for row in rows)
-    same = (
-        f"{counted(apart, 'row')} {'is' if apart == 1 else 'are'} not the same on all"
-        if apart
-        else "All got the same on"
-    )
-    return f"{found} {same} {len(ranks)} ranks."
+    if not apart:
+        return f"{found} All {len(ranks)} ranks got the same."
+    return f"{found} {counted(apart, 'row')} {'is' if apart == 1 else 'are'} not the same on all {len(ranks)} ranks."
 
 
 def _count(rows: Iterable[Row]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,7 +99,7 @@ def _positions(sizes: tuple[int, int]) -> Positions:
     def along(size: int) -> Tensor:
         cells = min(SIDE, size)
         edges = [cell * size // cells for cell in range(cells + 1)]
-        pairs = zip(edges[:-1], edges[1:], strict=True)
+        pairs = list(pairwise(edges))
         return torch.tensor([start + int(at * (end - start)) for start, end in pairs for at in WITHIN], device=CPU)
 
     zero = torch.zeros((), dtype=torch.int64, device=CPU)
