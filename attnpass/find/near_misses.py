@@ -62,7 +62,7 @@ def near_miss(softmax: Value, refused: RefusedError) -> tuple[NearMiss, ...]:
 
 
 def _of_activations(node: Value) -> bool:
-    """Is this a product of two batched tensors of which none is a weight? Layers, also of norms, multiply by weights."""
+    """Is this a product of two batched tensors of which none is a weight? Layers multiply by weights."""
     product = read_product(node) if is_product(node) else "none"
     if isinstance(product, str):
         return False
