@@ -41,7 +41,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(path.stem, None)
 
 
-@pytest.mark.parametrize("page", ("README.md", "docs/reading_the_log.md"))
+@pytest.mark.parametrize("page", ("README.md", "docs/index.md", "docs/reading_the_log.md"))
 def test_a_call_is_kept(page: str, example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNPASS_KERNEL", "flex")
     program = example("model")
