@@ -142,7 +142,9 @@ def verified(given: Given) -> None:
 
 def kernel_test(given: Given) -> None:
     module(given.monkeypatch, "my_package.attnpass_kernel", MyAttention=object)
-    assert callable(run("docs/add_a_kernel.md")["test_my_attention"])  # on a GPU; tests/kernels has the example on a CPU
+    assert callable(
+        run("docs/add_a_kernel.md")["test_my_attention"]
+    )  # on a GPU; tests/kernels has the example on a CPU
 
 
 def library(given: Given) -> None:
@@ -183,4 +185,3 @@ def test_a_block_does_what_it_says(
     check: Callable[[Given], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check(Given(monkeypatch, capsys))
-
