@@ -54,7 +54,10 @@ def left_out(found: dict[Key, Record], groups: list[tuple[str, str, Bars]]) -> s
     """What has lines, but no bar: a time that another process disturbed is a bound, which the tables have."""
     shown = {(name, other, step) for name, step, bars in groups for other in bars}
     lacking = [key for key in found if key not in shown and key[1] not in (INDUCTOR, "eager")]
-    names = [model(name, step) + f" ({other})" * (other != AUTO) for name, other, step in lacking]
+    names = [
+        model(name, step) + f" ({compiler(other).removeprefix('attnpass, ')})" * (other != AUTO)
+        for name, other, step in lacking
+    ]
     return f"Without a bar, since a time was disturbed or is lacking: {'; '.join(names)}" if names else ""
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import distributed
 
 from attnpass.find.found import NearMiss
 from attnpass.ir.call import Source
@@ -17,6 +18,7 @@ from attnpass.report.history import write
 from attnpass.report.pages import index_page
 from attnpass.report.pages.index_page import index_html, write_index
 from attnpass.report.record import Report
+from attnpass.settings.config import Config
 from tests.helpers import report_examples as examples
 from tests.report.test_report_html import EVIL, Page, evil_report
 
@@ -78,6 +80,17 @@ def test_ranks_that_got_the_same_are_told_together(tmp_path: Path, monkeypatch: 
     assert "2 rows are not the same on all 3 ranks." in words
     assert "rank 0, graph 0; rank 1, graph 0; rank 2, graph 0" in words
     assert "flex 5 reference 1" in words
+
+
+def test_a_report_knows_its_rank(tmp_path: Path) -> None:
+    assert history.new_report(Config()).rank is None
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        paths = write(history.new_report(Config()), tmp_path)
+    finally:
+        distributed.destroy_process_group()
+    assert paths[0].name.startswith(f"attnpass-rank0-{os.getpid()}-graph")
+    assert json.loads(paths[0].read_text(encoding="utf-8"))["rank"] == 0
 
 
 def test_ranks_that_agree_are_said_to(tmp_path: Path) -> None:

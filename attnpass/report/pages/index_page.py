@@ -25,7 +25,10 @@ INDEX = "index.html"
 TEMPLATE = "index.html.j2"
 NAMED = re.compile(r"attnpass-(?:rank\d+-)?(\d+)-graph(\d+)")
 ATTEMPTS = 5
-APART = ("kernel", "rewritten", "reason", "note", "text", "mask_meaning", "pattern", "policy")  # rows differ in these
+# What a row says; ranks also differ in their devices.
+SAID = ("kernel", "rewritten", "reason", "note", "text", "mask_meaning", "policy", "refused", "rejections")
+Calls = tuple[Mapping[str, Any], ...]
+Said = tuple[str, int, str]  # modules, number of calls, and the rest as text
 _read: dict[Path, tuple[tuple[int, int], Graph | None]] = {}  # what is not written again is read once
 
 
@@ -54,9 +57,23 @@ class Graph:
     def calls(self) -> list[dict[str, Any]]:
         return calls_of(self.told)
 
-    @property
+    @cached_property
     def rewritten(self) -> int:
         return sum(call["rewritten"] for call in self.calls)
+
+    @cached_property
+    def groups(self) -> list[tuple[Said, Calls]]:
+        """Equal calls, behind what is said of them: their modules, their number, and the rest as text."""
+        groups: dict[int, list[Mapping[str, Any]]] = {}
+        for call in self.calls:
+            groups.setdefault(call["group"], []).append(call)
+        everything, found = [call["module"] for call in self.calls], []
+        for calls in groups.values():
+            first = calls[0]
+            spelled = "" if first["pattern"] == Pattern.SDPA.value else f" ({first['pattern']})"
+            modules = compress([call["module"] for call in calls], everything) + spelled
+            found.append(((modules, len(calls), json.dumps([first[name] for name in SAID])), tuple(calls)))
+        return found
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -68,7 +85,7 @@ class Graph:
 class Row:
     """Calls that are told once: equal calls of one graph, and of the same graph of other ranks."""
 
-    calls: tuple[Mapping[str, Any], ...]
+    calls: Calls
     modules: str
     graphs: tuple[Graph, ...]
 
@@ -155,21 +172,13 @@ def _graph(path: Path) -> Graph | None:
 
 def _rows(graphs: Iterable[Graph]) -> Iterator[Row]:
     """Equal calls together; ranks compile the same program, so their graphs of one number are told together."""
-    told: dict[Any, list[tuple[Graph, list[dict[str, Any]]]]] = {}
+    told: dict[tuple[int | None, int, Said], list[tuple[Graph, Calls]]] = {}
     for graph in graphs:
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for call in graph.calls:
-            groups.setdefault(json.dumps([call["group"], *(call[name] for name in APART)]), []).append(call)
-        everything = [call["module"] for call in graph.calls]
-        for group in groups.values():
-            modules = compress([call["module"] for call in group], everything)
-            spelled = "" if group[0]["pattern"] == Pattern.SDPA.value else f" ({group[0]['pattern']})"
-            process = None if graph.told["rank"] is not None else graph.pid
-            first = {name: group[0][name] for name in (*APART, "refused", "rejections")}
-            key = (process, graph.told["graph"], modules + spelled, len(group), json.dumps(first))
-            told.setdefault(key, []).append((graph, group))
-    for (_, _, modules, *_), members in told.items():
-        yield Row(tuple(members[0][1]), modules, tuple(graph for graph, _ in members))
+        process = None if graph.told["rank"] is not None else graph.pid
+        for said, calls in graph.groups:
+            told.setdefault((process, graph.told["graph"], said), []).append((graph, calls))
+    for (_, _, (modules, *_)), members in told.items():
+        yield Row(members[0][1], modules, tuple(graph for graph, _ in members))
 
 
 def _summary(graphs: Sequence[Graph], rows: Sequence[Row]) -> str:
