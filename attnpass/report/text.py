@@ -206,12 +206,12 @@ def call_text(decision: Decision) -> str:
 
 
 def mask_text(decision: Decision) -> str:
-    """What the mask means and how the kernel gets it; "" without one."""
+    """What the mask means and how the kernel gets it; of a call that stays, only the first; "" without one."""
     mask, read = decision.call.mask, decision.mask_is_read
     if read is None:
         return ""
     meaning = mask.meaning or (f"not proved: {mask.stop}" if mask.stop else str(mask))
-    return f"{meaning}; " + ("read as a tensor" if read else "computed from its meaning")
+    return meaning + ("; read as a tensor" if read else "; computed from its meaning") * decision.rewritten
 
 
 def _told(decision: Decision) -> Iterator[str]:

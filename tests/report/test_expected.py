@@ -9,6 +9,7 @@ import torch
 
 from attnpass.ir.call import Pattern
 from attnpass.ir.decision import NATIVE, Basis, Decision, Reason
+from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.registry import registry
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.machine import Machine
@@ -20,6 +21,7 @@ from attnpass.select.evidence import NOTHING, Learnt, Timed
 from attnpass.select.select import select
 from attnpass.settings.config import Config
 from benchmarks.shapes import Shape
+from tests.helpers import report_examples as examples
 
 H100 = KNOWN_MACHINES["h100"]
 LONG = Shape((1, 24, 24, 16384, 16384, 128))
@@ -100,6 +102,8 @@ def test_how_the_kernel_gets_the_mask() -> None:
     assert decided().mask_is_read is None and mask_text(decided()) == ""
     assert causal.mask_is_read is False and mask_text(causal) == "causal; computed from its meaning"
     assert tensor.mask_is_read is True and mask_text(tensor).endswith("read as a tensor")
+    kept = examples.kept(examples.call("a", mask=MaskSpec.causal()))
+    assert mask_text(kept) == "causal"  # whoever computes it is PyTorch's choice
     assert "(read as a tensor)" not in call_text(tensor)  # nothing else could be expected
     assert [call["mask_is_read"] for call in calls_of(report(causal, tensor).to_dict())] == [False, True]
 

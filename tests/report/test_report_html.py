@@ -179,6 +179,11 @@ def test_where_nothing_is_rewritten_there_is_no_after() -> None:
     assert "# as it is written" in words and "# after" not in words
 
 
+def test_an_invented_machine_is_called_so() -> None:
+    (report,) = attnpass.explain_on("a100", F.scaled_dot_product_attention, *[torch.randn(1, 1, 4, 8)] * 3)
+    assert "invented machineNVIDIA A100, sm_80" in Page(to_html(report)).words
+
+
 def test_equal_calls_stand_in_the_json_once() -> None:
     told = examples.video_model().to_dict()
     assert len(told["calls"]) == 40 and [call["group"] for call in told["calls"]] == [0] * 38 + [1] * 2
