@@ -16,7 +16,7 @@ FORMS = {
     "documents": "four documents and causal",
     "no_mask": "no mask",
     "padding": "key padding, K/V repeated",
-    "eager": "matmul, mask, fp32 softmax, matmul (eager form)",
+    "eager": "matmul, mask, fp32 softmax, matmul (eager)",
     "plain": "(q @ k.T / sqrt(d)).softmax(-1) @ v",
 }
 
@@ -25,7 +25,7 @@ MODELS = {
     "llama_ones": "Llama, 4 × 4096, mask of ones",
     "llama_eager": "Llama, 4 × 4096, eager attention",
     "gpt2": "GPT-2, 16 × 1024 tokens",
-    "gpt2_prefill": "GPT-2, 16 × 1024, logits of the last token",
+    "gpt2_prefill": "GPT-2, 16 × 1024, last logits",
     "bert": "BERT, 32 × 512, mask of ones",
     "bert_eager": "BERT, 32 × 512, eager attention",
     "gemma2_eager": "Gemma-2, 2 × 4096, eager attention",
@@ -40,10 +40,12 @@ MODELS = {
     "maxvit_t": "MaxViT-T, 32 images",
 }
 
+KERNELS = {"default": "native: PyTorch's own choice"}
+
 COMPILERS = {
     INDUCTOR: "plain Inductor",
     AUTO: "attnpass, auto",
-    PYTORCH_ONLY: "attnpass, auto, PyTorch's kernels only",
+    PYTORCH_ONLY: "attnpass, auto among PyTorch's kernels",
     BY_HAND: "plain Inductor, mask taken out by hand",
 }
 

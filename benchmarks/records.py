@@ -15,6 +15,7 @@ NO_BREAK = "\u00a0"  # a caption is wrapped between its parts
 STEADY = 0.03  # of the median; where the middle 60 % of the runs spread further, another process was at work
 TIMED_TOGETHER = ("forms", "end_to_end")  # benchmarks whose lines may stem from a machine that compiled beside them
 DISTURBED = "disturbed"
+LEFT_OUT = "left out: "  # in the reason of a line that was not measured for want of time
 MAX_COMMITS = 3  # a caption names so many, and of more the first, the last and how many
 
 Record = dict[str, Any]
@@ -79,8 +80,12 @@ def state(record: Record | None) -> str:
         return "not measured"
     if record.get("oom") or "outofmemory" in record.get("problem", "").lower().replace(" ", ""):
         return "OOM"
+    if LEFT_OUT in str(record.get("refused") or ""):
+        return "left out"
     if record.get("refused"):
         return "refused"
+    if str(record.get("problem", "")).startswith("this build"):
+        return "not built"
     if is_disturbed(record):
         return DISTURBED
     return "" if record.get("ok") and record.get("ms") is not None else "failed"

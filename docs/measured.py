@@ -45,7 +45,7 @@ def figure(name: str, alt: str, folder: Path = FIGURES) -> str:
     if not all((folder / file).exists() for file in files.values()):
         return NOTHING
     lines = (f"```{{image}} figures/{file}\n:class: only-{theme}\n:alt: {alt}\n```\n" for theme, file in files.items())
-    return "\n".join(lines)
+    return f"````{{container}} figure-box\n{chr(10).join(lines)}````\n"  # it scrolls where it does not fit
 
 
 def ceilings(source: Source) -> str:

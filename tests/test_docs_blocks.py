@@ -15,7 +15,7 @@ from torch import Tensor
 
 import attnpass
 from attnpass.cli import minilm
-from attnpass.report.text import mask_text, no_calls_warning
+from attnpass.report.text import mask_text, no_calls_warning, unmatched_text
 from tests.test_docs import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -41,7 +41,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(path.stem, None)
 
 
-@pytest.mark.parametrize("page", ("README.md", "docs/reading_the_log.md"))
+@pytest.mark.parametrize("page", ("README.md", "docs/index.md", "docs/reading_the_log.md"))
 def test_a_call_is_kept(page: str, example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNPASS_KERNEL", "flex")
     program = example("model")
@@ -99,3 +99,30 @@ def test_a_verified_call(example: Any, monkeypatch: pytest.MonkeyPatch, caplog: 
     told = [alike(record.getMessage()) for record in caplog.records]
     (shown,) = (each for each in blocks("docs/verifying.md") if "verify: ok" in each)
     assert shown in told
+
+
+def test_a_pattern_that_matches_nothing(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNPASS_KERNEL", "native_flash; *.crss=native_math")
+    program = example("policy_model")
+    (report,) = attnpass.explain(program.model, *program.inputs)
+    assert unmatched_text(report) in blocks("docs/choosing_a_kernel.md")
+
+
+def test_a_clause_that_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNPASS_KERNEL", "Sk>64=reference; native_flash")
+    x = torch.randn(1, 2, 128, 16)
+    torch._dynamo.mark_dynamic(x, 2)
+    (report,) = attnpass.explain(F.scaled_dot_product_attention, x, x, x)
+    (told,) = (line for line in str(report).splitlines() if "skipped" in line)
+    assert re.sub(r"\bs\d+\b", "s12", told.strip()) in blocks("docs/choosing_a_kernel.md")
+
+
+# A diagram or a grammar, and one sample of an H100.
+NO_OUTPUT = {"docs/how_it_works.md": 1, "docs/masks.md": 1, "docs/handwritten.md": 1, "docs/choosing_a_kernel.md": 1}
+TESTED = {"README.md": 2, "docs/index.md": 1, "docs/reading_the_log.md": 2, "docs/masks.md": 1, "docs/verifying.md": 1}
+TESTED |= {"docs/choosing_a_kernel.md": 3, "docs/integrations.md": 1}
+
+
+def test_no_block_of_text_is_without_a_test() -> None:
+    for page in ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]:
+        assert len(blocks(page)) == TESTED.get(page, 0) + NO_OUTPUT.get(page, 0), page

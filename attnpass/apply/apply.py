@@ -61,7 +61,7 @@ def apply(
         mapped = places.mapping(found)
         copied.erase_dead(list(map(mapped, found.dead)))
         read_before += map(mapped, found.as_written().wiring.nodes()[1:])
-        done.append(decision)
+        done.append(replace(decision, emitted=tuple(emitter.made)))
     quiet = {copied.nodes[node] for node in findings.reading.quiet if node in copied.nodes}
     copied.erase_unread(read_before, quiet)  # masks that became rules, repeats that were undone
     return done

@@ -19,8 +19,7 @@ from attnpass.cli.setting import setting
 from attnpass.cli.shape import add_shape, make_call
 from attnpass.cli.table import print_table
 from attnpass.errors import ConfigError
-from attnpass.ir.decision import AUTO, Answer, Decision
-from attnpass.ir.limits import Code
+from attnpass.ir.decision import AUTO
 from attnpass.kernels.kernel import Kernel
 from attnpass.kernels.registry import libraries, registry_for
 from attnpass.machine.known import KNOWN_MACHINES
@@ -28,7 +27,16 @@ from attnpass.machine.library import Library
 from attnpass.machine.machine import Machine
 from attnpass.report.groups import group_calls, status
 from attnpass.report.record import Report
-from attnpass.report.text import advice, answered, block, group_lines, skipped_text, why
+from attnpass.report.text import (
+    advice,
+    answered,
+    block,
+    elsewhere_text,
+    group_lines,
+    skipped_text,
+    split_by_device,
+    why,
+)
 from attnpass.select.machines import invented
 from attnpass.select.select import select
 from attnpass.select.wishes import resolve_policy, with_hint
@@ -83,14 +91,8 @@ def _explain_shape(args: argparse.Namespace) -> int:
     here, elsewhere = split_by_device(decision)
     print_table([{"kernel": t.kernel, "answer": answered(decision, t) + chosen.get(t.kernel, "")} for t in here])
     if elsewhere:
-        print(f"on other devices only: {', '.join(answer.kernel for answer in elsewhere)}")
+        print(elsewhere_text(elsewhere))
     return 0
-
-
-def split_by_device(decision: Decision) -> tuple[list[Answer], list[Answer]]:
-    """The answers of kernels that run on such a device, and of those that do not."""
-    foreign = [each for each in decision.answers if Code.DEVICE in {reason.code for reason in each.rejections}]
-    return [each for each in decision.answers if each not in foreign], foreign
 
 
 def _explain_file(args: argparse.Namespace) -> int:
@@ -101,12 +103,13 @@ def _explain_file(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([report.to_dict() for report in reports], indent=1))
         return 0
-    if args.machine != HERE:
-        print(f"on {machine_name(invented(args.machine, registry_for(())).to_dict())}\n{INVENTED}")
+    machine = "" if args.machine == HERE else machine_name(invented(args.machine, registry_for(())).to_dict())
+    if machine:
+        print(f"on {machine}\n{INVENTED}")
     for report in reports:
         print("\n".join([block(report), *(f"  {text}" for text in advice(report).values())]))
         for group in group_calls(report, every_answer=True):
-            print("\n".join(group_lines(group)))
+            print("\n".join(group_lines(group, machine)))
     if not reports:
         print(f"{args.file}: nothing was captured, so there is no graph to look at")
     return 0

@@ -12,9 +12,9 @@ from torch.fx import Node
 
 from attnpass.find.found import NearMiss
 from attnpass.find.handwritten.links import RefusedError
-from attnpass.find.handwritten.products import is_product, read_product
+from attnpass.find.handwritten.products import PRODUCTS, is_product, read_product
 from attnpass.find.handwritten.softmaxes import read_softmax
-from attnpass.graph.ops import name_of
+from attnpass.graph.ops import is_weight, name_of
 from attnpass.graph.reading import Reading
 from attnpass.graph.value import Value
 from attnpass.graph.values import source_of, tensor
@@ -37,11 +37,12 @@ def near_misses(reading: Reading) -> Iterator[NearMiss]:
     said: set[Node] = set()
     softmaxes = [softmax for softmax in map(read_softmax, reading.values) if softmax is not None]
     told = {value for softmax in softmaxes for value in softmax.nodes}
+    before, behind = ({_nearest(each.node, step) for each in softmaxes} for step in (_inputs, _users))
     for value in reading.values:
         node, name = value.maker, name_of(value)
-        if node is None or node in said or value in told:
-            continue
-        if name in NORMALISERS and _between_products(value):
+        if name not in NORMALISERS or node is None or node in said or value in told:
+            continue  # a norm of the output of one attention, or of the queries of the next, stands between two as well
+        if _nearest(value, _inputs) not in {None, *behind} and _nearest(value, _users) not in {None, *before}:
             said.add(node)
             reason = f"{NORMALISERS[name]} between two batched matrix products: not the attention of any kernel"
             yield NearMiss(node.name, reason, source_of(node.meta))
@@ -60,23 +61,20 @@ def near_miss(softmax: Value, refused: RefusedError) -> tuple[NearMiss, ...]:
     return (NearMiss(node.name, reason, source if source.file else source_of({} if own is None else own.meta)),)
 
 
-def _between_products(node: Value) -> bool:
-    """Do two products of batched tensors stand around it? Multilayer perceptrons multiply by 2-D weights."""
-    return all(_reaches(node, step, _batched, _is_normaliser) for step in (_inputs, _users))
-
-
-def _batched(node: Value) -> bool:
-    if not is_product(node):
-        return False
-    product = read_product(node)
+def _of_activations(node: Value) -> bool:
+    """Is this a product of two batched tensors of which none is a weight? Layers multiply by weights."""
+    product = read_product(node) if is_product(node) else "none"
     if isinstance(product, str):
         return False
-    values = [tensor(product.left), tensor(product.right)]
-    return all(value is not None and value.ndim >= 3 for value in values)
+    operands = (product.left, product.right)
+    made = map(tensor, operands)
+    return all(value is not None and value.ndim >= 3 for value in made) and not any(map(is_weight, operands))
 
 
-def _is_normaliser(node: Value) -> bool:
-    return name_of(node) in NORMALISERS or name_of(node) in MIXING or read_softmax(node) is not None
+def _ends(node: Value) -> bool:
+    """Does something of its own begin here: a layer, another product, or a normaliser?"""
+    name = name_of(node)
+    return name in NORMALISERS or name in MIXING or name in (*PRODUCTS, "mm") or read_softmax(node) is not None
 
 
 def _inputs(node: Value) -> Iterable[Value]:
@@ -87,20 +85,29 @@ def _users(node: Value) -> Iterable[Value]:
     return node.users
 
 
-def _reaches(
+def _nearest(start: Value, step: Callable[[Value], Iterable[Value]]) -> Value | None:
+    """The nearest product of activations that way."""
+    return next(_found(start, step, _of_activations, _ends), None)
+
+
+def _reaches(start: Value, step: Callable[[Value], Iterable[Value]]) -> bool:
+    """Is there a product within reach, and no layer in between?"""
+    return next(_found(start, step, is_product, lambda node: name_of(node) in MIXING), None) is not None
+
+
+def _found(
     start: Value,
     step: Callable[[Value], Iterable[Value]],
-    wanted: Callable[[Value], bool] = is_product,
-    stop: Callable[[Value], bool] = lambda node: name_of(node) in MIXING,
-) -> bool:
-    """Is there a product within `REACH` steps, none of them through a node that stops the search?"""
+    wanted: Callable[[Value], bool],
+    stop: Callable[[Value], bool],
+) -> Iterator[Value]:
+    """What is wanted within `REACH` steps, the nearest first, none of them through a node that stops the search."""
     queue, seen = deque([(start, 0)]), {start}
     while queue:
         node, distance = queue.popleft()
         if wanted(node):
-            return True
+            yield node
         if distance < REACH and (node is start or not stop(node)):
             fresh = [n for n in step(node) if n not in seen]
             seen.update(fresh)
             queue.extend((n, distance + 1) for n in fresh)
-    return False

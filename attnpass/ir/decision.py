@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import Rejection
+from attnpass.ir.meaning import Meaning
 from attnpass.ir.wiring import Wiring
 
 AUTO = "auto"
@@ -89,6 +90,9 @@ class Decision:
             ``native`` is what PyTorch's own choice would cost, for the call as it is spelled.
         missing: what would be faster, if it were installed.
         wiring: the nodes that the call was read from, as it was decided; None outside of a graph.
+        meaning: what was understood of its mask tensors; None where there are none.
+        written: the nodes of the program that are the call, in its order; several of a chain written by hand.
+        emitted: the nodes that took their place, in the copy of the graph.
     """
 
     call: AttentionCall
@@ -102,6 +106,9 @@ class Decision:
     ms: Mapping[str, float] = field(default_factory=dict)
     missing: Missing | None = None
     wiring: Wiring[Node] | None = None
+    meaning: Meaning | None = None
+    written: tuple[Node, ...] = ()
+    emitted: tuple[Node, ...] = ()
 
     @property
     def basis(self) -> Basis | None:

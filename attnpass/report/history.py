@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import distributed
 from torch._guards import CompileContext
 
 from attnpass.report import log
-from attnpass.report.html import to_html
 from attnpass.report.log import say_once
+from attnpass.report.pages.graph_page import to_html
+from attnpass.report.pages.index_page import write_index
 from attnpass.report.record import Report
 from attnpass.settings.config import Config
 from attnpass.settings.decisions import dump
@@ -29,7 +31,8 @@ _numbers = itertools.count()
 def new_report(config: Config) -> Report:
     """An empty report with the next running number."""
     compile_id = CompileContext.current_compile_id()
-    return Report(graph=next(_numbers), compile_id=str(compile_id or ""), config=config)
+    rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else None
+    return Report(graph=next(_numbers), compile_id=str(compile_id or ""), config=config, rank=rank)
 
 
 def reports() -> list[Report]:
@@ -63,6 +66,8 @@ def publish(report: Report, config: Config) -> None:
 def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
     """Write ``attnpass-<pid>-graph<N>.json`` and ``.html`` into ``folder``, which is made if need be.
 
+    Of several ranks the names have the rank as well. ``index.html`` beside them tells of all reports in the folder.
+
     Returns:
         The two paths, JSON first.
 
@@ -71,10 +76,12 @@ def write(report: Report, folder: str | Path) -> tuple[Path, Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"attnpass-{os.getpid()}-graph{report.graph}"
+    rank = "" if report.rank is None else f"rank{report.rank}-"
+    stem = f"attnpass-{rank}{os.getpid()}-graph{report.graph}"
     paths = folder / f"{stem}.json", folder / f"{stem}.html"
     for path, text in zip(paths, (report.to_json(), to_html(report)), strict=True):
         path.write_text(text + "\n", encoding="utf-8")
+    write_index(folder)
     return paths
 
 

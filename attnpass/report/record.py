@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from attnpass.machine.machine import Machine
 from attnpass.settings.config import Config
 from attnpass.version import __version__
 
-SCHEMA = 1
+SCHEMA = 2
+OWN = ("node", "module", "source")  # fields of a call that equal calls do not share
 RENDERINGS: dict[str, Callable[[Report], str]] = {}  # "text" and "html": what renders a report says so itself
 
 
@@ -39,6 +40,7 @@ class Report:
         code_before: the graph as readable Python, before.
         code_after: the same, after; equal to ``code_before`` if nothing changed.
         error: what went wrong inside the pass, or "".
+        rank: of this process in a job of several, None in one that is alone.
     """
 
     graph: int
@@ -52,6 +54,7 @@ class Report:
     code_before: str = ""
     code_after: str = ""
     error: str = ""
+    rank: int | None = None
 
     @property
     def rewritten(self) -> int:
@@ -80,7 +83,11 @@ class Report:
         return f'<iframe title="attnpass" sandbox width="100%" height="480" srcdoc="{page}"></iframe>'
 
     def to_dict(self) -> dict[str, Any]:
-        """The stable JSON form (``schema`` 1); the graph's code is not in it, since it is long."""
+        """The stable JSON form (``schema`` 2): calls, each with the number of the group that says all else of it.
+
+        Equal calls are one group, since what 20 kernels answer is long; so is the graph's code, which is not in it.
+        """
+        calls, groups = _grouped(self.decisions)
         machines = {str(device): machine.to_dict() for device, machine in self.machines.items()}
         return {
             "schema": SCHEMA,
@@ -88,6 +95,7 @@ class Report:
             "torch": str(torch.__version__),
             "graph": self.graph,
             "compile_id": self.compile_id,
+            "rank": self.rank,
             "pass_ms": round(self.pass_ms, 3),
             "nodes": self.nodes,
             "error": self.error,
@@ -96,12 +104,33 @@ class Report:
             "machines": machines,
             "unmatched_modules": list(self.unmatched),
             "near_misses": [miss.to_dict() for miss in self.near_misses],
-            "calls": [_decision_to_dict(decision) for decision in self.decisions],
+            "calls": calls,
+            "groups": groups,
         }
 
     def to_json(self, indent: int | None = 1) -> str:
         """The same as text."""
         return json.dumps(self.to_dict(), indent=indent, default=str)
+
+
+def _grouped(decisions: Iterable[Decision]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What is each call's own, with the number of its group; and the groups, in which everything else is equal."""
+    calls: list[dict[str, Any]] = []
+    numbers: dict[str, int] = {}
+    groups: list[dict[str, Any]] = []
+    for decision in decisions:
+        told = _decision_to_dict(decision)
+        own = {name: told.pop(name) for name in OWN}
+        number = numbers.setdefault(json.dumps(told, default=str), len(groups))
+        if number == len(groups):
+            groups.append(told)
+        calls.append({**own, "group": number})
+    return calls, groups
+
+
+def calls_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The calls of a report's JSON form, each with what its group says of it."""
+    return [{**call, **report["groups"][call["group"]]} for call in report["calls"]]
 
 
 def _decision_to_dict(decision: Decision) -> dict[str, Any]:
@@ -117,6 +146,7 @@ def _decision_to_dict(decision: Decision) -> dict[str, Any]:
         "policy": decision.clause,
         "policy_skipped": list(decision.skipped),
         "tried": list(decision.tried),
+        "refused": [answer.kernel for answer in decision.refused],
         "rejections": {
             answer.kernel: [
                 {"code": r.code.value, "field": r.field, "actual": str(r.actual), "wanted": r.wanted, "text": str(r)}

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from attnpass.find.found import NearMiss
 from attnpass.ir.decision import NATIVE, Answer, Decision, Reason
+from attnpass.ir.limits import Code
 from attnpass.report.groups import (
     Group,
     compress,
@@ -65,20 +66,34 @@ def decision_lines(decision: Decision) -> list[str]:
     return [f"  call {call.node or '-'} ({call.pattern.value}) in {where}", *_answers(decision)]
 
 
-def group_lines(group: Group) -> list[str]:
-    """Equal calls with every kernel's answer."""
-    return [f"  x{len(group.decisions)} in {group.modules}, {group.sources}", *_answers(group.first)]
+def group_lines(group: Group, machine: str = "") -> list[str]:
+    """Equal calls with the answer of every kernel for such a device; ``machine`` names one that is not this."""
+    return [f"  x{len(group.decisions)} in {group.modules}, {group.sources}", *_answers(group.first, machine, True)]
 
 
-def _answers(decision: Decision) -> Iterator[str]:
-    yield f"      {decision.call.text()}, on {decision.call.device}"
+def _answers(decision: Decision, machine: str = "", folded: bool = False) -> Iterator[str]:
+    yield f"      {decision.call.text()}, on {machine or decision.call.device}"
     if mask_text(decision):
         yield f"      mask: {mask_text(decision)}"
     names = ", ".join(decision.tried) or "nothing"
     yield f"      {status(decision)}, because {why(decision)}; considered: {names}"
     yield from (f"      {skipped_text(each)}" for each in decision.skipped)
-    width = max((len(answer.kernel) for answer in decision.answers), default=0)
-    yield from (f"      {answer.kernel.ljust(width)}  {answered(decision, answer)}" for answer in decision.answers)
+    here, elsewhere = split_by_device(decision) if folded else (list(decision.answers), [])
+    width = max((len(answer.kernel) for answer in here), default=0)
+    yield from (f"      {answer.kernel.ljust(width)}  {answered(decision, answer)}" for answer in here)
+    if elsewhere:
+        yield f"      {elsewhere_text(elsewhere)}"
+
+
+def split_by_device(decision: Decision) -> tuple[list[Answer], list[Answer]]:
+    """The answers of kernels that run on such a device, and of those that do not."""
+    foreign = [each for each in decision.answers if Code.DEVICE in {reason.code for reason in each.rejections}]
+    return [each for each in decision.answers if each not in foreign], foreign
+
+
+def elsewhere_text(answers: Iterable[Answer]) -> str:
+    """The kernels of other devices, in one line."""
+    return f"on other devices only: {', '.join(answer.kernel for answer in answers)}"
 
 
 def answered(decision: Decision, answer: Answer) -> str:
@@ -191,12 +206,12 @@ def call_text(decision: Decision) -> str:
 
 
 def mask_text(decision: Decision) -> str:
-    """What the mask means and how the kernel gets it; "" without one."""
+    """What the mask means and how the kernel gets it; of a call that stays, only the first; "" without one."""
     mask, read = decision.call.mask, decision.mask_is_read
     if read is None:
         return ""
     meaning = mask.meaning or (f"not proved: {mask.stop}" if mask.stop else str(mask))
-    return f"{meaning}; " + ("read as a tensor" if read else "computed from its meaning")
+    return meaning + ("; read as a tensor" if read else "; computed from its meaning") * decision.rewritten
 
 
 def _told(decision: Decision) -> Iterator[str]:

@@ -47,7 +47,8 @@ def decide(
                 decision = chooser.choose(call, refusals)
             if key is not None:
                 known[key] = decision
-            choices.append(replace(decision, call=call, wiring=one.wiring))
+            nodes = (*one.dead, one.node)
+            choices.append(replace(decision, call=call, wiring=one.wiring, meaning=one.meaning, written=nodes))
             if decision.reason not in (Reason.NONE_ACCEPTED, Reason.LOWERED):
                 break
         decision = next((each for each in choices if each.kernel != NATIVE), choices[0])

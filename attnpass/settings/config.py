@@ -89,7 +89,7 @@ class Config:
         _level,
     )
     report: str | None = _setting(
-        None, "Folder that gets one JSON and one HTML file per compiled graph.", "a folder", _text
+        None, "Folder that gets one JSON and one HTML file per compiled graph, and an index.", "a folder", _text
     )
     verify: bool = _switch(
         False,

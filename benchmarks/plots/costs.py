@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,23 +9,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.flops import flops
-from benchmarks.labels import is_exact
+from benchmarks.labels import KERNELS, is_exact
 from benchmarks.plots import style
 from benchmarks.plots.style import NothingToShowError, Theme
-from benchmarks.records import Record, Source, newest, provenance, state
-from benchmarks.roofline import ceilings
+from benchmarks.records import LEFT_OUT, Record, Source, newest, provenance, state
+from benchmarks.roofline import Ceilings, ceilings
 
 LENGTHS = tuple(512 << i for i in range(6))
 HEAD_DIMS, MASKS = (64, 128, 256), ("none", "causal")
 LIBRARIES = ("triton", "flash-attn", "tokenspeed-fa3", "flash-attn-4", "xformers", "sageattention")
-LEFT, RIGHT, GAP, TOP, BOTTOM = 0.5, 0.1, 0.3, 0.98, 0.62  # inches
-PANEL, WORDS, TICKS = 2.0, 0.46, 0.28
-NOTE_COLUMNS = 52
-LEGEND_COLUMNS = 6
+LEFT, RIGHT, GAP, TOP = 0.56, 0.08, 0.34, 0.5  # inches
+PANEL, WORDS, TICKS = 1.9, 0.34, 0.26
+LEGEND_COLUMNS = 5
 UNDISTURBED = 0.2
 SAID = (
     "Medians of five rounds, the longer of GPU and host time; whiskers from the fastest round to the slowest, "
-    f"left out above {UNDISTURBED:.0%}. Dashed: approximate"
+    f"none where more than {UNDISTURBED:.0%} lies between. Dashed: approximate. A number is that of the fastest kernel"
 )
 
 Panel = dict[str, dict[int, Record]]  # kernel, length
@@ -45,32 +43,44 @@ def _draw(source: Source, step: str, theme: Theme) -> Figure:
     used = list(newest((line for line in lines if _belongs(line)), "kernel", "sizes", "mask").values())
     if all(map(state, used)):
         raise NothingToShowError(f"no time of the set sweep, step {step}, in {source.name('costs')}")
-    height = TOP + BOTTOM + len(MASKS) * (WORDS + PANEL + TICKS)
+    shown = sorted({line["kernel"] for line in used if not state(line)}, key=_place)
     limit = ceilings(source)
     passed = {"forward": "forward", "train": "forward and backward"}[step]
-    subtitle = f"bf16, {passed}; TFLOP/s over sequence length. More is better; the number is the fastest kernel's"
-    captions = SAID, provenance(used, LIBRARIES)
+    captions = SAID, _yardstick(used, limit), missing(used), provenance(used, LIBRARIES)
+    top = TOP + style.legend_height(len(shown), LEGEND_COLUMNS)
+    bottom = style.bottom(captions)
+    height = top + bottom + len(MASKS) * (WORDS + PANEL + TICKS) - TICKS
+    subtitle = f"bf16, {passed}. More is better"
     figure = style.empty(height, f"Kernels, {passed}", subtitle, captions, theme)
     highest = max([_rate(line) for line in used if not state(line)] + ([limit.tflops] if limit else []))
     handles: dict[str, Any] = {}
     for row, mask in enumerate(MASKS):
         for column, D in enumerate(HEAD_DIMS):
-            axes = figure.add_axes(_box(row, column, height))
+            axes = figure.add_axes(_box(row, column, height, bottom))
             axes.set_ylim(0, highest * 1.12)
             title = f"head dim {D}, {'causal' if mask == 'causal' else 'no mask'}"
             handles |= _panel(axes, title, _of(used, mask, D), theme)
+            style.titles(axes, "sequence length" * (row == len(MASKS) - 1), "TFLOP/s" * (column == 0))
             if limit:
-                _matrix_product(axes, limit.tflops, theme)
-    known = [kernel for kernel in style.COLOURS if kernel in handles]
-    names = known + [kernel for kernel in handles if kernel not in known]
-    style.legend(figure, [handles[name] for name in names], names, LEGEND_COLUMNS)
+                axes.axhline(limit.tflops, color=theme.faint, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    style.legend(figure, [handles[name] for name in shown], [KERNELS.get(name, name) for name in shown], LEGEND_COLUMNS)
     return figure
 
 
-def _matrix_product(axes: Axes, tflops: float, theme: Theme) -> None:
-    """The ceiling: what a large matrix product reached on the same GPU."""
-    axes.axhline(tflops, color=theme.faint, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    axes.annotate("matrix product", (0, tflops), (0, 2), textcoords="offset points", fontsize=style.TINY)
+def _place(kernel: str) -> tuple[int, str]:
+    known = list(style.COLOURS)
+    return known.index(kernel) if kernel in known else len(known), kernel
+
+
+def _yardstick(used: Iterable[Record], limit: Ceilings | None) -> str:
+    """What the dotted line is, and which kernels are above it: it is no bound."""
+    if limit is None:
+        return ""
+    exact = [line for line in used if not state(line) and is_exact(line["kernel"])]  # others multiply in fewer bits
+    above = {(line["kernel"], line["sizes"][5]) for line in exact if _rate(line) > limit.tflops}
+    over = ", ".join(f"{kernel} at head dim {D}" for kernel, D in sorted(above, key=lambda pair: _place(pair[0])))
+    said = f"Dotted: {limit.tflops:.0f} TFLOP/s, what a bf16 matrix product of 8192³ reached on the same GPU"
+    return said + (f", a yardstick and no bound: {over} {'is' if len(above) == 1 else 'are'} above it" if over else "")
 
 
 def _belongs(line: Record) -> bool:
@@ -86,10 +96,10 @@ def _of(used: Iterable[Record], mask: str, D: int) -> Panel:
     return found
 
 
-def _box(row: int, column: int, height: float) -> tuple[float, float, float, float]:
+def _box(row: int, column: int, height: float, below: float) -> tuple[float, float, float, float]:
     columns = len(HEAD_DIMS)
     wide = (style.WIDTH - LEFT - RIGHT - GAP * (columns - 1)) / columns
-    bottom = BOTTOM + TICKS + (len(MASKS) - 1 - row) * (WORDS + PANEL + TICKS)
+    bottom = below + (len(MASKS) - 1 - row) * (WORDS + PANEL + TICKS)
     return (LEFT + column * (wide + GAP)) / style.WIDTH, bottom / height, wide / style.WIDTH, PANEL / height
 
 
@@ -110,12 +120,8 @@ def _panel(axes: Axes, title: str, panel: Panel, theme: Theme) -> dict[str, Any]
     for S, rate in best.items():
         at = (LENGTHS.index(S), rate)
         axes.annotate(f"{rate:.0f}", at, (0, 6), textcoords="offset points", ha="center", fontsize=style.TINY)
-    note = "\n".join(textwrap.wrap(missing(panel), NOTE_COLUMNS))
-    axes.set_title(title, loc="left", fontsize=style.SMALL, fontweight="bold", pad=23)
-    offset = {"xycoords": "axes fraction", "textcoords": "offset points"}
-    axes.annotate(note, (0, 1), (0, 20), va="top", fontsize=style.TINY - 0.8, color=theme.faint, **offset)
-    labels = [f"{S // 1024}k" if S >= 1024 else str(S) for S in LENGTHS]
-    axes.set_xticks(range(len(LENGTHS)), labels)
+    axes.set_title(title, loc="left", fontsize=style.SMALL, fontweight="bold", pad=8)
+    axes.set_xticks(range(len(LENGTHS)), list(map(_length, LENGTHS)))
     axes.set_xlim(-0.35, len(LENGTHS) - 0.65)
     axes.grid(axis="y")
     axes.tick_params(length=0, labelcolor=theme.faint)
@@ -143,13 +149,28 @@ def _half_spread(line: Record) -> float:
     return spread / 2 if spread <= UNDISTURBED * line["ms"] else 0.0
 
 
-def missing(panel: Panel) -> str:
-    """What has no point, and why: "OOM: native_math from 8k; refused: flash2"."""
-    found: dict[str, list[str]] = {}
-    for kernel, lines in panel.items():
-        states = {S: state(line) for S, line in sorted(lines.items()) if state(line)}
-        for why in dict.fromkeys(states.values()):
-            at = [S for S, met in states.items() if met == why]
-            where = "" if len(at) == len(lines) else " at " + ", ".join(f"{S / 1024:g}k" for S in at)
-            found.setdefault(why, []).append(kernel + where)
-    return "; ".join(f"{why}: {', '.join(kernels)}" for why, kernels in found.items())
+def missing(lines: Iterable[Record]) -> str:
+    """What has no point, and why: ``"Without a point: flash2 at head dim 256 (this build has 64 and 128 only)"``."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for line in lines:
+        if state(line):
+            found.setdefault((line["kernel"], _why(line)), []).append(line)
+    words = []
+    for (kernel, why), members in found.items():
+        dims = sorted({line["sizes"][5] for line in members})
+        lengths = sorted({line["sizes"][3] for line in members})
+        at = "" if len(dims) == len(HEAD_DIMS) else f" at head dim {' and '.join(map(str, dims))}"
+        at += "" if len(lengths) == len(LENGTHS) else f" at {', '.join(map(_length, lengths))}"
+        words.append(f"{kernel}{at} ({why})")
+    return f"Without a point: {'; '.join(words)}" if words else ""
+
+
+def _why(line: Record) -> str:
+    """The first reason, as a caption has it."""
+    reason = str((line.get("refused") or [line.get("problem")])[0]) if state(line) != "OOM" else "OOM"
+    reason = reason.removeprefix(LEFT_OUT).partition("; ")[0]
+    return "no backward" if "no backward" in reason else reason
+
+
+def _length(S: int) -> str:
+    return f"{S // 1024}k" if S >= 1024 else str(S)

@@ -11,7 +11,7 @@ from benchmarks.plots.style import NothingToShowError, Theme
 from benchmarks.records import Key, Record, Source, has_time, provenance, state
 from benchmarks.tables import forms_of
 
-ROW, TOP, BOTTOM = 0.36, 0.85, 0.66  # inches
+ROW, TOP, LEFT, RIGHT = 0.37, 0.85, 2.72, 0.06  # inches
 BAR = 0.38
 PAIR = (INDUCTOR, AUTO)
 SAID = "Medians; whiskers: 20th to 80th percentile. ≤ and paler: another process slowed some of the runs down"
@@ -23,20 +23,23 @@ def draw(source: Source, theme: Theme) -> Figure:
     used = {key: line for key, line in found.items() if key[1] in PAIR and key[2] == "forward"}
     if not any(key[1] == AUTO for key in used):
         raise NothingToShowError(f"no line with the compiler auto in {source.name('forms')}")
-    height = TOP + BOTTOM + ROW * len(FORMS)
     captions = SAID, provenance(used.values())
+    bottom = style.bottom(captions)
+    height = TOP + bottom + ROW * len(FORMS)
     title = f"The same attention call, spelled {len(FORMS)} ways"
     figure = style.empty(
         height, title, f"{_sizes(used)}: ms, and memory beyond the operands. Less is better", captions, theme
     )
-    axes = figure.add_axes((0.355, BOTTOM / height, 0.635, 1 - (TOP + BOTTOM) / height))
+    wide = (style.WIDTH - LEFT - RIGHT) / style.WIDTH
+    axes = figure.add_axes((LEFT / style.WIDTH, bottom / height, wide, 1 - (TOP + bottom) / height))
     longest = max(line["ms"] for line in used.values() if has_time(line))
     for row, form in enumerate(FORMS):
         for compiler in PAIR:
             _bar(axes, row, compiler, used.get((form, compiler, "forward")), theme)
-    axes.set_xlim(0, longest * 1.24)
+    axes.set_xlim(0, longest * 1.34)  # room for the words behind the longest bar
     axes.set_yticks(range(len(FORMS)), list(FORMS.values()))
     style.bare_bars(axes, len(FORMS))
+    style.titles(axes, "milliseconds")
     handles = [axes.barh([0], [0], color=style.colour(compiler)) for compiler in PAIR]
     style.legend(figure, handles, [COMPILERS[compiler] for compiler in PAIR])
     return figure

@@ -12,7 +12,7 @@ from benchmarks.plots import style
 from benchmarks.plots.style import NothingToShowError, Theme
 from benchmarks.records import Record, Source, newest, provenance
 
-HEIGHT, TOP, BOTTOM, LEFT, GAP, RIGHT = 3.5, 1.12, 0.82, 0.5, 0.55, 0.22  # inches
+PANEL, TOP, LEFT, GAP, RIGHT = 1.7, 1.12, 0.58, 0.55, 0.22  # inches
 NOISE = 1.03
 NAMED_FROM = 1.1
 NAMED = 3  # the worst calls have their names written
@@ -27,16 +27,16 @@ def draw(source: Source, theme: Theme) -> Figure:
     steps = [step for step in STEPS if any(r["step"] == step for r in used)]
     if not steps:
         raise NothingToShowError(f"no ratio in {source.name('regret')}")
-    subtitle = (
-        "Calls that no choice was fitted to: time of auto's kernel over the best exact kernel's, sorted. 1 is perfect"
-    )
+    subtitle = "Calls that no choice was fitted to: time of auto's kernel over the best exact kernel's. 1 is perfect"
     captions = "The band is 3 %, run-to-run noise", provenance(used)
-    figure = style.empty(HEIGHT, "How far auto is from the best choice", subtitle, captions, theme)
+    bottom = style.bottom(captions)
+    height = TOP + PANEL + bottom
+    figure = style.empty(height, "How far auto is from the best choice", subtitle, captions, theme)
     wide = (style.WIDTH - LEFT - RIGHT - GAP * (len(steps) - 1)) / len(steps)
     worst = max(float(r["ratio"]) for r in used)
     for column, step in enumerate(steps):
         place = (LEFT + column * (wide + GAP)) / style.WIDTH
-        box = (place, BOTTOM / HEIGHT, wide / style.WIDTH, (HEIGHT - TOP - BOTTOM) / HEIGHT)
+        box = (place, bottom / height, wide / style.WIDTH, PANEL / height)
         axes = figure.add_axes(box)
         axes.set_ylim(0.98, max(1.1, 1 + (worst - 1) * 1.2))
         _panel(axes, STEPS[step], [r for r in used if r["step"] == step], theme)
@@ -52,7 +52,7 @@ def _panel(axes: Axes, title: str, records: list[Record], theme: Theme) -> None:
             continue
         ratios = [float(r["ratio"]) for r in ranked]
         shares = [100 * (place + 1) / len(ratios) for place in range(len(ratios))]
-        colour = style.colour("native_cudnn" if tuned else "auto")
+        colour = theme.faint if tuned else style.colour("auto")
         look: dict[str, Any] = {"color": colour, "linestyle": line, "marker": marker, "markersize": 3.2, "linewidth": 1}
         (shown[f"{label}: {summary(ratios)}"],) = axes.plot(shares, ratios, drawstyle="steps-pre", **look)
         if not tuned:
@@ -61,7 +61,7 @@ def _panel(axes: Axes, title: str, records: list[Record], theme: Theme) -> None:
     axes.legend(list(shown.values()), list(shown), loc="lower left", bbox_to_anchor=(-0.02, 0.98), fontsize=style.TINY)
     axes.set_xlim(0, 101)
     axes.set_xticks(range(0, 101, 25), [f"{share} %" for share in range(0, 101, 25)])
-    axes.set_xlabel("calls", fontsize=style.TINY, labelpad=2)
+    style.titles(axes, "calls, sorted", "time over the best kernel's" * (title == STEPS["forward"]))
     axes.grid(axis="y")
     axes.tick_params(length=0, labelcolor=theme.faint)
     axes.spines["left"].set_visible(False)
@@ -76,7 +76,7 @@ def _names(axes: Axes, ranked: list[Record], shares: list[float]) -> None:
             height = min(float(record["ratio"]), lowest - 0.075 * (top - 0.98))  # below the name before
             text = f"{record['shape']}: {record['chosen']}, not {record['best']}"
             axes.annotate(
-                text, (share, height), (-7, 0), textcoords="offset points", ha="right", va="center", fontsize=6.6
+                text, (share, height), (-7, 0), textcoords="offset points", ha="right", va="center", fontsize=style.TINY
             )
             lowest = height
 

@@ -14,7 +14,7 @@ from benchmarks.plots.costs import LENGTHS
 from benchmarks.plots.style import NothingToShowError, Theme
 from benchmarks.records import Record, Source, newest, provenance, state
 
-HEIGHT, TOP, BOTTOM, LEFT, GAP, RIGHT = 3.6, 1.3, 0.68, 0.5, 0.55, 0.12  # inches
+PANEL, TOP, LEFT, GAP, RIGHT = 1.8, 1.05, 0.56, 0.62, 0.12  # inches
 CALL = ("sizes", "mask", "dtype", "step")
 DASHES = {"none": "-", "causal": "--"}
 MARKERS = {64: "o", 128: "D", 256: "s"}
@@ -33,17 +33,20 @@ def draw(source: Source, theme: Theme) -> Figure:
     if not series:
         raise NothingToShowError(f"no time of a sage kernel beside an exact one in {source.name('costs')}")
     captions = "Medians, the longer of GPU and host time", provenance(used, ("sageattention", "triton"))
-    subtitle = "Forward, bf16, over sequence length. Approximate kernels run only when they are asked for by name"
-    figure = style.empty(HEIGHT, "SageAttention: what it gains, and its error", subtitle, captions, theme)
+    subtitle = "Forward, bf16. Approximate kernels run only when they are asked for by name"
+    bottom = style.bottom(captions)
+    height = TOP + PANEL + bottom
+    figure = style.empty(height, "SageAttention: what it gains, and its error", subtitle, captions, theme)
     wide = (style.WIDTH - LEFT - RIGHT - GAP) / 2
     handles = {}
-    for column, title in enumerate(("gain over the fastest exact kernel", "error of the output, relative to fp32")):
+    for column, title in enumerate(("speed beside the fastest exact kernel", "error of the output, beside fp32")):
         place = (LEFT + column * (wide + GAP)) / style.WIDTH
-        axes = figure.add_axes((place, BOTTOM / HEIGHT, wide / style.WIDTH, (HEIGHT - TOP - BOTTOM) / HEIGHT))
+        axes = figure.add_axes((place, bottom / height, wide / style.WIDTH, PANEL / height))
         axes.set_title(title, loc="left", fontsize=style.SMALL, fontweight="bold")
         for key, points in series.items():
             handles[key] = _line(axes, key, {S: point[column] for S, point in points.items()})
         _frame(axes, column == 0, theme)
+        style.titles(axes, "sequence length", ("times as fast", "relative error")[column])
     labels = [f"{kernel}, D {D}{', causal' if mask == 'causal' else ''}" for kernel, D, mask in handles]
     style.legend(figure, list(handles.values()), labels, LEGEND_COLUMNS)
     return figure
@@ -89,7 +92,7 @@ def _frame(axes: Axes, gain: bool, theme: Theme) -> None:
     axes.grid(axis="y")
     axes.tick_params(length=0, labelcolor=theme.faint)
     axes.spines["left"].set_visible(False)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.dataLim.y1 * 1.1)
     if gain:
         axes.axhline(1.0, color=theme.faint, linewidth=1.0)
         axes.set_ylim(top=max(1.2, axes.get_ylim()[1]))

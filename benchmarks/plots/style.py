@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.labels import is_exact
 
-WIDTH = 8.65  # inches: 830 px, the width of a README on GitHub
-SMALL, TINY = 8.0, 7.2  # points
-CAPTION_COLUMNS = 142
+WIDTH = 7.3  # inches: 700 px, the width of the docs, so that a point is 4/3 px there; a README on GitHub has more
+SMALL, TINY = 8.0, 7.2  # points: 10.7 and 9.6 px; nothing is smaller
+CAPTION_COLUMNS = 132
+LEGEND_ROW, CAPTION_ROW = 0.17, 0.15  # inches
+AXIS_WORDS = 0.5  # inches, of numbers and title below an axis
 
 # Chosen so that no two that stand beside each other look alike to a colour-blind reader, and so that all show on white
 # and on GitHub's dark grey. The markers say it again.
@@ -40,7 +42,8 @@ COLOURS = {
     "sage_fp8": "#F25FCF",
     "sage_fp8_sm90": "#F25FCF",
 }
-COLOURS |= {"by_hand": COLOURS["inductor"], "native": COLOURS["inductor"]}
+COLOURS |= {"by_hand": COLOURS["inductor"], "native": COLOURS["inductor"], "default": COLOURS["inductor"]}
+COLOURS |= {"auto_pytorch_only": "#5CC2BC"}
 MARKERS = dict(zip(COLOURS, "oosv^<DPXd*hHp8sH", strict=False))
 OTHER = "#8C7A5B"
 
@@ -56,6 +59,10 @@ class Theme:
 
 
 THEMES = (Theme("light", "#1F2328", "#59636E", "#D8DEE4"), Theme("dark", "#F0F6FC", "#9198A1", "#30363D"))
+
+
+class LegendTooWideError(Exception):
+    """A legend would be cut off: give it fewer columns."""
 
 
 class NothingToShowError(Exception):
@@ -96,16 +103,53 @@ def empty(height: float, title: str, subtitle: str, captions: Sequence[str], the
     figure = Figure(figsize=(WIDTH, height))
     figure.text(0.012, 1 - 0.12 / height, title, fontsize=11.5, fontweight="bold", va="top")
     figure.text(0.012, 1 - 0.36 / height, subtitle, fontsize=SMALL, color=theme.faint, va="top")
-    lines = [line for part in captions for line in textwrap.wrap(part, CAPTION_COLUMNS, break_on_hyphens=False)]
-    for place, line in enumerate(reversed(lines)):
-        figure.text(0.012, (0.08 + 0.15 * place) / height, line, fontsize=TINY, color=theme.faint, va="bottom")
+    lines = _wrapped(captions)
+    for place, line in enumerate(lines, 1):  # in the order of reading, for those to whom it is read
+        figure.text(
+            0.012,
+            (0.08 + CAPTION_ROW * (len(lines) - place)) / height,
+            line,
+            fontsize=TINY,
+            color=theme.faint,
+            va="bottom",
+        )
     return figure
 
 
+def _wrapped(captions: Sequence[str]) -> list[str]:
+    return [line for part in captions for line in textwrap.wrap(part, CAPTION_COLUMNS, break_on_hyphens=False)]
+
+
+def bottom(captions: Sequence[str]) -> float:
+    """Inches that the captions take, and the words of the axis above them."""
+    return 0.08 + CAPTION_ROW * len(_wrapped(captions)) + AXIS_WORDS
+
+
 def legend(figure: Figure, handles: list[Any], labels: list[str], columns: int = 0, below_top: float = 0.54) -> None:
-    """Outside of the data, under the title."""
+    """Outside of the data, under the title; `legend_height` says how much room it takes.
+
+    Raises:
+        LegendTooWideError: it is wider than the figure.
+    """
     place = (0.004, 1 - below_top / figure.get_figheight())
-    figure.legend(handles, labels, loc="upper left", bbox_to_anchor=place, ncols=columns or len(labels))
+    look: dict[str, Any] = {"borderpad": 0.2, "labelspacing": 0.3, "columnspacing": 1.6, "handlelength": 1.9}
+    made = figure.legend(
+        handles, labels, loc="upper left", bbox_to_anchor=place, ncols=columns or len(labels), fontsize=SMALL, **look
+    )
+    figure.draw_without_rendering()
+    if made.get_window_extent().x1 > figure.bbox.x1:
+        raise LegendTooWideError(f"the legend of {', '.join(labels)}")
+
+
+def legend_height(labels: int, columns: int) -> float:
+    """Inches that a legend takes below the subtitle."""
+    return LEGEND_ROW * -(-labels // columns) + 0.1
+
+
+def titles(axes: Axes, x: str = "", y: str = "") -> None:
+    """What the axes show."""
+    axes.set_xlabel(x, fontsize=SMALL, labelpad=3)
+    axes.set_ylabel(y, fontsize=SMALL, labelpad=3)
 
 
 def bare_bars(axes: Axes, rows: int) -> None:

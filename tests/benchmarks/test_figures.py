@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import figures
 from benchmarks.labels import FORMS, PICTURES
-from benchmarks.plots import costs, end_to_end, regret, sage
+from benchmarks.plots import costs, end_to_end, regret, sage, style
 
 FACTS = {"date": "2026-11-25T02:00:00+00:00", "commit": "63a46d0aaaaa", "hardware": {"gpu": "Invented GPU"}, "ok": True}
 
@@ -26,6 +27,9 @@ def sweep() -> list[dict[str, Any]]:
             lines.append(line)
     lines[6] |= {"oom": True, "ok": False, "ms": None}
     lines.append(lines[0] | {"kernel": "flash2", "refused": ["head_dim"], "ms": None})
+    built = {"kernel": "flash3", "sizes": [1, 16, 16, 512, 512, 256], "problem": "this build has 64 only"}
+    lines.append(lines[0] | built | {"ms": None, "ok": False})
+    lines.append(lines[0] | {"kernel": "flex", "refused": ["left out: slow"], "ms": None})
     return [line | {"relative_error": 0.03} if line["kernel"] == "sage" else line for line in lines]
 
 
@@ -52,6 +56,16 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def without(svg: str) -> list[str]:
+    """What a figure says it has no point of."""
+    (said,) = re.findall(r"Without a point: (.*?)NVIDIA|Without a point: (.*?)Invented", " ".join(texts(svg)))
+    return "".join(said).strip().split("; ")
+
+
+def texts(svg: str) -> list[str]:
+    return re.findall(r">([^<>]+)</text>", svg)
+
+
 def draw(results: Path, out: Path, *names: str) -> dict[str, str]:
     assert figures.main([*names, "--results", str(results), "--out", str(out)]) == 0
     return {path.name: path.read_text() for path in sorted(out.glob("*.svg"))}
@@ -76,9 +90,56 @@ def test_what_is_missing_or_slower_is_written(results: Path, tmp_path: Path) -> 
     drawn = draw(results, tmp_path / "out")
     assert ">OOM<" in drawn["forms_h100_light.svg"]
     assert ">0.80×, 40.00 → 50.00 ms<" in drawn["end_to_end_h100_light.svg"]
-    assert ">5.00 ms; plain Inductor: not measured<" in drawn["end_to_end_h100_light.svg"]
-    assert ">OOM: native_math at 0.5k; refused: flash2<" in drawn["kernels_forward_h100_light.svg"]
+    lacking = "Llama, 4 × 4096 tokens (sage); BERT, 32 × 512, mask of ones"
+    assert f">Without a bar, since a time was disturbed or is lacking: {lacking}<" in drawn["end_to_end_h100_light.svg"]
+    assert without(drawn["kernels_forward_h100_light.svg"]) == [
+        "native_math at head dim 128 at 512 (OOM)",
+        "flash2 at head dim 128 at 512 (head_dim)",
+        "flash3 at head dim 256 at 512 (this build has 64 only)",
+        "flex at head dim 128 at 512 (slow)",
+    ]
     assert "new_kernel" in drawn["kernels_forward_h100_light.svg"]
+
+
+SMALLEST = 6.75  # points: 9 px where a figure is as wide as the docs
+
+
+@pytest.mark.parametrize("figure", sorted(figures.FOLDER.glob("*.svg")), ids=lambda path: path.stem)
+def test_the_committed_figures_can_be_read_where_the_docs_show_them(figure: Path) -> None:
+    svg = figure.read_text()
+    (width,) = re.findall(r'<svg [^>]*width="([\d.]+)pt"', svg)
+    assert float(width) == pytest.approx(style.WIDTH * 72)
+    sizes = [float(size) for size in re.findall(r"font(?:-size)?: (?:[a-z]+ |\d+ )*([\d.]+)px", svg)]
+    assert sizes and min(sizes) >= SMALLEST
+    assert not [text for text in texts(svg) if text.startswith(("disturbed", "failed", "not measured"))]
+
+
+def test_a_legend_that_does_not_fit_is_no_figure() -> None:
+    figure = style.empty(3.0, "", "", (), style.THEMES[0])
+    handles = [figure.add_axes((0, 0, 1, 1)).barh([0], [0]) for _ in range(9)]
+    labels = [f"quite a long name, {number}" for number in range(9)]
+    with pytest.raises(style.LegendTooWideError):
+        style.legend(figure, handles, labels)
+    style.legend(figure, handles, labels, columns=3)
+
+
+def test_a_matrix_product_is_said_to_be_no_bound_where_a_kernel_is_above_it(results: Path, tmp_path: Path) -> None:
+    def said(tflops: float) -> str:
+        line = {"benchmark": "ceilings", "ok": True, "matmul_tflops": tflops, "copy_gbs": 1.0, **FACTS}
+        (results / "ceilings_h100.jsonl").write_text(json.dumps(line) + "\n")
+        svg = draw(results, tmp_path / str(tflops), "kernels_forward")["kernels_forward_h100_light.svg"]
+        return " ".join(texts(svg))
+
+    assert "no bound" not in said(9999.0)
+    assert "no bound: native_math at head dim 128, flash3 at head dim 128, new_kernel" in said(1.0)
+
+
+def test_a_kernel_has_one_colour_in_all_figures() -> None:
+    assert style.colour("native") == style.colour("default") == style.colour("inductor")
+    distinct = [
+        name for name in style.COLOURS if not name.startswith("sage") and name not in ("by_hand", "native", "default")
+    ]
+    assert len({style.colour(name) for name in distinct}) == len(distinct)
 
 
 def test_without_lines_there_is_no_figure_and_the_old_one_goes(

@@ -19,6 +19,7 @@ from attnpass.cli.table import plain, print_table
 from attnpass.ir.call import AttentionCall
 from attnpass.kernels.registry import registry
 from attnpass.kernels.support_table import limits_row, support_rows
+from attnpass.report.record import calls_of
 from tests.helpers.cli_examples import Native, Picky, forget_settings, run
 
 COMMANDS = (explain, info, kernels_command)
@@ -62,7 +63,7 @@ def test_explain_a_shape_with_all_reasons(capsys: pytest.CaptureFixture[str]):
     assert out[0] == ("B2 H24 Hkv8 Sq4096 Sk77 D132 fp32, bool mask, dropout 0.1, training, on NVIDIA T4, sm_75")
     assert out[2] == "_picky -> kept (native): no kernel that was asked for takes the call"
     assert out[-1] == (
-        "picky   GPU is sm_75, needs sm_90 to sm_90; dtype is fp32, needs bf16 or fp16; head_dim is 132, needs at most "
+        "picky   GPU is sm_75, needs sm_90; dtype is fp32, needs bf16 or fp16; head_dim is 132, needs at most "
         "128; head_dim is 132, needs a multiple of 8; grouped-query attention is 24 heads on 8, needs as many "
         "key/value heads as query heads; mask is a bool tensor, needs none or causal"
     )
@@ -76,7 +77,7 @@ def test_explain_a_shape_as_json(capsys: pytest.CaptureFixture[str]):
     document = json.loads("\n".join(out))
     assert code == 0
     assert document["machine"]["versions"]["picky-attn"] == "1.2"
-    assert [(call["kernel"], call["mask"], call["rewritten"]) for call in document["calls"]] == [
+    assert [(call["kernel"], call["mask"], call["rewritten"]) for call in calls_of(document)] == [
         ("picky", "causal", True)
     ]
 
@@ -126,7 +127,7 @@ def test_kernels_prints_the_limits(capsys: pytest.CaptureFixture[str]):
     assert [re.sub(" {2,}", "|", line) for line in run(capsys, "kernels")[1]] == [
         "name|devices|GPUs|dtypes|head dims|Sq|masks|also|exact",
         "native|any|any|bf16, fp16|any|any|none|backward, deterministic|yes",
-        "picky|cuda|sm_90 to sm_90|bf16, fp16|<= 128, multiple of 8|any|causal|dropout, backward, deterministic|no",
+        "picky|cuda|sm_90|bf16, fp16|<= 128, multiple of 8|any|causal|dropout, backward, deterministic|no",
         "",
         "name|what it is|also accepted",
         "native|the call stays|-",

@@ -12,6 +12,7 @@ import pytest
 
 from attnpass.cli.model_file import MODULE_NAME, load_model
 from attnpass.errors import AttnpassError
+from attnpass.report.record import calls_of
 from tests.helpers.cli_examples import forget_settings, run
 
 
@@ -49,6 +50,20 @@ def test_explain_a_file(model_file: Path, capsys: pytest.CaptureFixture[str]):
     assert "ATTNPASS_KERNEL" not in os.environ
 
 
+def test_explain_names_the_machine_and_folds_the_kernels_of_others(
+    model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = run(capsys, "explain", str(model_file))[1]
+    there = run(capsys, "explain", str(model_file), "--machine", "a100")[1]
+    assert any(line.endswith(", on cpu") for line in here)
+    assert any(line.endswith(", on NVIDIA A100, sm_80") for line in there)
+    assert not any(line.endswith(", on cpu") for line in there)
+    folded = [[line.strip() for line in out if "on other devices only: " in line] for out in (here, there)]
+    assert folded[0] and all("flash2" in line and "xla" in line for line in folded[0])
+    assert folded[1] and set(folded[1]) == {"on other devices only: aiter, npu, xla"}
+    assert not any("device is" in line for line in here + there)
+
+
 def test_explain_a_model_that_never_calls_sdpa(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """What was recognised, line by line; and what was not, with the culprit."""
     path = tmp_path / "net.py"
@@ -83,7 +98,7 @@ def test_explain_a_file_as_json(model_file: Path, capsys: pytest.CaptureFixture[
     code, out, _ = run(capsys, "explain", str(model_file), "--json")
     (report,) = json.loads("\n".join(out))
     assert code == 0
-    assert [(call["kernel"], call["rewritten"]) for call in report["calls"]] == [("native", False)]
+    assert [(call["kernel"], call["rewritten"]) for call in calls_of(report)] == [("native", False)]
 
 
 def test_an_error_of_the_model_is_told_with_its_place(model_file: Path, capsys: pytest.CaptureFixture[str]):

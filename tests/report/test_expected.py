@@ -9,17 +9,19 @@ import torch
 
 from attnpass.ir.call import Pattern
 from attnpass.ir.decision import NATIVE, Basis, Decision, Reason
+from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.registry import registry
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.machine import Machine
 from attnpass.report import log
-from attnpass.report.html import to_html
-from attnpass.report.record import Report
+from attnpass.report.pages.graph_page import to_html
+from attnpass.report.record import Report, calls_of
 from attnpass.report.text import advice, bar, block, call_text, debug_text, expected, mask_text, why
 from attnpass.select.evidence import NOTHING, Learnt, Timed
 from attnpass.select.select import select
 from attnpass.settings.config import Config
 from benchmarks.shapes import Shape
+from tests.helpers import report_examples as examples
 
 H100 = KNOWN_MACHINES["h100"]
 LONG = Shape((1, 24, 24, 16384, 16384, 128))
@@ -100,8 +102,10 @@ def test_how_the_kernel_gets_the_mask() -> None:
     assert decided().mask_is_read is None and mask_text(decided()) == ""
     assert causal.mask_is_read is False and mask_text(causal) == "causal; computed from its meaning"
     assert tensor.mask_is_read is True and mask_text(tensor).endswith("read as a tensor")
+    kept = examples.kept(examples.call("a", mask=MaskSpec.causal()))
+    assert mask_text(kept) == "causal"  # whoever computes it is PyTorch's choice
     assert "(read as a tensor)" not in call_text(tensor)  # nothing else could be expected
-    assert [call["mask_is_read"] for call in report(causal, tensor).to_dict()["calls"]] == [False, True]
+    assert [call["mask_is_read"] for call in calls_of(report(causal, tensor).to_dict())] == [False, True]
 
 
 def test_the_three_renderings_have_the_same_numbers() -> None:
@@ -109,8 +113,8 @@ def test_the_three_renderings_have_the_same_numbers() -> None:
     ms = f"{decision.ms['native_cudnn']:.3g}"
     one = report(decision)
     assert f"{ms} ms" in debug_text(one) and ms in to_html(one) and "ms as PyTorch would choose" in block(one)
-    assert one.to_dict()["calls"][0]["basis"] == "table"
-    assert one.to_dict()["calls"][0]["ms"]["native_cudnn"] == round(decision.ms["native_cudnn"], 5)
+    assert calls_of(one.to_dict())[0]["basis"] == "table"
+    assert calls_of(one.to_dict())[0]["ms"]["native_cudnn"] == round(decision.ms["native_cudnn"], 5)
 
 
 @pytest.mark.parametrize(("ms", "drawn"), ((1.0, "████"), (0.5, "██"), (0.53, "██▏"), (0.001, "▏")))

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+import attnpass
 from attnpass.find.found import NearMiss
 from attnpass.ir.call import Source
 from attnpass.report.history import write
-from attnpass.report.html import to_html
-from attnpass.report.record import Report
+from attnpass.report.pages import docs
+from attnpass.report.pages.graph_page import to_html
+from attnpass.report.record import Report, calls_of
 from attnpass.settings.config import Config
 from tests.helpers import report_examples as examples
+from tests.test_docs import ROOT
 
 EVIL = "</script><script>alert('x')</script><!--&amp;"
+MISS = NearMiss("tanh", "tanh instead of softmax", Source("model.py", 3))
 VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
 
 
@@ -68,7 +77,7 @@ def test_the_page_tells_what_happened():
     assert "38 of 40 attention calls rewritten; 2 stay as they are." in page.words
     for wanted in ("blocks.*.attn", "wan/model.py:212", "kept", "rewritten", "NVIDIA H100, sm_90", "cuDNN 9.19.0"):
         assert wanted in page.words
-    assert "native_flash: mask is a bool tensor, needs none or causal" in page.words
+    assert "native_flash: mask is a bool tensor, needs none or causal mask" in page.words  # the last word is the code
     assert "What each kernel answers (2 of 2 would take them)" in page.words
     assert page.count("details") == 6  # two groups with answers and calls, the code before and after
 
@@ -81,6 +90,14 @@ def test_the_page_tells_what_happened():
         (examples.report(examples.kept(examples.call("a"))), "0 of 1 attention call rewritten; 1 stays as it is."),
         (examples.report(nodes=1), "No attention call was found among 1 node."),
         (examples.report(error="boom"), "The pass failed, and the graph runs as it was."),
+        (
+            examples.report(nodes=9, near_misses=(MISS, MISS)),
+            "No attention call was found among 9 nodes; 2 places are almost attention.",
+        ),
+        (
+            examples.report(examples.rewritten(examples.call("a")), near_misses=(MISS,)),
+            "The attention call was rewritten; 1 place is almost attention.",
+        ),
     ],
 )
 def test_the_summary_is_one_sentence(report: Report, summary: str):
@@ -111,6 +128,68 @@ def test_the_page_loads_nothing_and_follows_the_colour_scheme():
     assert not {"link", "img", "iframe"} & {name for name, _ in page.tags}
     assert "default-src 'none'" in html
     assert "prefers-color-scheme: dark" in html
+
+
+def test_every_code_leads_to_the_docs() -> None:
+    page = Page(to_html(examples.video_model()))
+    links = {str(attrs["href"]) for name, attrs in page.tags if name == "a"}
+    assert links == {f"{(ROOT / 'docs' / 'why_kept.md').as_uri()}#mask"}
+
+
+def test_a_release_links_to_its_own_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = ["Source, https://host/a", "Documentation, https://host/a/blob/main/docs/index.md"]
+    monkeypatch.setattr(docs.metadata, "metadata", lambda _: SimpleNamespace(get_all=lambda _: urls))
+    docs.reasons.cache_clear()
+    try:
+        assert docs.reasons() == "https://host/a/blob/main/docs/why_kept.md"
+        page = Page(to_html(examples.video_model()))
+        assert not {"link", "img", "iframe"} & {name for name, _ in page.tags}  # followed, not loaded
+    finally:
+        docs.reasons.cache_clear()
+
+
+def compiled(*programs: Callable[..., Tensor]) -> Page:
+    """The page of programs that are called with one (2, 4, 32, 16) tensor."""
+    x = torch.randn(2, 4, 32, 16)
+    with torch.no_grad():
+        for program in programs:
+            torch.compile(program, backend="attnpass", options={"attnpass.kernel": "native_math"})(x)
+    report = attnpass.last_report()
+    assert report is not None
+    return Page(to_html(report))
+
+
+def test_the_node_before_and_after() -> None:
+    page = compiled(lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True))
+    assert "torch._C._nn.scaled_dot_product_attention(" in page.words and "is_causal=True)" in page.words
+    assert "# after" in page.words and "torch.ops.aten._scaled_dot_product_attention_math" in page.words
+    assert [attrs["viewbox"] for name, attrs in page.tags if name == "svg"] == ["0 0 32 32"]
+
+
+def test_a_chain_written_by_hand_is_told_node_by_node() -> None:
+    page = compiled(lambda x: (x @ x.mT).softmax(-1) @ x)
+    assert "The nodes, before and after" in page.words
+    before = page.words.partition("# before")[2].partition("# after")[0]
+    assert before.index("operator.matmul") < before.index(".softmax(-1)") < before.rindex("operator.matmul")
+
+
+def test_where_nothing_is_rewritten_there_is_no_after() -> None:
+    (report,) = attnpass.explain(F.scaled_dot_product_attention, *[torch.randn(1, 1, 4, 8)] * 3)
+    words = Page(to_html(report)).words
+    assert "# as it is written" in words and "# after" not in words
+
+
+def test_an_invented_machine_is_called_so() -> None:
+    (report,) = attnpass.explain_on("a100", F.scaled_dot_product_attention, *[torch.randn(1, 1, 4, 8)] * 3)
+    assert "invented machineNVIDIA A100, sm_80" in Page(to_html(report)).words
+
+
+def test_equal_calls_stand_in_the_json_once() -> None:
+    told = examples.video_model().to_dict()
+    assert len(told["calls"]) == 40 and [call["group"] for call in told["calls"]] == [0] * 38 + [1] * 2
+    assert len(told["groups"]) == 2
+    assert calls_of(told)[39]["module"] == "blocks.20.cross" and calls_of(told)[39]["refused"] == ["native_flash"]
+    assert len(json.dumps(told)) < 40 * 250 + 4000
 
 
 def test_the_page_can_be_read_without_seeing_it():

@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 import attnpass
 from attnpass.report import log
-from attnpass.report.html import to_html
+from attnpass.report.pages.graph_page import to_html
+from attnpass.report.record import calls_of
 from attnpass.report.text import block
 from tests.helpers.cli_examples import run as command
 from tests.helpers.compiled import NOT_ON_2_9, assert_near, decisions, run
@@ -185,7 +186,7 @@ def test_a_changed_policy_compiles_anew(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_report_says_which_clause() -> None:
     compiled("native_flash; Sk>4096=flex; cross=native_math; *.crss=reference", Decoder(), X, C)
     report = attnpass.last_report()
-    calls = {each["module"]: each for each in report.to_dict()["calls"]}
+    calls = {each["module"]: each for each in calls_of(report.to_dict())}
     assert calls["blocks.0.cross"]["policy"] == "cross=native_math" and calls["blocks.0.cross"]["kind"] == "cross"
     assert (calls["blocks.0.attn"]["policy"], calls["blocks.0.attn"]["reason"]) == ("native_flash", "requested")
     assert report.to_dict()["config"]["clauses"] == ["Sk>4096=flex", "cross=native_math", "*.crss=reference"]
@@ -208,7 +209,7 @@ def test_the_report_says_what_was_skipped() -> None:
     told = "skipped the clause cross=reference: the graph does not show where K comes from"
     report = attnpass.last_report()
     assert f"      {told}" in block(report).splitlines() and told in to_html(report)
-    assert report.to_dict()["calls"][0]["policy_skipped"] == [told.removeprefix("skipped the clause ")]
+    assert calls_of(report.to_dict())[0]["policy_skipped"] == [told.removeprefix("skipped the clause ")]
 
 
 def test_a_module_pattern_without_a_module_is_said_once(
@@ -245,7 +246,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert code == 0
     assert out[2].endswith("-> native_cudnn: native_cudnn was asked for by name, by the clause cross=native_cudnn")
     code, out, _ = command(capsys, *shape, *policy, "--module", "blocks.0.attn", "--json")
-    (call,) = json.loads("\n".join(out))["calls"]
+    (call,) = calls_of(json.loads("\n".join(out)))
     assert (call["kernel"], call["policy"]) == ("native_math", "*.attn=native_math")
     code, out, _ = command(capsys, *shape, *policy)
     assert out[3] == "skipped the clause cross=native_cudnn: the graph does not show where K comes from"

@@ -21,6 +21,7 @@ from attnpass.ir.mask import MaskSpec, MaskTerm, Term
 from attnpass.kernels.registry import registry
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.machine.machine import Machine
+from attnpass.report.record import calls_of
 from attnpass.select.select import select
 from attnpass.settings.config import Config
 from attnpass.trials import cache
@@ -79,7 +80,7 @@ class TestProgram:
         assert decision.kernel == "flex" and decision.reason is Reason.TUNED
         assert decision.note == "timed here: flex 1 ms, native_flash 2 ms"
         assert torch.allclose(out, causal(x, x, x), atol=1e-5)
-        assert attnpass.last_report().to_dict()["calls"][0]["reason"] == "tuned"
+        assert calls_of(attnpass.last_report().to_dict())[0]["reason"] == "tuned"
 
     def test_many_layers_are_timed_once_and_a_second_start_times_nothing(
         self, flex_wins: Steps, monkeypatch: pytest.MonkeyPatch

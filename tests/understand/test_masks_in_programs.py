@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import attnpass
+from attnpass.report.record import calls_of
 from tests.helpers.compiled import decisions, run
 from tests.helpers.masks_read import understood
 
@@ -185,7 +186,7 @@ def test_the_log_says_what_a_mask_means_or_why_not() -> None:
     run(padded, torch.randn(2, 3, 24, 32), padding)
     report = attnpass.reports()[-1]
     assert "mask: k <= q and not (l_padding_[b, k] == 0)" in debug_text(report)
-    assert report.to_dict()["calls"][0]["mask_meaning"].startswith("k <= q")
+    assert calls_of(report.to_dict())[0]["mask_meaning"].startswith("k <= q")
     torch._dynamo.reset()
     run(lambda q, mask: S(q, q, q, mask), torch.randn(2, 3, 24, 32), torch.ones(24, 24, dtype=torch.bool))
     assert "mask not proved: an input (l_mask_" in block(attnpass.reports()[-1])
