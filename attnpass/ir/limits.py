@@ -138,7 +138,10 @@ class Limits:
         positive_scale: must the softmax scale be positive?
         dropout: does it really drop out?
         softcap: does it have a softcap?
-        sinks: does it take attention sinks (one more logit for each head, that takes part in the softmax only)?
+        sinks: does it take attention sinks (one more logit for each head, that takes part in the softmax only) by
+            itself, in inference?
+        log_sum_exp: does it give the log-sum-exp of each row, and reads its backward no more of the forward than that
+            and the output? Sinks are then computed behind it (`attnpass.emit.sinks`), in training too.
         backward: does it have a backward?
         deterministic: is it deterministic under ``torch.use_deterministic_algorithms(True)``?
         functorch: is it right inside vmap, grad and jvp?
@@ -179,6 +182,7 @@ class Limits:
     dropout: bool = False
     softcap: bool = False
     sinks: bool = False
+    log_sum_exp: bool = False
     backward: bool = True
     deterministic: bool = True
     functorch: bool = False

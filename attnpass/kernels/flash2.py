@@ -59,6 +59,7 @@ class Flash2(Kernel):
         positive_scale=True,
         dropout=True,
         softcap=True,
+        log_sum_exp=True,
         vmap=True,
         row_alignment=16,
     )
@@ -79,7 +80,7 @@ class Flash2(Kernel):
             out = _padded.emit(emitter, call, q, k, v, lengths, args.scale, softcap)
         else:
             numbers = (args.scale, *call.mask.band(), softcap, call.dropout_p)
-            out = _attention.emit(emitter, call, q, k, v, *numbers)
+            out = _attention.emit(emitter, call, q, k, v, *numbers, sinks=args.sinks)
         return bhsd(emitter, out, call.Dv)
 
 

@@ -59,13 +59,19 @@ def _read_build() -> Build:
     names = ("VARLEN", "PAGEDKV", "BACKWARD", "SOFTCAP", "LOCAL", "FP16", "FP8", *(f"HDIM{size}" for size in HEAD_DIMS))
     build = {name.lower(): not flags.get(f"FLASHATTENTION_DISABLE_{name}", False) for name in names}
     _, arguments = _raw_op(flash_attn_interface)
-    taken = inspect.signature(flash_attn_interface.flash_attn_func).parameters
     return {
         **build,
-        "fp8": build["fp8"] and "q_descale" in taken,
-        "sinks": "sinks" in taken,
+        "fp8": build["fp8"] and _takes("q_descale"),
+        "sinks": _takes("sinks"),
         "lengths": build["varlen"] and build["pagedkv"] and arguments >= flash3_pages.ARGUMENTS,
     }
+
+
+def _takes(argument: str) -> bool:
+    """Does the library's function take this argument?"""
+    import flash_attn_interface
+
+    return argument in inspect.signature(flash_attn_interface.flash_attn_func).parameters
 
 
 FLASH_ATTN_3 = Library(
@@ -97,6 +103,7 @@ class Flash3(Kernel):
         positive_scale=True,
         softcap=True,
         sinks=True,
+        log_sum_exp=True,
         vmap=True,
         row_alignment=16,
     )
@@ -117,8 +124,6 @@ class Flash3(Kernel):
         yield from head_dim_not_built(call, machine)
         if call.needs_grad and machine.deterministic and not known(call.D < 256):
             yield Rejection(Code.DETERMINISTIC, "head_dim", shown(call.D), "below 256 for a deterministic backward")
-        if call.needs_grad and call.sinks is not None:
-            yield Rejection(Code.SINKS, "sinks in training", "a logit for each head", "none, they get no gradient")
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         args, lengths, order = by_order(emitter, call, args)
@@ -126,6 +131,8 @@ class Flash3(Kernel):
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
         if lengths is not None and order is not None:
             out = flash3_pages.emit(emitter, (q, k, v), order, lengths, (args.scale, numbers[-1]), args.heads_first)
+        elif args.sinks is not None and (call.needs_grad or not _takes("sinks")):
+            out = _attention.emit(emitter, call, q, k, v, None, None, *numbers, sinks=args.sinks)
         else:
             sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
             out = _attention.emit(emitter, call, q, k, v, sinks, lengths, *numbers, args.heads_first)

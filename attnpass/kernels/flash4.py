@@ -85,6 +85,7 @@ class Flash4(Kernel):
         positive_scale=True,
         softcap=True,
         sinks=True,
+        log_sum_exp=True,
         vmap=True,
         row_alignment=16,
     )
@@ -105,6 +106,7 @@ class Flash4(Kernel):
             deterministic=generation == 8,
             softcap=False,
             sinks=False,
+            log_sum_exp=False,
         )
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
@@ -119,8 +121,6 @@ class Flash4(Kernel):
             yield from flash4_masks.refusals(call)
         if call.needs_grad and not known_equal(call.D, call.Dv):
             yield Rejection(Code.VALUE_DIM, "value head_dim", shown(call.Dv), f"{shown(call.D)} in training")
-        if call.needs_grad and call.sinks is not None:
-            yield Rejection(Code.SINKS, "sinks in training", "a logit for each head", "none, they get no gradient")
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
         if flash4_masks.has_function(call):
@@ -128,8 +128,11 @@ class Flash4(Kernel):
         args, lengths = by_length(emitter, call, args)
         q, k, v = bshd(emitter, args, _trained_dim(call) if call.needs_grad else None)
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
-        sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
-        out = _attention.emit(emitter, call, q, k, v, sinks, lengths, *numbers)
+        if args.sinks is not None and not call.needs_grad:
+            sinks = emitter.cast(args.sinks, torch.bfloat16)
+            out = _attention.emit(emitter, call, q, k, v, sinks, lengths, *numbers)
+        else:
+            out = _attention.emit(emitter, call, q, k, v, None, lengths, *numbers, sinks=args.sinks)
         return bhsd(emitter, out, call.Dv)
 
 

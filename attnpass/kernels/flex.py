@@ -7,6 +7,7 @@ asked for its own ``as_tuple()``, and ``flex_attention``'s own function supplies
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from torch.torch_version import TorchVersion
 from attnpass.emit.emitter import Emitter, Operands, aten
 from attnpass.emit.fixed_layout import fixed, own_buffers
 from attnpass.emit.mask_blocks import BLOCK, block_lists
+from attnpass.emit.sinks import with_sinks
 from attnpass.graph.symbolic import hint, known, known_equal, shown
 from attnpass.index.expr import AXES, TRUE, Expr, Load, axis, number
 from attnpass.index.logic import all_of
@@ -70,11 +72,13 @@ class Flex(Kernel):
         mask_dtype_may_differ=True,
         table_grad=True,
         softcap=True,
+        log_sum_exp=True,
     )
 
     def limits_for(self, machine: Machine) -> Limits:
         """A GPU's kernel multiplies tiles, of 16 at least; the CPU's takes any head dim (tried from 1 to 512)."""
-        return replace(self.limits, head_dim_min=1, head_dim_max=512) if machine.kind == "cpu" else self.limits
+        small = {"head_dim_min": 1, "head_dim_max": 512, "log_sum_exp": False}  # Inductor has no log-sum-exp there
+        return replace(self.limits, **small) if machine.kind == "cpu" else self.limits
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
         if call.needs_grad and machine.kind == "cpu":
@@ -116,11 +120,21 @@ class Flex(Kernel):
             score_buffers,
             mask_buffers,
         )
-        return emitter.item(results, 0)
+        out = emitter.item(results, 0)
+        if args.sinks is None:
+            return out
+        made: Node = emitter.inline(_with_sinks, out, emitter.item(results, 1), args.sinks)
+        return made
 
     def compile_options(self, call: AttentionCall) -> dict[str, Any]:
         """Inductor 2.13 fails on the CPU when it fuses pointwise arithmetic behind FlexAttention into its kernel."""
         return {"epilogue_fusion": False} if call.device.type == "cpu" else {}
+
+
+def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """``out`` with sinks. The log-sum-exp is one of base 2, and the op passes its gradient on."""
+    above: Tensor = lse * math.log(2) - sinks.to(lse.dtype).view(-1, 1)
+    return with_sinks(out, above.unsqueeze(-1))
 
 
 def _stores_too_far(call: AttentionCall, lanes: int) -> bool:
@@ -261,7 +275,7 @@ def _kernel_options(emitter: Emitter, call: AttentionCall, args: Operands) -> di
     given = [emitter.value(node) for node in (args.q, args.k, args.v)]
     rest = [None] * (len(parameters) - 5)
     with torch.set_grad_enabled(call.needs_grad):  # decides whether the log-sum-exp is kept for the backward
-        return dict(fill(*given, False, tiles(call) or None, *rest))
+        return dict(fill(*given, args.sinks is not None, tiles(call) or None, *rest))
 
 
 def tiles(call: AttentionCall) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class Xformers(Kernel):
         terms=frozenset({Term.CAUSAL}),
         mask_tensor=True,
         hidden_rows_train=False,  # gradients off by 85 on an H200
+        log_sum_exp=True,
         vmap=False,
         row_alignment=16,
         tolerance=5.0,
@@ -107,10 +108,11 @@ class Xformers(Kernel):
             )
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-        full = call.needs_grad or (_operator(call) == CUTLASS and may_misread_stride_0(call))
+        full = call.needs_grad or args.sinks is not None or (_operator(call) == CUTLASS and may_misread_stride_0(call))
         q, k, v = bshd(emitter, _full_heads(emitter, call, args) if full else args)
         bias = None if args.mask is None else aligned_bias(emitter, call, args)
-        out = _attention.emit(emitter, call, q, k, v, bias, _operator(call), call.is_causal, args.scale)
+        more = (bias, _operator(call), call.is_causal, args.scale)
+        out = _attention.emit(emitter, call, q, k, v, *more, sinks=args.sinks)
         return bhsd(emitter, out, call.Dv)
 
 

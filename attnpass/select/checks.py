@@ -201,8 +201,8 @@ def _softmax(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
         yield Rejection(Code.SCALE, "scale", call.scale, "a positive number")
     if call.softcap is not None and not limits.softcap:
         yield Rejection(Code.SOFTCAP, "softcap", call.softcap, "none")
-    if call.sinks is not None and not limits.sinks:
-        yield Rejection(Code.SINKS, "sinks", "a logit for each head", "none")
+    if call.sinks is not None:
+        yield from _sinks(limits, call)
     if call.dropout_p is None:
         yield Rejection(Code.DROPOUT, "dropout_p", "not a constant", "a number in the graph")
     elif call.dropout_p > 0 and not limits.dropout:
@@ -211,6 +211,14 @@ def _softmax(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
         for name, size in (("batch size", call.B), ("Sq", call.Sq), ("Sk", call.Sk)):
             if not known(size >= 1):
                 yield Rejection(Code.LENGTH, name, shown(size), "at least 1")
+
+
+def _sinks(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
+    if not (limits.log_sum_exp or (limits.sinks and not call.needs_grad)):
+        field = "sinks in training" if limits.sinks else "sinks"
+        yield Rejection(Code.SINKS, field, "a logit for each head", "none")
+    elif call.dropout_p and not limits.sinks:
+        yield Rejection(Code.DROPOUT, "dropout_p beside sinks", call.dropout_p, "0")
 
 
 def _gradients(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
