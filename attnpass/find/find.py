@@ -89,6 +89,7 @@ class _Finder:
                 continue  # what an op is made of is not the program's
             elif isinstance(layer, str):
                 self.misses.append(NearMiss(node.name, layer, source_of(node.meta)))
+                continue  # of what is inside, that is all there is to say
             for softmax in softmaxes.get(node, ()):
                 self._by_hand(softmax)
         order = {node: place for place, node in enumerate(self._regions)}
