@@ -9,7 +9,7 @@ ops and never a library's Python function, for which AOTAutograd's cache steps a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.library import Library
 
-from attnpass.emit.emitter import Emitter
+from attnpass.emit.emitter import Emitted, Emitter
 from attnpass.emit.sinks import Sunk
 from attnpass.ir.call import AttentionCall
 
@@ -44,20 +44,30 @@ class Attention:
     train: Any = None
     sunk: Any = None
 
-    def emit(self, emitter: Emitter, call: AttentionCall, *operands: Any, sinks: Node | None = None) -> Node:
-        """Insert the op that ``call`` needs, on the operands of ``infer``. Returns the node of its output.
-
-        ``sinks``, (H,), are computed behind the kernel: for one whose `Limits` say ``log_sum_exp``.
-        """
-        if not call.needs_grad and sinks is None:
+    def emit(self, emitter: Emitter, call: AttentionCall, *operands: Any) -> Node:
+        """Insert the op that ``call`` needs, on the operands of ``infer``. Returns the node of its output."""
+        if not call.needs_grad:
             return emitter(self.infer, *operands)
-        assert self.train is not None, "a kernel without a backward refuses calls that need a gradient"
-        trained = {argument.name for argument in self.train._schema.arguments}
-        named = zip(self.infer._schema.arguments, operands, strict=False)  # the last ones may have defaults
-        taken = [each for argument, each in named if argument.name in trained]
+        return emitter.item(emitter(self.train, *self._trained(operands)), 0)
+
+    def emit_more(self, emitter: Emitter, call: AttentionCall, *operands: Any, sinks: Node | None = None) -> Emitted:
+        """As `emit`, for a kernel whose `Limits` say ``log_sum_exp``: it is returned too, if ``call`` wants it.
+
+        ``sinks``, (H,), are computed behind the kernel.
+        """
         if sinks is not None:
-            return emitter(self.sunk, sinks, *taken)
-        return emitter.item(emitter(self.train, *taken), 0)
+            return emitter(self.sunk, sinks, *self._trained(operands))
+        if call.lse is None:
+            return self.emit(emitter, call, *operands)
+        results = emitter(self.train, *self._trained(operands))
+        return emitter.item(results, 0), emitter.item(results, 1)
+
+    def _trained(self, operands: Sequence[Any]) -> list[Any]:
+        """Those of ``operands`` that ``train`` takes."""
+        assert self.train is not None, "a kernel without a backward refuses calls that need a gradient"
+        names = {argument.name for argument in self.train._schema.arguments}
+        named = zip(self.infer._schema.arguments, operands, strict=False)  # the last ones may have defaults
+        return [each for argument, each in named if argument.name in names]
 
 
 def contiguous_output(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:

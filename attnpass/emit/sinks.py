@@ -4,10 +4,10 @@ A sink is one more key, whose score is the sink's logit and whose value is 0. So
 
     out := out * sigmoid(lse - sink)        lse := log(exp(lse) + exp(sink))
 
-A backward reads the two only as ``p = exp(score - lse)`` and ``ds = p * (dp - delta)`` with ``delta = sum(dout * out)``
-of each row. Handed those with the sink it gives the gradients with the sink, for q, k, v and a bias alike: the sink adds
-nothing to ``delta``, and lies in ``p``'s denominator. Its own score gets ``-exp(sink - lse) * delta``. PyTorch hands
-backwards an output and a log-sum-exp of more keys than they are given in the same way, for ring attention
+A backward reads the two only as ``p = exp(score - lse)`` and ``ds = p * (dp - delta)``, where ``delta`` of a row is
+``sum(dout * out)``. Handed those with the sink it gives the gradients with the sink, for q, k, v and a bias alike: the
+sink adds nothing to ``delta``, and lies in ``p``'s denominator. Its own score gets ``-exp(sink - lse) * delta``.
+PyTorch hands backwards an output and a log-sum-exp of more keys than they are given in the same way, for ring attention
 (``torch/distributed/tensor/experimental/_context_parallel``).
 
 A row that sees no key has an output of 0, whatever number a kernel gives as its log-sum-exp (-inf, inf, or 0 on the

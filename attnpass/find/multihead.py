@@ -125,20 +125,13 @@ def encoder_layer(
 ) -> torch.Tensor:
     """What ``torch._transformer_encoder_layer_fwd`` computes, in public functions.
 
-    Source: ``aten/src/ATen/native/transformers/transformer.cpp``, ``attention.cpp``. ``src`` is (B, S, E). Where ``mask``
-    is not 0, of whatever dtype, a key is hidden; a query that sees none gives NaN. Its type is `PADDING` for one of
-    (B, S); others broadcast to (B, H, S, S).
+    Source: ``aten/src/ATen/native/transformers/transformer.cpp``. ``src`` is (B, S, E).
     """
 
     def attention(x: torch.Tensor) -> torch.Tensor:
         qkv = F.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, num_heads, embed_dim // num_heads))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if mask is None:
-            out = F.scaled_dot_product_attention(q, k, v)
-        else:
-            hidden = mask.to(torch.bool)[:, None, None] if mask_type == PADDING else mask.to(torch.bool)
-            scores = q @ k.transpose(-1, -2) * (embed_dim // num_heads) ** -0.5
-            out = scores.masked_fill(hidden, -math.inf).softmax(-1) @ v
+        out = _attention(q, k, v, mask, mask_type)
         return F.linear(out.transpose(1, 2).flatten(2), proj_weight, proj_bias)
 
     def feed_forward(x: torch.Tensor) -> torch.Tensor:
@@ -152,6 +145,22 @@ def encoder_layer(
         return x + feed_forward(norm2(x))
     x = norm1(src + attention(src))
     return norm2(x + feed_forward(x))
+
+
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, mask_type: int | None
+) -> torch.Tensor:
+    """Where ``mask`` is not 0, of whatever dtype, a key is hidden; a query that sees none gives NaN.
+
+    Source: ``aten/src/ATen/native/transformers/attention.cpp``. A mask of the type `PADDING` is (B, S); others
+    broadcast to (B, H, S, S).
+    """
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    hidden = mask.to(torch.bool)[:, None, None] if mask_type == PADDING else mask.to(torch.bool)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    out: torch.Tensor = scores.masked_fill(hidden, -math.inf).softmax(-1) @ v
+    return out
 
 
 def _trace(call: Callable[..., Any], fakes: list[Any], mode: FakeTensorMode) -> GraphModule:

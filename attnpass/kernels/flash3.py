@@ -27,10 +27,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from attnpass.emit import ops
-from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.emitter import Emitted, Emitter, Operands
 from attnpass.emit.layout import bhsd, bshd, multiple_of
 from attnpass.emit.padding import by_order
 from attnpass.emit.undecorated import undecorated
@@ -125,18 +124,18 @@ class Flash3(Kernel):
         if call.needs_grad and machine.deterministic and not known(call.D < 256):
             yield Rejection(Code.DETERMINISTIC, "head_dim", shown(call.D), "below 256 for a deterministic backward")
 
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
         args, lengths, order = by_order(emitter, call, args)
         q, k, v = bshd(emitter, args, multiple_of(8, call.D))
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
         if lengths is not None and order is not None:
             out = flash3_pages.emit(emitter, (q, k, v), order, lengths, (args.scale, numbers[-1]), args.heads_first)
-        elif args.sinks is not None and (call.needs_grad or not _takes("sinks")):
-            out = _attention.emit(emitter, call, q, k, v, None, None, *numbers, sinks=args.sinks)
-        else:
-            sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
-            out = _attention.emit(emitter, call, q, k, v, sinks, lengths, *numbers, args.heads_first)
-        return bhsd(emitter, out, call.Dv)
+            return bhsd(emitter, out, call.Dv)
+        own, behind = None, args.sinks
+        if args.sinks is not None and not call.needs_grad and _takes("sinks"):
+            own, behind = emitter.cast(args.sinks, torch.bfloat16), None
+        operands = (q, k, v, own, lengths, *numbers, args.heads_first)
+        return bhsd(emitter, _attention.emit_more(emitter, call, *operands, sinks=behind), call.Dv)
 
 
 def with_terms_built(limits: Limits, machine: Machine) -> Limits:

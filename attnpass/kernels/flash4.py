@@ -26,10 +26,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from attnpass.emit import ops
-from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.emitter import Emitted, Emitter, Operands
 from attnpass.emit.layout import bhsd, bshd
 from attnpass.emit.padding import by_length
 from attnpass.graph.symbolic import as_int, known, known_equal, shown
@@ -122,18 +121,18 @@ class Flash4(Kernel):
         if call.needs_grad and not known_equal(call.D, call.Dv):
             yield Rejection(Code.VALUE_DIM, "value head_dim", shown(call.Dv), f"{shown(call.D)} in training")
 
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
         if flash4_masks.has_function(call):
             return bhsd(emitter, flash4_masks.emit(emitter, call, args), call.Dv)
         args, lengths = by_length(emitter, call, args)
         q, k, v = bshd(emitter, args, _trained_dim(call) if call.needs_grad else None)
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
+        own, behind = None, args.sinks
         if args.sinks is not None and not call.needs_grad:
-            sinks = emitter.cast(args.sinks, torch.bfloat16)
-            out = _attention.emit(emitter, call, q, k, v, sinks, lengths, *numbers)
-        else:
-            out = _attention.emit(emitter, call, q, k, v, None, lengths, *numbers, sinks=args.sinks)
-        return bhsd(emitter, out, call.Dv)
+            own, behind = emitter.cast(args.sinks, torch.bfloat16), None
+        return bhsd(
+            emitter, _attention.emit_more(emitter, call, q, k, v, own, lengths, *numbers, sinks=behind), call.Dv
+        )
 
 
 def _trained_dim(call: AttentionCall) -> int:

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from attnpass.emit import ops
-from attnpass.emit.emitter import Emitter, Operands, aten
+from attnpass.emit.emitter import Emitted, Emitter, Operands, aten
 from attnpass.emit.layout import aligned_bias, repeated_heads
 from attnpass.emit.sinks import Sunk
 from attnpass.graph.symbolic import as_int, known, known_equal, known_multiple, shown
@@ -88,7 +87,7 @@ class NativeEfficient(Kernel):
             )
         yield from cutlass_rejections(call)
 
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
         mask = None if args.mask is None else aligned_bias(emitter, call, args)
         k, v = (repeated_heads(emitter, node, call.H, call.Hkv) for node in (args.k, args.v))
         if args.sinks is not None:
@@ -99,12 +98,13 @@ class NativeEfficient(Kernel):
             k,
             v,
             mask,
-            call.needs_grad,  # compute_log_sumexp
+            call.needs_grad or call.lse is not None,  # compute_log_sumexp
             call.dropout_p,
             call.is_causal,
             scale=args.scale,
         )
-        return emitter.item(results, 0)
+        out = emitter.item(results, 0)
+        return out if call.lse is None else (out, emitter.item(results, 1))
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float) -> Any:

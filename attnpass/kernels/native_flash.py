@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from attnpass.emit import ops
-from attnpass.emit.emitter import Emitter, Operands, additive_mask, aten
+from attnpass.emit.emitter import Emitted, Emitter, Operands, additive_mask, aten
 from attnpass.emit.layout import bhsd, bshd, multiple_of, padded, trimmed
 from attnpass.emit.padding import by_length
 from attnpass.emit.sinks import Sunk
@@ -76,7 +76,7 @@ class NativeFlash(Kernel):
     )
 
     def limits_for(self, machine: Machine) -> Limits:
-        if machine.kind == "rocm":  # AOTriton's variable lengths are others, and of what its log-sum-exp is nobody asked
+        if machine.kind == "rocm":  # AOTriton's variable lengths are others, and nobody tried its log-sum-exp
             return replace(self.limits, terms=self.cpu_limits.terms, padding_by_length=False, log_sum_exp=False)
         return self.cpu_limits if machine.kind == "cpu" else self.limits
 
@@ -89,7 +89,7 @@ class NativeFlash(Kernel):
                 wanted = "at most 192, or above 224 without dropout, in training on this GPU"
                 yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), wanted)
 
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
         if call.mask.has(Term.KEY_PADDING):
             return _emit_padded(emitter, call, args)
         if call.device.type == "cpu":
@@ -108,7 +108,8 @@ class NativeFlash(Kernel):
             False,  # return_debug_mask
             scale=args.scale,
         )
-        return trimmed(emitter, emitter.item(results, 0), D)
+        out = trimmed(emitter, emitter.item(results, 0), D)
+        return out if call.lse is None else (out, emitter.item(results, 1))
 
 
 def _emit_padded(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
@@ -144,7 +145,7 @@ _padded = ops.attention(
 )
 
 
-def _emit_cpu(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+def _emit_cpu(emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
     mask = args.mask
     if mask is not None and emitter.value(mask).dtype == torch.bool:
         mask = additive_mask(emitter, mask, call.dtype)
@@ -154,7 +155,9 @@ def _emit_cpu(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
     options: dict[str, Any] = {} if call.scale is None else {"scale": call.scale}
     if mask is not None:
         options["attn_mask"] = mask
-    return emitter.item(emitter(_flash_cpu, args.q, args.k, args.v, 0.0, call.is_causal, **options), 0)
+    results = emitter(_flash_cpu, args.q, args.k, args.v, 0.0, call.is_causal, **options)
+    out = emitter.item(results, 0)
+    return out if call.lse is None else (out, emitter.item(results, 1))
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, ...]:

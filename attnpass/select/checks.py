@@ -203,6 +203,8 @@ def _softmax(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
         yield Rejection(Code.SOFTCAP, "softcap", call.softcap, "none")
     if call.sinks is not None:
         yield from _sinks(limits, call)
+    if call.lse is not None:
+        yield from _log_sum_exp(limits, call)
     if call.dropout_p is None:
         yield Rejection(Code.DROPOUT, "dropout_p", "not a constant", "a number in the graph")
     elif call.dropout_p > 0 and not limits.dropout:
@@ -219,6 +221,23 @@ def _sinks(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
         yield Rejection(Code.SINKS, field, "a logit for each head", "none")
     elif call.dropout_p and not limits.sinks:
         yield Rejection(Code.DROPOUT, "dropout_p beside sinks", call.dropout_p, "0")
+
+
+def _log_sum_exp(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
+    """Of the keys alone, where some are seen: what a row without one gives differs between kernels."""
+    field = "log-sum-exp beside the output"
+    if not limits.log_sum_exp:
+        yield Rejection(Code.LOG_SUM_EXP, field, "read", "unread")
+    for what, there in {
+        "gradients": call.needs_grad,
+        "sinks": call.sinks is not None,
+        "dropout": call.dropout_p != 0,
+        "a softcap": call.softcap is not None,
+        "padding, read as a number of keys,": limits.padding_by_length and call.mask.has(Term.KEY_PADDING),
+        "a mask that may hide all keys of a query": call.mask.rows_may_be_empty,
+    }.items():
+        if there:
+            yield Rejection(Code.LOG_SUM_EXP, field, f"read with {what}", "without")
 
 
 def _gradients(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:

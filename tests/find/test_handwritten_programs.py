@@ -11,7 +11,7 @@ from torch import Tensor
 
 import attnpass
 from tests.find.test_handwritten_details import B, H, S, capped, mask_with_an_empty_row, plain, qkv
-from tests.helpers.compiled import assert_near, codes, decisions, kernels_used, run
+from tests.helpers.compiled import assert_near, decisions, kernels_used, run
 
 
 @pytest.mark.parametrize("fn", (plain, capped))

@@ -70,8 +70,7 @@ def emitted(
     refused = [*rejections(chosen.limits_for(machine), call, machine), *chosen.check(call, machine)]
     if not refused:
         wiring = replace(wiring_of(node), sinks=Operand(inputs[3]) if sinks is not None else None)
-        _, out = emit_call(Emitter(gm, node), node, call, chosen, wiring)
-        node.replace_all_uses_with(out)
+        node.replace_all_uses_with(emit_call(Emitter(gm, node), node, call, chosen, wiring).out)
         gm.graph.erase_node(node)
         gm.recompile()
     return gm, refused

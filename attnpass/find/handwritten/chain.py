@@ -21,6 +21,7 @@ from attnpass.find.handwritten.links import (
     Shifted,
     moved,
 )
+from attnpass.find.handwritten.log_sum_exp import LogSumExp, read_log_sum_exp
 from attnpass.find.handwritten.on_scores import on_scores
 from attnpass.find.handwritten.on_weights import is_nan_test, on_weights
 from attnpass.find.handwritten.products import Product, is_product, product_of, read_product
@@ -46,8 +47,9 @@ class Chain:
         last: the product with V.
         weights: the operand of `last` that holds the probabilities.
         out: what the attention gives: the result of `last`, divided where the softmax says so.
+        lse: the log-sum-exp of the scores, if the program wants it too.
         divided: the values between the softmax's total and what `last` is divided by, in order.
-        nodes: every value that is dead once `out` is replaced.
+        nodes: every value that is dead once `out` and `lse` are replaced.
     """
 
     normalised: Softmax
@@ -58,6 +60,7 @@ class Chain:
     weights: Value
     out: Value
     divided: tuple[Value, ...] = ()
+    lse: LogSumExp | None = None
     nodes: set[Value] = field(default_factory=set)
 
     @property
@@ -75,8 +78,9 @@ def read_chain(softmax: Softmax, reading: Reading, joins: bool) -> Chain:
     first, scores = _upwards(softmax, joins)
     probabilities, last, weights = _downwards(softmax)
     out, divided = (last.node, ()) if softmax.total is None else _divided(last, softmax.total)
-    chain = Chain(softmax, first, scores, probabilities, last, weights, out, divided)
-    chain.nodes = {*softmax.nodes, *first.nodes, *last.nodes, out, *divided}
+    lse = read_log_sum_exp(softmax, scores)
+    chain = Chain(softmax, first, scores, probabilities, last, weights, out, divided, lse)
+    chain.nodes = {*softmax.nodes, *first.nodes, *last.nodes, out, *divided, *(lse.nodes if lse else ())}
     for link in (*scores, *probabilities):
         chain.nodes.update(link.nodes)
     _refuse_other_readers(chain)
@@ -187,7 +191,7 @@ def _used_elsewhere(node: Value, reader: Value, what: str) -> RefusedError:
 
 def _refuse_other_readers(chain: Chain) -> None:
     after = {link.node for link in chain.probabilities} | {chain.softmax, chain.last.node}
-    for node in chain.nodes - {chain.out}:
+    for node in chain.nodes - {chain.out, *([chain.lse.node] if chain.lse else [])}:
         for reader in node.users:
             if reader not in chain.nodes:
                 raise _used_elsewhere(node, reader, "probabilities" if node in after else "scores")
