@@ -76,6 +76,15 @@ def test_the_fast_path_of_a_layer(mask: str, dtype: torch.dtype) -> None:
     assert [decision.rewritten for decision in decisions()] == [True]
 
 
+@pytest.mark.parametrize("said", (None, True, False))
+def test_a_mask_is_compiled_where_the_program_says_whether_it_is_causal(said: bool | None) -> None:
+    """As the docs say: else PyTorch looks at its values, Dynamo breaks the graph there, and nothing is compiled."""
+    model, x = encoder().train(False), torch.randn(B, S, E)
+    with torch.no_grad():
+        torch.testing.assert_close(run(lambda x: model(x, CAUSAL, is_causal=said), x), model(x, CAUSAL, is_causal=said))
+    assert len(decisions()) == (0 if said is None else 2)
+
+
 def test_an_encoder_that_trains() -> None:
     model, x = encoder().train(), torch.randn(B, S, E)
     for module in model.modules():

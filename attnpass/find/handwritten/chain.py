@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from attnpass.find.handwritten.joined import as_joined
 from attnpass.find.handwritten.links import (
+    MATERIALISED,
     Appended,
     Biased,
     Cut,
@@ -32,6 +33,7 @@ from attnpass.graph.symbolic import known_equal
 from attnpass.graph.value import Value, returned
 from attnpass.graph.values import tensor
 
+WEIGHTS = "probabilities"  # as near misses call them
 REACH = 24  # ops between a product and the softmax
 
 
@@ -180,13 +182,14 @@ def _refuse_several(node: Value, readers: list[Value]) -> None:
     if not readers:
         raise RefusedError(node, "nobody reads the probabilities")
     others = [r for r in readers if not is_product(r)] or readers[1:]
-    raise _used_elsewhere(node, others[0], "probabilities")
+    raise _used_elsewhere(node, others[0], WEIGHTS)
 
 
 def _used_elsewhere(node: Value, reader: Value, what: str) -> RefusedError:
+    why = MATERIALISED if what == WEIGHTS else "so they have to be materialised"
     if reader.target is returned:
-        return RefusedError(node, f"the attention {what} are returned by the graph, so they have to be materialised")
-    return RefusedError(reader, f"`{spelled(reader)}` reads the attention {what} too, so they have to be materialised")
+        return RefusedError(node, f"the attention {what} are returned by the graph, {why}")
+    return RefusedError(reader, f"`{spelled(reader)}` reads the attention {what} too, {why}")
 
 
 def _refuse_other_readers(chain: Chain) -> None:
@@ -194,7 +197,7 @@ def _refuse_other_readers(chain: Chain) -> None:
     for node in chain.nodes - {chain.out, *([chain.lse.node] if chain.lse else [])}:
         for reader in node.users:
             if reader not in chain.nodes:
-                raise _used_elsewhere(node, reader, "probabilities" if node in after else "scores")
+                raise _used_elsewhere(node, reader, WEIGHTS if node in after else "scores")
 
 
 def _refuse_changing_state(chain: Chain, reading: Reading) -> None:
