@@ -131,7 +131,8 @@ class _Finder:
             self.misses.append(NearMiss(node.name, reason, source_of(node.meta)))
             return
         values = self._values(read.wiring, read.node)
-        self.calls.append(self._placed(FoundCall(read.call, read.node, read.wiring, values, dead=read.dead)))
+        found = FoundCall(read.call, read.node, read.wiring, values, lse=read.lse, dead=read.dead)
+        self.calls.append(self._placed(found))
 
     def _by_hand(self, softmax: Softmax) -> None:
         """The attention around a softmax, or why it is none if it looks like one."""

@@ -72,10 +72,8 @@ def holder(found: LogSumExp, reading: Reading, place: Node, within: Collection[V
     node = reading.result_of(found.node)
     if node is None or node.graph is not place.graph or reading.written_behind(node):
         raise RefusedError(found.node, "the log-sum-exp of the scores is not what one node gives, unchanged")
-    makers = {value.maker for value in within}
-    for user in node.users:
-        if user not in makers and user.op != "output" and reading.places.get(user, -1) <= reading.places[place]:
-            raise RefusedError(found.node, "the log-sum-exp of the scores is read before the product with V")
+    if not reading.is_read_behind(node, place, {value.maker for value in within}):
+        raise RefusedError(found.node, "the log-sum-exp of the scores is read before the product with V")
     return node
 
 
