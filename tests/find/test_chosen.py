@@ -119,24 +119,6 @@ def test_fewer_heads_and_a_program_that_is_called_with_a_chosen_kernel_beside_sd
     assert_near(out, fn(*operands))
 
 
-def lse_is_read(q: Tensor, k: Tensor, v: Tensor) -> Any:
-    out, lse = CPU(q, k, v, 0.0, True)
-    return out, lse
-
-
-@pytest.mark.parametrize("grad", (False, True))
-def test_its_log_sum_exp_is_read(grad: bool) -> None:
-    """Another kernel gives it too; in training the op stays."""
-    operands = qkv(dtype=torch.float32, Sq=16, D=32, grad=grad)
-    got, wanted = made_known(lse_is_read, *operands, policy="chosen=native_flash"), lse_is_read(*operands)
-    torch.testing.assert_close(got, wanted)
-    assert [each.stride() for each in got] == [each.stride() for each in wanted]
-    (decision,) = decisions()
-    assert decision.call.lse is not None and decision.rewritten is not grad
-    made_known(lse_is_read, *operands, policy="chosen=native_math")
-    assert not decisions()[-1].rewritten
-
-
 def lse_in_place(q: Tensor, k: Tensor, v: Tensor) -> Any:
     out, lse = CPU(q, k, v)
     return out, lse.add_(1)

@@ -206,6 +206,24 @@ def test_what_no_kernel_gives_is_kept() -> None:
     assert "log_sum_exp" in codes(decisions()[2], "native_math")
 
 
+@pytest.mark.parametrize("grad", (False, True))
+def test_of_a_kernel_that_the_program_chose(grad: bool) -> None:
+    """Another kernel gives it too; in training the op stays."""
+
+    def program(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+        return out, lse
+
+    given_ = [x.requires_grad_(grad) for x in qkv()]
+    for kernel in ("native_flash", "native_math"):
+        torch._dynamo.reset()
+        got, wanted = run(program, *given_, kernel=f"chosen={kernel}"), program(*given_)
+        torch.testing.assert_close(got, wanted)
+        assert [each.stride() for each in got] == [each.stride() for each in wanted]
+        assert decisions()[-1].call.lse is not None
+        assert decisions()[-1].rewritten is (kernel == "native_flash" and not grad)
+
+
 @pytest.mark.parametrize("kernel", ("flash2", "flash3", "flash4", "xformers"))
 def test_libraries_give_it(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNPASS_PROBE", "0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+import attnpass
 from attnpass.emit.sinks import Sunk
 from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.flash2 import FLASH_ATTN
@@ -120,6 +123,28 @@ def test_dropout_is_refused() -> None:
     run(dropping, *operands(grad=False))
     (decision,) = decisions()
     assert "dropout" in codes(decision, "native_flash") and not decision.rewritten
+
+
+@pytest.mark.parametrize("saving", (False, True), ids=("all again", "attention saved"))
+def test_in_a_checkpoint(saving: bool) -> None:
+    contexts = partial(create_selective_checkpoint_contexts, attnpass.ops_to_save())
+    how: dict[str, Any] = {"context_fn": contexts} if saving else {}
+
+    def program(*tensors: Tensor) -> Any:
+        return checkpoint(causal, *tensors, use_reentrant=False, **how)
+
+    found(program, *operands(), kernel="native_flash")
+
+
+def test_inductor() -> None:
+    given_ = operands(torch.bfloat16)
+    got, wanted = run(causal, *given_, compiler="inductor"), causal(*(x.double() for x in given_))
+    assert kernels_used() == ["native_flash"]
+    torch.testing.assert_close(got.double(), wanted, atol=0.03, rtol=0.03)
+    for mine, right in zip(
+        torch.autograd.grad(got.sum(), given_), torch.autograd.grad(wanted.sum(), given_), strict=True
+    ):
+        torch.testing.assert_close(mine, right, atol=0.06, rtol=0.03)
 
 
 def test_any_length_is_compiled_once() -> None:
