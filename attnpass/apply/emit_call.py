@@ -69,6 +69,8 @@ def emit_call(
     if kernel.stores_as_asked and not wiring.out and is_heads_first(wanted):
         args = replace(args, heads_first=not (free and takes_heads_last(emitter, node)))
     emitted, lse = kernel.emit(emitter, call, args), None
+    if args.sinks is not None and not any(user in emitter.made for user in args.sinks.users):
+        raise EmitRefusedError(Rejection(Code.SINKS, "sinks", "read by nothing that the kernel emits", "read"))
     if isinstance(emitted, Node):
         out = emitted
     else:

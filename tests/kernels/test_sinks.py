@@ -15,9 +15,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import attnpass
+from attnpass.emit.emitter import Emitter, Operands
 from attnpass.emit.sinks import Sunk
+from attnpass.ir.call import AttentionCall
 from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.flash2 import FLASH_ATTN
+from attnpass.kernels.native_flash import NativeFlash
 from attnpass.kernels.registry import registry
 from attnpass.kernels.xformers import XFORMERS
 from attnpass.machine.known import KNOWN_MACHINES
@@ -220,6 +223,17 @@ def test_who_gives_no_log_sum_exp_refuses(kernel: str) -> None:
     assert not limits.log_sum_exp
     _, refusals = emitted(kernel, replace(machine, versions={}), *qkv(), sinks=torch.randn(4))
     assert "sinks" in {reason.code.value for reason in refusals}
+
+
+def test_a_kernel_that_forgets_them_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    emit = NativeFlash.emit
+
+    def careless(self: NativeFlash, emitter: Emitter, call: AttentionCall, args: Operands) -> Any:
+        return emit(self, emitter, call, replace(args, sinks=None))
+
+    monkeypatch.setattr(NativeFlash, "emit", careless)
+    check(causal, *operands(), kernel="native_flash")
+    assert codes(decisions()[-1], "native_flash") == {"sinks"} and not decisions()[-1].rewritten
 
 
 def softmax_with_lse(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
