@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from attnpass.apply.emit_call import emit_call, operands_of
+from attnpass.apply.emit_call import Made, emit_call, operands_of
 from attnpass.apply.place import Places
 from attnpass.apply.watcher import Outputs, Watcher, Written
 from attnpass.emit.emitter import COPIED_META, EmitRefusedError, Emitter, aten
@@ -46,25 +46,38 @@ def apply(
             mapped = places.mapping(found)
             if decision.call.needs_grad:
                 mapped = _kept_for_backward(emitter, findings.reading, found, mapped)
-            made, out = _emit(emitter, node, (found, decision), kernels[decision.kernel], mapped)
+            made = _emit(emitter, node, (found, decision), kernels[decision.kernel], mapped)
             checked = None
             if watcher is not None:
-                outputs, written = Outputs(made, out, node), _written(places, found, emitter)
+                outputs, written = Outputs(made.kernel, made.out, node), _written(places, found, emitter)
                 checked = watcher.watch(emitter, outputs, decision, written, index)
         except EmitRefusedError as refused:
             emitter.undo()
             done.append(_put_back(decision, refused.rejection))
             continue
-        out.meta.update(value_meta(node))
-        out.meta["attnpass"] = {"kernel": decision.kernel, "source": str(decision.call.source)}
-        copied.replace(node, checked or out, [] if checked is None else checked.all_input_nodes)
+        made.out.meta.update(value_meta(node))
+        made.out.meta["attnpass"] = {"kernel": decision.kernel, "source": str(decision.call.source)}
+        copied.replace(node, checked or made.out, [] if checked is None else checked.all_input_nodes)
         mapped = places.mapping(found)
-        copied.erase_dead(list(map(mapped, found.dead)))
+        _erase(copied, findings.reading, found, mapped, made.lse)
         read_before += map(mapped, found.as_written().wiring.nodes()[1:])
         done.append(replace(decision, emitted=tuple(emitter.made)))
     quiet = {copied.nodes[node] for node in findings.reading.quiet if node in copied.nodes}
     copied.erase_unread(read_before, quiet)  # masks that became rules, repeats that were undone
     return done
+
+
+def _erase(copied: GraphCopy, reading: Reading, found: FoundCall, mapped: NodeMap, lse: Node | None) -> None:
+    """Erase what nobody needs any more, and let ``lse`` take the place of the program's own."""
+    dead = list(found.dead)
+    if found.lse is not None and lse is not None:
+        place = reading.places[found.lse]
+        behind = [mapped(each) for each in dead if reading.places[each] > place]
+        copied.erase_dead(behind)
+        theirs = mapped(found.lse)
+        copied.replace(theirs, lse, [user for user in theirs.users if user in behind])  # a watcher reads the chain
+        dead = [each for each in dead if reading.places[each] < place]
+    copied.erase_dead(list(map(mapped, dead)))
 
 
 def _kept_for_backward(emitter: Emitter, reading: Reading, found: FoundCall, mapped: NodeMap) -> NodeMap:
@@ -94,9 +107,7 @@ def _without_gradient(emitter: Emitter, mapped: NodeMap) -> NodeMap:
     return cut
 
 
-def _emit(
-    emitter: Emitter, node: Node, decided: tuple[FoundCall, Decision], kernel: Kernel, mapped: NodeMap
-) -> tuple[Node, Node]:
+def _emit(emitter: Emitter, node: Node, decided: tuple[FoundCall, Decision], kernel: Kernel, mapped: NodeMap) -> Made:
     """What the kernel gives, and what takes the place of ``node``."""
     found, decision = decided
     meaning = None
@@ -104,10 +115,10 @@ def _emit(
         cut = _without_gradient(emitter, mapped)
         meaning = found.meaning.map_nodes(cut, mapped if decision.call.bias_learns else cut)
     wiring = (decision.wiring or found.wiring).map_nodes(mapped)
-    made, out = emit_call(emitter, node, decision.asked, kernel, wiring, meaning, not found.changed)
+    made = emit_call(emitter, node, decision.asked, kernel, wiring, meaning, not found.changed)
     if found.changed and decision.call.needs_grad:  # what an op saves for its backward must stay as it is
-        out = emitter(aten.clone.default, out)
-    return made, out
+        made = replace(made, out=emitter(aten.clone.default, made.out))
+    return made
 
 
 def _written(places: Places, found: FoundCall, emitter: Emitter) -> Written:

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
 from torch.fx import Node
 
-from attnpass.emit.emitter import Emitter, Operands, aten
+from attnpass.emit.emitter import EmitRefusedError, Emitter, Operands, aten
 from attnpass.emit.layout import is_heads_first, layout_is_free, repeated_heads, restore_layout, takes_heads_last
 from attnpass.emit.mask_tensors import narrowed, rows_with_keys
 from attnpass.graph.operand import Operand
+from attnpass.graph.symbolic import known_all_equal, known_equal
 from attnpass.ir.call import AttentionCall, Pattern
 from attnpass.ir.hidden import ABSORBS_IN_FP16, absorbing
+from attnpass.ir.limits import Code, Rejection
 from attnpass.ir.mask import EmptyRows
 from attnpass.ir.meaning import Meaning
 from attnpass.ir.wiring import Addition, Wiring
 from attnpass.kernels.kernel import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was emitted for a call.
+
+    Attributes:
+        kernel: what the kernel gives, (B, H, Sq, Dv).
+        out: that as the program expects it.
+        lse: the log-sum-exp as the program expects it, if it wants one.
+    """
+
+    kernel: Node
+    out: Node
+    lse: Node | None = None
 
 
 def emit_call(
@@ -30,7 +47,7 @@ def emit_call(
     wiring: Wiring[Node],
     meaning: Meaning | None = None,
     free: bool = True,
-) -> tuple[Node, Node]:
+) -> Made:
     """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out.
 
     Args:
@@ -43,7 +60,7 @@ def emit_call(
         free: may the result lie in another layout where its readers make the same of it?
 
     Returns:
-        What the kernel gives, (B, H, Sq, Dv), and what takes the place of ``node``.
+        What the kernel gives, and what takes the place of ``node``.
     """
     wanted, args = emitter.spec(node), operands_of(emitter, call, wiring)
     args = replace(args, meaning=meaning if args.mask is None else None)
@@ -51,7 +68,13 @@ def emit_call(
     free = free and by_hand
     if kernel.stores_as_asked and not wiring.out and is_heads_first(wanted):
         args = replace(args, heads_first=not (free and takes_heads_last(emitter, node)))
-    out = kernel.emit(emitter, call, args)
+    emitted, lse = kernel.emit(emitter, call, args), None
+    if args.sinks is not None and not any(user in emitter.made for user in args.sinks.users):
+        raise EmitRefusedError(Rejection(Code.SINKS, "sinks", "read by nothing that the kernel emits", "read"))
+    if isinstance(emitted, Node):
+        out = emitted
+    else:
+        out, lse = emitted[0], _log_sum_exp(emitter, call, wiring, (args.q, emitted[1]))
     if call.mask.rows_may_be_empty and not call.mask.empty.is_zero:
         out = _as_softmax_leaves_empty_rows(emitter, call, wiring, args, out)
     made = out
@@ -60,8 +83,24 @@ def emit_call(
     for _ in range(0 if by_hand else 4 - wanted.ndim):
         out = emitter(aten.squeeze.dim, out, 0)
     if free and layout_is_free(emitter, emitter.value(out), node):
-        return made, out
-    return made, restore_layout(emitter, out, wanted)
+        return Made(made, out, lse)
+    return Made(made, restore_layout(emitter, out, wanted), lse)
+
+
+def _log_sum_exp(emitter: Emitter, call: AttentionCall, wiring: Wiring[Node], given: tuple[Node, Node]) -> Node:
+    """What a kernel gives of each row of q, (B, H, Sq or more), as the program has it."""
+    wanted, (q, lse) = call.lse, given
+    assert wanted is not None
+    if not known_equal(emitter.spec(lse).shape[2], call.Sq):
+        lse = emitter(aten.slice.Tensor, lse, 2, 0, emitter.size(q, 2))
+    lse = emitter.cast(lse, wanted.dtype)
+    for step in wiring.lse:
+        lse = emitter(step.op, lse, *step.args)
+    if not known_all_equal(emitter.spec(lse).shape, wanted.shape):
+        raise EmitRefusedError(
+            Rejection(Code.LOG_SUM_EXP, "shape of the log-sum-exp", str(wanted.shape), "that of the scores' rows")
+        )
+    return restore_layout(emitter, lse, wanted)
 
 
 def operands_of(emitter: Emitter, call: AttentionCall, wiring: Wiring[Node]) -> Operands:

@@ -29,6 +29,7 @@ from attnpass.ir.meaning import Meaning
 
 aten = torch.ops.aten
 T = TypeVar("T")
+Emitted = Node | tuple[Node, Node]  # the output of a kernel, or that and its log-sum-exp
 COPIED_META = ("stack_trace", "nn_module_stack", "source_fn_stack", "custom")  # the last: torch.fx.traceback.annotate
 
 

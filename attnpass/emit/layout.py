@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch.fx import Node
 
-from attnpass.emit.emitter import EmitRefusedError, Emitter, Operands, additive_mask, aten
+from attnpass.emit.emitter import EmitRefusedError, Emitted, Emitter, Operands, additive_mask, aten
 from attnpass.emit.mask_tensors import raised
 from attnpass.graph.symbolic import Size, known, known_equal, known_multiple, shown
 from attnpass.graph.tensor import TensorSpec
@@ -35,8 +36,14 @@ def bshd(emitter: Emitter, args: Operands, head_dim: int | None = None) -> tuple
     return q, k, v
 
 
-def bhsd(emitter: Emitter, out: Node, head_dim: Size) -> Node:
-    """A library's BSHD output as BHSD, without the padding of its head dim."""
+@overload
+def bhsd(emitter: Emitter, out: Node, head_dim: Size) -> Node: ...
+@overload
+def bhsd(emitter: Emitter, out: Emitted, head_dim: Size) -> Emitted: ...
+def bhsd(emitter: Emitter, out: Emitted, head_dim: Size) -> Emitted:
+    """A library's BSHD output as BHSD, without the padding of its head dim; a log-sum-exp beside it as it is."""
+    if isinstance(out, tuple):
+        return bhsd(emitter, out[0], head_dim), out[1]
     return transposed(emitter, trimmed(emitter, out, head_dim))
 
 

@@ -9,7 +9,7 @@ ops and never a library's Python function, for which AOTAutograd's cache steps a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.library import Library
 
-from attnpass.emit.emitter import Emitter
+from attnpass.emit.emitter import Emitted, Emitter
+from attnpass.emit.sinks import Sunk
 from attnpass.ir.call import AttentionCall
 
 NAMESPACE = "attnpass"
@@ -36,19 +37,37 @@ class Attention:
     Attributes:
         infer: gives the output.
         train: gives the output and what its backward reads; None if there is no backward.
+        sunk: gives the output with sinks, which it takes in front; None if ``train`` gives no log-sum-exp.
     """
 
     infer: Any
     train: Any = None
+    sunk: Any = None
 
     def emit(self, emitter: Emitter, call: AttentionCall, *operands: Any) -> Node:
         """Insert the op that ``call`` needs, on the operands of ``infer``. Returns the node of its output."""
         if not call.needs_grad:
             return emitter(self.infer, *operands)
+        return emitter.item(emitter(self.train, *self._trained(operands)), 0)
+
+    def emit_more(self, emitter: Emitter, call: AttentionCall, *operands: Any, sinks: Node | None = None) -> Emitted:
+        """As `emit`, for a kernel whose `Limits` say ``log_sum_exp``: it is returned too, if ``call`` wants it.
+
+        ``sinks``, (H,), are computed behind the kernel.
+        """
+        if sinks is not None:
+            return emitter(self.sunk, sinks, *self._trained(operands))
+        if call.lse is None:
+            return self.emit(emitter, call, *operands)
+        results = emitter(self.train, *self._trained(operands))
+        return emitter.item(results, 0), emitter.item(results, 1)
+
+    def _trained(self, operands: Sequence[Any]) -> list[Any]:
+        """Those of ``operands`` that ``train`` takes."""
         assert self.train is not None, "a kernel without a backward refuses calls that need a gradient"
-        trained = {argument.name for argument in self.train._schema.arguments}
+        names = {argument.name for argument in self.train._schema.arguments}
         named = zip(self.infer._schema.arguments, operands, strict=False)  # the last ones may have defaults
-        return emitter.item(emitter(self.train, *[each for argument, each in named if argument.name in trained]), 0)
+        return [each for argument, each in named if argument.name in names]
 
 
 def contiguous_output(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
@@ -99,7 +118,7 @@ def attention(
     random: bool = False,
     vmap: bool = False,
 ) -> Attention:
-    """Define ``attnpass::name``, and with a backward ``name_train`` and ``name_backward``.
+    """Define ``attnpass::name``, with a backward ``name_train`` and ``name_backward``, of a saved lse ``name_sunk``.
 
     Args:
         signature: ``name(Tensor q, Tensor k, Tensor v, ...)``: tensors first, and behind them the rest.
@@ -107,7 +126,8 @@ def attention(
         train: computes the output and what is ``saved`` for the backward.
         backward: computes the gradients of q, k and v: ``backward(grad, *tensors, out, *saved, *rest)``.
         output: the fake of the output, from the arguments.
-        saved: the fakes of what training saves beside the output, by name; from the arguments, with q as BHSD.
+        saved: the fakes of what training saves beside the output, by name; from the arguments, with q as BHSD. A first
+            one that is called lse is the log-sum-exp of each row.
         gradients: the fake of ``backward``.
         inference_only: arguments that training does not have.
         layout: as for `define`.
@@ -127,8 +147,13 @@ def attention(
         return output(q, *rest), *(make(q_BHSD, *rest) for make in saved.values())
 
     train_op = define(schema, train, fake, **forward)
-    differentiable(train_op, define(backward_schema, backward, gradients, **how), operands)
-    return Attention(infer_op, train_op)
+    backward_op = define(backward_schema, backward, gradients, **how)
+    differentiable(train_op, backward_op, operands)
+    if next(iter(saved)) != "lse":
+        return Attention(infer_op, train_op)
+    sunk = Sunk(train_op, backward_op, operands, bshd=layout == "BSHD")
+    taken = schema.partition(" -> ")[0].replace("_train(", "_sunk(Tensor sinks, ", 1)
+    return Attention(infer_op, train_op, compose(f"{taken} -> Tensor", sunk))
 
 
 def _schemas_of_training(signature: str, saved: Iterable[str], inference_only: Collection[str]) -> tuple[str, str, int]:

@@ -46,12 +46,14 @@ class Chosen:
         node: the node that takes the output out of what the op gives.
         wiring: its operands.
         dead: the op, and what takes the rest out of it, which nobody reads.
+        lse: the node that takes the log-sum-exp, if that is read.
     """
 
     call: AttentionCall
     node: Node
     wiring: Wiring[Node]
     dead: tuple[Node, ...]
+    lse: Node | None = None
 
 
 def chosen_by(node: Node) -> str:
@@ -91,7 +93,7 @@ def read_chosen(gm: GraphModule, node: Node, reading: Reading, grad: bool | None
     q, k, v, scale, causal, named = _flex(gm, node, reading) if _schema(node.target) is None else _op(node)
     steps = (Step(aten.transpose.int, (1, 2)),) if named.bshd else ()
     wiring = Wiring(Operand(q, steps), Operand(k, steps), Operand(v, steps), out=steps)
-    out = _output(node, wiring, reading)
+    out, lse = _outputs(node, wiring, reading, named)
     specs = [spec_of(operand) for operand in (wiring.q, wiring.k, wiring.v)]
     values = [value_of(each) for each in (q, k, v)]
     needs_grad = region.grad and (any(unwrapped(x).requires_grad for x in values) if grad is None else grad)
@@ -103,6 +105,7 @@ def read_chosen(gm: GraphModule, node: Node, reading: Reading, grad: bool | None
         out=TensorSpec.of(value_of(out)),
         mask=MaskSpec.causal() if causal else MaskSpec(),
         scale=scale,
+        lse=None if lse is None else TensorSpec.of(value_of(lse)),
         enable_gqa=not known_equal(specs[0].shape[1], specs[1].shape[1]),
         needs_grad=needs_grad,
         context=context_of(region, specs[0], values, ""),
@@ -112,7 +115,7 @@ def read_chosen(gm: GraphModule, node: Node, reading: Reading, grad: bool | None
         pattern=Pattern.CHOSEN,
         chosen=named.who,
     )
-    return Chosen(call, out, wiring, (node, *(user for user in node.users if user is not out)))
+    return Chosen(call, out, wiring, (node, *(user for user in node.users if user not in (out, lse))), lse)
 
 
 def _schema(target: Any) -> Any:
@@ -203,17 +206,23 @@ def _scale(scale: Any) -> float | None:
     return float(scale)
 
 
-def _output(node: Node, wiring: Wiring[Node], reading: Reading) -> Node:
-    """The one node that takes the output, where nothing else of the op is read and its operands are still the same."""
+def _outputs(node: Node, wiring: Wiring[Node], reading: Reading, named: Named) -> tuple[Node, Node | None]:
+    """The nodes that take the output, and the log-sum-exp if that is read too.
+
+    Nothing else of the op is read, and its operands are still the same where the output is taken.
+    """
     takes = [user for user in node.users if user.users]
-    if len(takes) != 1 or takes[0].target is not operator.getitem or takes[0].args[1] != 0:
+    taken = {user.args[1]: user for user in takes if user.target is operator.getitem}
+    if len(taken) != len(takes) or set(taken) not in ({0}, {0, 1} if named.lse else {0}):
         raise NotKnownError("more than its output is read")
-    (out,) = takes
+    out, lse = taken[0], taken.get(1)
     if out not in reading.places or reading.regions[out] != reading.regions[node]:
         raise NotKnownError("its output is taken at another place")
     if any(reading.value_at(each, node) is not reading.value_at(each, out) for each in wiring.nodes()):
         raise NotKnownError("an operand is written to before its output is taken")
-    return out
+    if lse is not None and (reading.written_behind(lse) or not reading.is_read_behind(lse, out)):
+        raise NotKnownError("its log-sum-exp is written to, or read before its output is taken")
+    return out, lse
 
 
 def _check(named: Named, specs: list[TensorSpec], causal: bool, needs_grad: bool) -> None:

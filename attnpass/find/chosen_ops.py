@@ -36,6 +36,7 @@ class Named:
         bshd: are q, k, v and the output (B, S, H, D)?
         trains: does the op have a gradient? Those of libraries have none.
         gqa: does it take fewer heads of k and v than of q?
+        lse: does it give the natural log-sum-exp behind the output, as (B, H, Sq)?
     """
 
     who: str
@@ -46,6 +47,7 @@ class Named:
     bshd: bool = False
     trains: bool = True
     gqa: bool = False
+    lse: bool = False
 
 
 _NO_DROPOUT = {"dropout_p": (0.0,)}
@@ -65,10 +67,10 @@ _LIBRARY: dict[str, Any] = {
 _WINDOWS = {"window_size_left": (-1,), "window_size_right": (-1,), "softcap": (0.0,)}
 NAMED = {
     "aten::_scaled_dot_product_flash_attention": Named(
-        "PyTorch's flash attention", {**_NO_DROPOUT, "return_debug_mask": (False,)}
+        "PyTorch's flash attention", {**_NO_DROPOUT, "return_debug_mask": (False,)}, lse=True
     ),
     "aten::_scaled_dot_product_flash_attention_for_cpu": Named(
-        "PyTorch's flash attention for CPU", {**_NO_DROPOUT, "attn_mask": (None,)}
+        "PyTorch's flash attention for CPU", {**_NO_DROPOUT, "attn_mask": (None,)}, lse=True
     ),
     "aten::_scaled_dot_product_efficient_attention": Named(
         "PyTorch's memory-efficient attention", {**_NO_DROPOUT, "attn_bias": (None,), "compute_log_sumexp": ANY}

@@ -89,6 +89,7 @@ class _Finder:
                 continue  # what an op is made of is not the program's
             elif isinstance(layer, str):
                 self.misses.append(NearMiss(node.name, layer, source_of(node.meta)))
+                continue  # of what is inside, that is all there is to say
             for softmax in softmaxes.get(node, ()):
                 self._by_hand(softmax)
         order = {node: place for place, node in enumerate(self._regions)}
@@ -130,7 +131,8 @@ class _Finder:
             self.misses.append(NearMiss(node.name, reason, source_of(node.meta)))
             return
         values = self._values(read.wiring, read.node)
-        self.calls.append(self._placed(FoundCall(read.call, read.node, read.wiring, values, dead=read.dead)))
+        found = FoundCall(read.call, read.node, read.wiring, values, lse=read.lse, dead=read.dead)
+        self.calls.append(self._placed(found))
 
     def _by_hand(self, softmax: Softmax) -> None:
         """The attention around a softmax, or why it is none if it looks like one."""

@@ -45,7 +45,8 @@ class FoundCall:
         wiring: the nodes that hold its operands there.
         values: its operands as values of the Reading; None inside a functorch transform, which none is read through.
         opened: the opaque layer that the node was found in, or None.
-        dead: the other nodes of a chain written by hand, which nobody needs once ``node`` is replaced.
+        lse: the node whose value is the log-sum-exp of the scores, if the program wants that too.
+        dead: the other nodes of a chain written by hand, which nobody needs once ``node`` and ``lse`` are replaced.
         repeated: k and v with their heads repeated, where the call reads them before that.
         meaning: what was understood of the mask tensors, or None where there are none.
         epoch: how many writes the program makes before the call: two calls of the same epoch see the same memory.
@@ -57,6 +58,7 @@ class FoundCall:
     wiring: Wiring[Node]
     values: Wiring[Value] | None = None
     opened: Opened | None = None
+    lse: Node | None = None
     dead: tuple[Node, ...] = ()
     repeated: tuple[Operand[Node], Operand[Node]] | None = None
     meaning: Meaning | None = None

@@ -8,6 +8,7 @@ which is put in the node's place only if a call in it is rewritten.
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -27,6 +28,7 @@ from attnpass.graph.values import value_of
 
 MULTIHEAD = F.multi_head_attention_forward
 ENCODER_LAYER = torch._transformer_encoder_layer_fwd
+PADDING = 1  # a type of mask
 SIGNATURE = inspect.signature(MULTIHEAD)
 
 
@@ -77,16 +79,14 @@ def open_up(node: Node, region: Region) -> Opened | str:
 def _readable(node: Node) -> Callable[..., Any] | str:
     """The function to trace for this node, or why the node has to stay closed."""
     if node.target is ENCODER_LAYER:
-        masked = any(arg is not None for arg in node.args[18:]) or bool(node.kwargs)
-        if masked:
-            return "the encoder layer's fast path has a mask: its rows that see no key are not 0, unlike SDPA's"
         return encoder_layer
     given = SIGNATURE.bind(*node.args, **node.kwargs)
     given.apply_defaults()
     if not given.arguments["need_weights"]:
         return MULTIHEAD
     if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
-        return "need_weights=True: the attention weights are materialised, which no fused kernel does"
+        weights = "the attention weights are materialised, which no fused kernel does"
+        return f"need_weights=True: {weights}; with need_weights=False the layer does not compute them"
     masked = any(given.arguments[name] is not None for name in ("key_padding_mask", "attn_mask"))
     return _without_weights if masked else _as_sdpa
 
@@ -120,16 +120,18 @@ def encoder_layer(
     ffn1_bias: torch.Tensor,
     ffn2_weight: torch.Tensor,
     ffn2_bias: torch.Tensor,
-    *no_mask: None,
+    mask: torch.Tensor | None = None,
+    mask_type: int | None = None,
 ) -> torch.Tensor:
-    """What ``torch._transformer_encoder_layer_fwd`` computes without a mask, in public functions.
+    """What ``torch._transformer_encoder_layer_fwd`` computes, in public functions.
 
     Source: ``aten/src/ATen/native/transformers/transformer.cpp``. ``src`` is (B, S, E).
     """
 
     def attention(x: torch.Tensor) -> torch.Tensor:
         qkv = F.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, num_heads, embed_dim // num_heads))
-        out = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind(0))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out = _attention(q, k, v, mask, mask_type)
         return F.linear(out.transpose(1, 2).flatten(2), proj_weight, proj_bias)
 
     def feed_forward(x: torch.Tensor) -> torch.Tensor:
@@ -143,6 +145,22 @@ def encoder_layer(
         return x + feed_forward(norm2(x))
     x = norm1(src + attention(src))
     return norm2(x + feed_forward(x))
+
+
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, mask_type: int | None
+) -> torch.Tensor:
+    """Where ``mask`` is not 0, of whatever dtype, a key is hidden; a query that sees none gives NaN.
+
+    Source: ``aten/src/ATen/native/transformers/attention.cpp``. A mask of the type `PADDING` is (B, S); others
+    broadcast to (B, H, S, S).
+    """
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    hidden = mask.to(torch.bool)[:, None, None] if mask_type == PADDING else mask.to(torch.bool)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    out: torch.Tensor = scores.masked_fill(hidden, -math.inf).softmax(-1) @ v
+    return out
 
 
 def _trace(call: Callable[..., Any], fakes: list[Any], mode: FakeTensorMode) -> GraphModule:

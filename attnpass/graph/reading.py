@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -125,6 +125,11 @@ class Reading:
         """Does the program write, behind the node ``place``, to what ``node`` holds there?"""
         held = self._held.get(node)
         return held is not None and bool(held.storage.writes) and held.storage.writes[-1] > self.places[place]
+
+    def is_read_behind(self, node: Node, place: Node, within: Collection[Node | None] = ()) -> bool:
+        """Do all who read a node's result stand behind ``place``, those of ``within`` aside?"""
+        others = (user for user in node.users if user not in within and user.op != "output")
+        return all(self.places.get(user, -1) > self.places[place] for user in others)
 
     @cached_property
     def quiet(self) -> frozenset[Node]:

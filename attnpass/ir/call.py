@@ -73,6 +73,7 @@ class AttentionCall:
         mask: what the mask means.
         scale: factor on the scores, or None for 1/sqrt(D).
         sinks: (H,), one more logit for each head that takes part in the softmax and gives nothing; None for none.
+        lse: the log-sum-exp of each row, as the program wants it beside the output; None where it does not.
         softcap: scores become ``softcap * tanh(scores / softcap)``; None for none.
         dropout_p: probability of dropping an attention weight; None if it is not a number in the graph.
         enable_gqa: the call's own flag (Hkv = 1 broadcasts without it).
@@ -95,6 +96,7 @@ class AttentionCall:
     scale: float | None = None
     softcap: float | None = None
     sinks: TensorSpec | None = None
+    lse: TensorSpec | None = None
     dropout_p: float | None = 0.0
     enable_gqa: bool = False
     needs_grad: bool = False
@@ -189,6 +191,8 @@ class AttentionCall:
             extras.append(f"softcap {self.softcap:g}")
         if self.sinks is not None:
             extras.append("sinks")
+        if self.lse is not None:
+            extras.append("log-sum-exp")
         if self.dropout_p:
             extras.append(f"dropout {self.dropout_p:g}")
         if self.needs_grad:

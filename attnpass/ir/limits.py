@@ -61,6 +61,7 @@ class Code(str, Enum):
     OUTPUT_LAYOUT = ("output_layout", "The kernel's output cannot be given the strides that the program expects.")
     VERIFY = ("verify", "ATTNPASS_VERIFY compared this call with the reference and found it off.")
     SINKS = ("sinks", "The call has attention sinks and the kernel does not take them.")
+    LOG_SUM_EXP = ("log_sum_exp", "The program reads the log-sum-exp beside the output, which is not given so.")
     UNPROVED = ("unproved", "The kernel was tried here on random data of this kind of call, and was wrong.")
 
 
@@ -138,7 +139,11 @@ class Limits:
         positive_scale: must the softmax scale be positive?
         dropout: does it really drop out?
         softcap: does it have a softcap?
-        sinks: does it take attention sinks (one more logit for each head, that takes part in the softmax only)?
+        sinks: does it take attention sinks (one more logit for each head, that takes part in the softmax only) by
+            itself, in inference?
+        log_sum_exp: does it give the log-sum-exp of each row, and reads its backward no more of the forward than that
+            and the output? Sinks are then computed behind it (`attnpass.emit.sinks`), in training too, and where the
+            program wants the log-sum-exp beside the output ``emit`` returns both.
         backward: does it have a backward?
         deterministic: is it deterministic under ``torch.use_deterministic_algorithms(True)``?
         functorch: is it right inside vmap, grad and jvp?
@@ -179,6 +184,7 @@ class Limits:
     dropout: bool = False
     softcap: bool = False
     sinks: bool = False
+    log_sum_exp: bool = False
     backward: bool = True
     deterministic: bool = True
     functorch: bool = False

@@ -38,6 +38,7 @@ class Wiring(Generic[N]):
         additions: what is done to the scores between scaling (and softcap) and softmax.
         sinks: (H,), or None.
         out: steps from (B, H, Sq, Dv) to the shape of the replaced node; none for SDPA.
+        lse: steps from (B, H, Sq) to the shape of the log-sum-exp, where the program wants that too.
     """
 
     q: Operand[N]
@@ -46,6 +47,7 @@ class Wiring(Generic[N]):
     additions: tuple[Addition[N], ...] = ()
     sinks: Operand[N] | None = None
     out: tuple[Step, ...] = ()
+    lse: tuple[Step, ...] = ()
 
     def map_nodes(self, mapped: Callable[[Any], M]) -> Wiring[M]:
         """The same wiring between other nodes: those of a copy of the graph, or those that hold values."""
@@ -56,6 +58,7 @@ class Wiring(Generic[N]):
             tuple(Addition(each.operand.map_nodes(mapped), each.fill) for each in self.additions),
             None if self.sinks is None else self.sinks.map_nodes(mapped),
             mapped_steps(self.out, mapped),
+            mapped_steps(self.lse, mapped),
         )
 
     def nodes(self) -> list[N]:

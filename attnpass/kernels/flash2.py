@@ -21,10 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from attnpass.emit import ops
-from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.emitter import Emitted, Emitter, Operands
 from attnpass.emit.layout import bhsd, bshd, multiple_of
 from attnpass.emit.padding import by_length
 from attnpass.emit.undecorated import undecorated
@@ -59,6 +58,7 @@ class Flash2(Kernel):
         positive_scale=True,
         dropout=True,
         softcap=True,
+        log_sum_exp=True,
         vmap=True,
         row_alignment=16,
     )
@@ -71,16 +71,14 @@ class Flash2(Kernel):
             wanted = f"at most 192 in training with dropout on {machine.capability}"
             yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), wanted)
 
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
         args, lengths = by_length(emitter, call, args)
         q, k, v = bshd(emitter, args, multiple_of(8, call.D))
         softcap = call.softcap or 0.0
         if lengths is not None:
-            out = _padded.emit(emitter, call, q, k, v, lengths, args.scale, softcap)
-        else:
-            numbers = (args.scale, *call.mask.band(), softcap, call.dropout_p)
-            out = _attention.emit(emitter, call, q, k, v, *numbers)
-        return bhsd(emitter, out, call.Dv)
+            return bhsd(emitter, _padded.emit(emitter, call, q, k, v, lengths, args.scale, softcap), call.Dv)
+        numbers = (args.scale, *call.mask.band(), softcap, call.dropout_p)
+        return bhsd(emitter, _attention.emit_more(emitter, call, q, k, v, *numbers, sinks=args.sinks), call.Dv)
 
 
 def _shared(scale: float, left: int, right: int, softcap: float, dropout_p: float) -> dict[str, Any]:

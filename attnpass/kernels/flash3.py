@@ -27,10 +27,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from attnpass.emit import ops
-from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.emitter import Emitted, Emitter, Operands
 from attnpass.emit.layout import bhsd, bshd, multiple_of
 from attnpass.emit.padding import by_order
 from attnpass.emit.undecorated import undecorated
@@ -59,13 +58,19 @@ def _read_build() -> Build:
     names = ("VARLEN", "PAGEDKV", "BACKWARD", "SOFTCAP", "LOCAL", "FP16", "FP8", *(f"HDIM{size}" for size in HEAD_DIMS))
     build = {name.lower(): not flags.get(f"FLASHATTENTION_DISABLE_{name}", False) for name in names}
     _, arguments = _raw_op(flash_attn_interface)
-    taken = inspect.signature(flash_attn_interface.flash_attn_func).parameters
     return {
         **build,
-        "fp8": build["fp8"] and "q_descale" in taken,
-        "sinks": "sinks" in taken,
+        "fp8": build["fp8"] and _takes("q_descale"),
+        "sinks": _takes("sinks"),
         "lengths": build["varlen"] and build["pagedkv"] and arguments >= flash3_pages.ARGUMENTS,
     }
+
+
+def _takes(argument: str) -> bool:
+    """Does the library's function take this argument?"""
+    import flash_attn_interface
+
+    return argument in inspect.signature(flash_attn_interface.flash_attn_func).parameters
 
 
 FLASH_ATTN_3 = Library(
@@ -97,6 +102,7 @@ class Flash3(Kernel):
         positive_scale=True,
         softcap=True,
         sinks=True,
+        log_sum_exp=True,
         vmap=True,
         row_alignment=16,
     )
@@ -117,19 +123,19 @@ class Flash3(Kernel):
         yield from head_dim_not_built(call, machine)
         if call.needs_grad and machine.deterministic and not known(call.D < 256):
             yield Rejection(Code.DETERMINISTIC, "head_dim", shown(call.D), "below 256 for a deterministic backward")
-        if call.needs_grad and call.sinks is not None:
-            yield Rejection(Code.SINKS, "sinks in training", "a logit for each head", "none, they get no gradient")
 
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
         args, lengths, order = by_order(emitter, call, args)
         q, k, v = bshd(emitter, args, multiple_of(8, call.D))
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
         if lengths is not None and order is not None:
             out = flash3_pages.emit(emitter, (q, k, v), order, lengths, (args.scale, numbers[-1]), args.heads_first)
-        else:
-            sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
-            out = _attention.emit(emitter, call, q, k, v, sinks, lengths, *numbers, args.heads_first)
-        return bhsd(emitter, out, call.Dv)
+            return bhsd(emitter, out, call.Dv)
+        own, behind = None, args.sinks
+        if args.sinks is not None and not call.needs_grad and _takes("sinks"):
+            own, behind = emitter.cast(args.sinks, torch.bfloat16), None
+        operands = (q, k, v, own, lengths, *numbers, args.heads_first)
+        return bhsd(emitter, _attention.emit_more(emitter, call, *operands, sinks=behind), call.Dv)
 
 
 def with_terms_built(limits: Limits, machine: Machine) -> Limits:

@@ -26,10 +26,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from attnpass.emit import ops
-from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.emitter import Emitted, Emitter, Operands
 from attnpass.emit.layout import bhsd, bshd
 from attnpass.emit.padding import by_length
 from attnpass.graph.symbolic import as_int, known, known_equal, shown
@@ -85,6 +84,7 @@ class Flash4(Kernel):
         positive_scale=True,
         softcap=True,
         sinks=True,
+        log_sum_exp=True,
         vmap=True,
         row_alignment=16,
     )
@@ -105,6 +105,7 @@ class Flash4(Kernel):
             deterministic=generation == 8,
             softcap=False,
             sinks=False,
+            log_sum_exp=False,
         )
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
@@ -119,18 +120,19 @@ class Flash4(Kernel):
             yield from flash4_masks.refusals(call)
         if call.needs_grad and not known_equal(call.D, call.Dv):
             yield Rejection(Code.VALUE_DIM, "value head_dim", shown(call.Dv), f"{shown(call.D)} in training")
-        if call.needs_grad and call.sinks is not None:
-            yield Rejection(Code.SINKS, "sinks in training", "a logit for each head", "none, they get no gradient")
 
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
         if flash4_masks.has_function(call):
             return bhsd(emitter, flash4_masks.emit(emitter, call, args), call.Dv)
         args, lengths = by_length(emitter, call, args)
         q, k, v = bshd(emitter, args, _trained_dim(call) if call.needs_grad else None)
         numbers = (args.scale, *call.mask.band(), call.softcap or 0.0)
-        sinks = None if args.sinks is None else emitter.cast(args.sinks, torch.bfloat16)
-        out = _attention.emit(emitter, call, q, k, v, sinks, lengths, *numbers)
-        return bhsd(emitter, out, call.Dv)
+        own, behind = None, args.sinks
+        if args.sinks is not None and not call.needs_grad:
+            own, behind = emitter.cast(args.sinks, torch.bfloat16), None
+        return bhsd(
+            emitter, _attention.emit_more(emitter, call, q, k, v, own, lengths, *numbers, sinks=behind), call.Dv
+        )
 
 
 def _trained_dim(call: AttentionCall) -> int:

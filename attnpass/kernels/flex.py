@@ -7,6 +7,7 @@ asked for its own ``as_tuple()``, and ``flex_attention``'s own function supplies
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,9 +19,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn.attention import flex_attention as flex
 from torch.torch_version import TorchVersion
 
-from attnpass.emit.emitter import Emitter, Operands, aten
+from attnpass.emit.emitter import Emitted, Emitter, Operands, aten
 from attnpass.emit.fixed_layout import fixed, own_buffers
 from attnpass.emit.mask_blocks import BLOCK, block_lists
+from attnpass.emit.sinks import with_sinks
 from attnpass.graph.symbolic import hint, known, known_equal, shown
 from attnpass.index.expr import AXES, TRUE, Expr, Load, axis, number
 from attnpass.index.logic import all_of
@@ -34,6 +36,7 @@ from attnpass.machine.machine import Machine
 
 NO_BLOCKS = 1 << 30  # FlexAttention's own block size for "one block holds everything"
 WANTS_OWN_BUFFERS = TorchVersion(torch.__version__) < "2.10"  # its CPU kernel takes no q, k and v of one tensor
+LN2 = math.log(2)  # its log-sum-exp has base 2
 HOPPER = (9, 0)
 # PyTorch's own tiles, 128 x 128 at head dim 64 and 128 x 64 at 128, spill registers where a mask reads data: on an H100
 # (torch 2.11, S4096) causal & key_padding took 2.82 ms at head dim 64, and 0.81 ms so; 0.76 and 0.72 ms at 128; no mask
@@ -70,11 +73,14 @@ class Flex(Kernel):
         mask_dtype_may_differ=True,
         table_grad=True,
         softcap=True,
+        log_sum_exp=True,
     )
 
     def limits_for(self, machine: Machine) -> Limits:
         """A GPU's kernel multiplies tiles, of 16 at least; the CPU's takes any head dim (tried from 1 to 512)."""
-        return replace(self.limits, head_dim_min=1, head_dim_max=512) if machine.kind == "cpu" else self.limits
+        if machine.kind == "cpu":  # Inductor gives no log-sum-exp there
+            return replace(self.limits, head_dim_min=1, head_dim_max=512, log_sum_exp=False)
+        return self.limits
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
         if call.needs_grad and machine.kind == "cpu":
@@ -91,7 +97,7 @@ class Flex(Kernel):
         if machine.kind != "cpu" and call.dtype == torch.float32 and not known(call.D <= 128):
             yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), "at most 128 in fp32 (shared memory)")
 
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
         if call.device.type == "cpu":
             operands = [args.q, args.k, args.v]
             lying = own_buffers(emitter, operands) if WANTS_OWN_BUFFERS else [fixed(emitter, x) for x in operands]
@@ -116,11 +122,22 @@ class Flex(Kernel):
             score_buffers,
             mask_buffers,
         )
-        return emitter.item(results, 0)
+        out = emitter.item(results, 0)
+        if call.lse is not None:
+            return out, emitter(aten.mul.Scalar, emitter.item(results, 1), LN2)
+        if args.sinks is not None:
+            out = emitter.inline(_with_sinks, out, emitter.item(results, 1), args.sinks)
+        return out
 
     def compile_options(self, call: AttentionCall) -> dict[str, Any]:
         """Inductor 2.13 fails on the CPU when it fuses pointwise arithmetic behind FlexAttention into its kernel."""
         return {"epilogue_fusion": False} if call.device.type == "cpu" else {}
+
+
+def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """``out`` with sinks; the op passes the gradient of the log-sum-exp on."""
+    above: Tensor = lse * LN2 - sinks.to(lse.dtype).view(-1, 1)
+    return with_sinks(out, above.unsqueeze(-1))
 
 
 def _stores_too_far(call: AttentionCall, lanes: int) -> bool:
@@ -261,7 +278,7 @@ def _kernel_options(emitter: Emitter, call: AttentionCall, args: Operands) -> di
     given = [emitter.value(node) for node in (args.q, args.k, args.v)]
     rest = [None] * (len(parameters) - 5)
     with torch.set_grad_enabled(call.needs_grad):  # decides whether the log-sum-exp is kept for the backward
-        return dict(fill(*given, False, tiles(call) or None, *rest))
+        return dict(fill(*given, args.sinks is not None or call.lse is not None, tiles(call) or None, *rest))
 
 
 def tiles(call: AttentionCall) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class HubKernel(Kernel):
             dropout=False,
             softcap=False,  # what was compiled into the package is not known
             sinks=False,
+            log_sum_exp=False,
         )
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:

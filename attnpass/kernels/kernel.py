@@ -10,9 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch.fx import Node
-
-from attnpass.emit.emitter import Operands
+from attnpass.emit.emitter import Emitted, Operands
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import Limits, Rejection
 from attnpass.machine.machine import Machine
@@ -58,8 +56,11 @@ class Kernel(ABC):
         return ()
 
     @abstractmethod
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
         """Insert the nodes that compute ``call`` and return the (B, H, Sq, Dv) output node.
+
+        Where ``call.lse`` is not None, which no kernel is asked for whose `Limits` do not say ``log_sum_exp``: that and
+        the log-sum-exp of each row, a natural logarithm, (B, H, Sq) or with more rows than there are queries.
 
         Emit only ATen ops, ``torch.ops.attnpass.*`` ops and higher-order ops: a Python function as a target makes
         AOTAutograd's cache bypass the graph.

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch.fx import Node
+from torch import Tensor
 
-from attnpass.emit.emitter import Emitter, Operands, aten
+from attnpass.emit import ops
+from attnpass.emit.emitter import Emitted, Emitter, Operands, aten
 from attnpass.emit.layout import aligned_bias, repeated_heads
+from attnpass.emit.sinks import Sunk
 from attnpass.graph.symbolic import as_int, known, known_equal, known_multiple, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import FLOATS, Code, Limits, Rejection
@@ -68,6 +71,7 @@ class NativeEfficient(Kernel):
         hidden_rows_train=False,  # gradients off by 85 on an H200
         mask_grad=True,
         dropout=True,
+        log_sum_exp=True,
         row_alignment=ALIGNMENT,
         tolerance=5.0,  # fp32 gradients at large scores: 3.5 times the composite attention's error on an H200
     )
@@ -83,17 +87,44 @@ class NativeEfficient(Kernel):
             )
         yield from cutlass_rejections(call)
 
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
         mask = None if args.mask is None else aligned_bias(emitter, call, args)
+        k, v = (repeated_heads(emitter, node, call.H, call.Hkv) for node in (args.k, args.v))
+        if args.sinks is not None:
+            return emitter(_sunk, args.sinks, args.q, k, v, mask, call.is_causal, args.scale)
         results = emitter(
-            aten._scaled_dot_product_efficient_attention.default,
+            _efficient,
             args.q,
-            repeated_heads(emitter, args.k, call.H, call.Hkv),
-            repeated_heads(emitter, args.v, call.H, call.Hkv),
+            k,
+            v,
             mask,
-            call.needs_grad,  # compute_log_sumexp
+            call.needs_grad or call.lse is not None,  # compute_log_sumexp
             call.dropout_p,
             call.is_causal,
             scale=args.scale,
         )
-        return emitter.item(results, 0)
+        out = emitter.item(results, 0)
+        return out if call.lse is None else (out, emitter.item(results, 1))
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float) -> Any:
+    """(B, H, Sq, D), (B, H, Sk, D), (B, H, Sk, Dv), (B, H, Sq, Sk) -> (B, H, Sq, Dv).
+
+    And its log-sum-exp (B, H, Sq rounded up to 32), inf in the last rows, and the random numbers' state, unused.
+    """
+    return _efficient(q, k, v, bias, True, 0.0, is_causal, scale=scale)
+
+
+def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+    out, lse, seed, offset, is_causal, scale = rest
+    wanted = [True, True, True, bias is not None and bias.requires_grad]
+    backward = aten._scaled_dot_product_efficient_attention_backward.default
+    return backward(grad, q, k, v, bias, out, lse, seed, offset, 0.0, wanted, is_causal, scale=scale)
+
+
+_efficient = aten._scaled_dot_product_efficient_attention.default
+_sunk = ops.compose(
+    "native_efficient_sunk(Tensor sinks, Tensor q, Tensor k, Tensor v, Tensor? bias, bool is_causal, float scale) "
+    "-> Tensor",
+    Sunk(_forward, _backward, 4),
+)

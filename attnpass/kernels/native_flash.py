@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from attnpass.emit import ops
-from attnpass.emit.emitter import Emitter, Operands, additive_mask, aten
+from attnpass.emit.emitter import Emitted, Emitter, Operands, additive_mask, aten
 from attnpass.emit.layout import bhsd, bshd, multiple_of, padded, trimmed
 from attnpass.emit.padding import by_length
+from attnpass.emit.sinks import Sunk
 from attnpass.graph.symbolic import known, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import ALL_FLOATS, BOTTOM_RIGHT, TOP_LEFT, Code, Limits, Rejection
@@ -54,6 +55,7 @@ class NativeFlash(Kernel):
         alignments=BOTTOM_RIGHT,
         positive_scale=True,
         dropout=True,
+        log_sum_exp=True,
         row_alignment=16,
     )
     cpu_limits = replace(
@@ -74,8 +76,8 @@ class NativeFlash(Kernel):
     )
 
     def limits_for(self, machine: Machine) -> Limits:
-        if machine.kind == "rocm":  # AOTriton's variable lengths are others
-            return replace(self.limits, terms=self.cpu_limits.terms, padding_by_length=False)
+        if machine.kind == "rocm":  # AOTriton's variable lengths are others, and nobody tried its log-sum-exp
+            return replace(self.limits, terms=self.cpu_limits.terms, padding_by_length=False, log_sum_exp=False)
         return self.cpu_limits if machine.kind == "cpu" else self.limits
 
     def check(self, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:
@@ -87,13 +89,15 @@ class NativeFlash(Kernel):
                 wanted = "at most 192, or above 224 without dropout, in training on this GPU"
                 yield Rejection(Code.HEAD_DIM, "head_dim", shown(call.D), wanted)
 
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
         if call.mask.has(Term.KEY_PADDING):
             return _emit_padded(emitter, call, args)
         if call.device.type == "cpu":
             return _emit_cpu(emitter, call, args)
         D = int(call.D)
         q, k, v = (padded(emitter, node, multiple_of(8, D)) for node in (args.q, args.k, args.v))
+        if args.sinks is not None:
+            return trimmed(emitter, emitter(_sunk, args.sinks, q, k, v, call.is_causal, args.scale), D)
         results = emitter(
             aten._scaled_dot_product_flash_attention.default,
             q,
@@ -104,7 +108,8 @@ class NativeFlash(Kernel):
             False,  # return_debug_mask
             scale=args.scale,
         )
-        return trimmed(emitter, emitter.item(results, 0), D)
+        out = trimmed(emitter, emitter.item(results, 0), D)
+        return out if call.lse is None else (out, emitter.item(results, 1))
 
 
 def _emit_padded(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
@@ -140,11 +145,51 @@ _padded = ops.attention(
 )
 
 
-def _emit_cpu(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
+def _emit_cpu(emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
+    mask = args.mask
+    if mask is not None and emitter.value(mask).dtype == torch.bool:
+        mask = additive_mask(emitter, mask, call.dtype)
+    if args.sinks is not None:
+        return emitter(_sunk_cpu, args.sinks, args.q, args.k, args.v, mask, call.is_causal, args.scale)
     # Only what differs from the op's defaults: each further keyword costs a call of compiled code 0.15 to 0.4 us.
     options: dict[str, Any] = {} if call.scale is None else {"scale": call.scale}
-    if args.mask is not None:
-        is_bool = emitter.value(args.mask).dtype == torch.bool
-        options["attn_mask"] = additive_mask(emitter, args.mask, call.dtype) if is_bool else args.mask
-    flash = aten._scaled_dot_product_flash_attention_for_cpu.default
-    return emitter.item(emitter(flash, args.q, args.k, args.v, 0.0, call.is_causal, **options), 0)
+    if mask is not None:
+        options["attn_mask"] = mask
+    results = emitter(_flash_cpu, args.q, args.k, args.v, 0.0, call.is_causal, **options)
+    out = emitter.item(results, 0)
+    return out if call.lse is None else (out, emitter.item(results, 1))
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, ...]:
+    """(B, H, Sq, D), twice (B, Hkv, Sk, D) -> as q; its log-sum-exp (B, H, Sq); the random numbers' state, unused."""
+    results = aten._scaled_dot_product_flash_attention.default(q, k, v, 0.0, is_causal, False, scale=scale)
+    return results[0], results[1], results[6], results[7]
+
+
+def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
+    out, lse, seed, offset, is_causal, scale = rest
+    lengths = (None, None, q.shape[2], k.shape[2])
+    backward = aten._scaled_dot_product_flash_attention_backward.default
+    return backward(grad, q, k, v, out, lse, *lengths, 0.0, is_causal, seed, offset, scale=scale)
+
+
+def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Any:
+    """As `_forward`, with an additive mask; the log-sum-exp of a row that sees no key is 0."""
+    return _flash_cpu(q, k, v, 0.0, is_causal, attn_mask=mask, scale=scale)
+
+
+def _backward_cpu(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: Any) -> Any:
+    out, lse, is_causal, scale = rest
+    backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+    return backward(grad, q, k, v, out, lse, 0.0, is_causal, attn_mask=mask, scale=scale)
+
+
+_flash_cpu = aten._scaled_dot_product_flash_attention_for_cpu.default
+_operands = "Tensor sinks, Tensor q, Tensor k, Tensor v"
+_sunk = ops.compose(
+    f"native_flash_sunk({_operands}, bool is_causal, float scale) -> Tensor", Sunk(_forward, _backward, 3)
+)
+_sunk_cpu = ops.compose(
+    f"native_flash_cpu_sunk({_operands}, Tensor? mask, bool is_causal, float? scale) -> Tensor",
+    Sunk(_forward_cpu, _backward_cpu, 4),
+)

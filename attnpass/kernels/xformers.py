@@ -24,10 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from attnpass.emit import ops
-from attnpass.emit.emitter import Emitter, Operands
+from attnpass.emit.emitter import Emitted, Emitter, Operands
 from attnpass.emit.layout import aligned_bias, bhsd, bshd, repeated_heads
 from attnpass.graph.symbolic import as_int, known, known_equal, shown
 from attnpass.ir.call import AttentionCall
@@ -80,6 +79,7 @@ class Xformers(Kernel):
         terms=frozenset({Term.CAUSAL}),
         mask_tensor=True,
         hidden_rows_train=False,  # gradients off by 85 on an H200
+        log_sum_exp=True,
         vmap=False,
         row_alignment=16,
         tolerance=5.0,
@@ -106,11 +106,13 @@ class Xformers(Kernel):
                 Code.DETERMINISTIC, "torch.use_deterministic_algorithms", "on", "off, for its flash backward"
             )
 
-    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-        full = call.needs_grad or (_operator(call) == CUTLASS and may_misread_stride_0(call))
+    def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Emitted:
+        whole = call.needs_grad or args.sinks is not None or call.lse is not None  # computed by the op for training
+        full = whole or (_operator(call) == CUTLASS and may_misread_stride_0(call))
         q, k, v = bshd(emitter, _full_heads(emitter, call, args) if full else args)
         bias = None if args.mask is None else aligned_bias(emitter, call, args)
-        out = _attention.emit(emitter, call, q, k, v, bias, _operator(call), call.is_causal, args.scale)
+        more = (bias, _operator(call), call.is_causal, args.scale)
+        out = _attention.emit_more(emitter, call, q, k, v, *more, sinks=args.sinks)
         return bhsd(emitter, out, call.Dv)
 
 

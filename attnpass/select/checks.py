@@ -203,8 +203,10 @@ def _softmax(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
         yield Rejection(Code.SCALE, "scale", call.scale, "a positive number")
     if call.softcap is not None and not limits.softcap:
         yield Rejection(Code.SOFTCAP, "softcap", call.softcap, "none")
-    if call.sinks is not None and not limits.sinks:
-        yield Rejection(Code.SINKS, "sinks", "a logit for each head", "none")
+    if call.sinks is not None:
+        yield from _sinks(limits, call)
+    if call.lse is not None:
+        yield from _log_sum_exp(limits, call)
     if call.dropout_p is None:
         yield Rejection(Code.DROPOUT, "dropout_p", "not a constant", "a number in the graph")
     elif call.dropout_p > 0 and not limits.dropout:
@@ -213,6 +215,31 @@ def _softmax(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
         for name, size in (("batch size", call.B), ("Sq", call.Sq), ("Sk", call.Sk)):
             if not known(size >= 1):
                 yield Rejection(Code.LENGTH, name, shown(size), "at least 1")
+
+
+def _sinks(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
+    if not (limits.log_sum_exp or (limits.sinks and not call.needs_grad)):
+        field = "sinks in training" if limits.sinks else "sinks"
+        yield Rejection(Code.SINKS, field, "a logit for each head", "none")
+    elif call.dropout_p and not limits.sinks:
+        yield Rejection(Code.DROPOUT, "dropout_p beside sinks", call.dropout_p, "0")
+
+
+def _log_sum_exp(limits: Limits, call: AttentionCall) -> Iterator[Rejection]:
+    """Of the keys alone, where some are seen: what a row without one gives differs between kernels."""
+    field = "log-sum-exp beside the output"
+    if not limits.log_sum_exp:
+        yield Rejection(Code.LOG_SUM_EXP, field, "read", "unread")
+    for what, there in {
+        "gradients": call.needs_grad,
+        "sinks": call.sinks is not None,
+        "dropout": call.dropout_p != 0,
+        "a softcap": call.softcap is not None,
+        "padding, read as a number of keys,": limits.padding_by_length and call.mask.has(Term.KEY_PADDING),
+        "a mask that may hide all keys of a query": call.mask.rows_may_be_empty,
+    }.items():
+        if there:
+            yield Rejection(Code.LOG_SUM_EXP, field, f"read with {what}", "without")
 
 
 def _gradients(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[Rejection]:

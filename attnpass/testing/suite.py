@@ -205,8 +205,11 @@ def _outside(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
         yield Code.DROPOUT, replace(call, dropout_p=0.1), machine
     if not limits.softcap:
         yield Code.SOFTCAP, replace(call, softcap=2.0), machine
-    if not limits.sinks:
+    if not (limits.sinks or limits.log_sum_exp):
         yield Code.SINKS, replace(call, sinks=TensorSpec((call.H,), (1,), call.q.dtype, call.device)), machine
+    if not limits.log_sum_exp:
+        lse = TensorSpec((call.B, call.H, call.Sq), (1, 1, 1), torch.float32, call.device)
+        yield Code.LOG_SUM_EXP, replace(call, lse=lse), machine
     if limits.positive_scale:
         yield Code.SCALE, replace(call, scale=-1.0), machine
     if not limits.mask_tensor:

@@ -157,8 +157,7 @@ def _emitted(kernel: Kernel, call: AttentionCall, given: Mapping[str, Tensor]) -
     wiring = Wiring(operands["q"], operands["k"], operands["v"], additions, operands.get("sinks"))
     meaning = None if call.mask.spelled is None else _meaning(call.mask, nodes.get("mask"))
     gm = GraphModule(torch.nn.Module(), graph)
-    _, out = emit_call(Emitter(gm, end), end, call, kernel, wiring, meaning)
-    end.args = (out,)
+    end.args = (emit_call(Emitter(gm, end), end, replace(call, lse=None), kernel, wiring, meaning).out,)
     gm.recompile()
     return gm
 

@@ -106,10 +106,23 @@ class TestFlops:
             torch.ops.attnpass.cudnn_attention(q, q, q, None, True, 0.2)[0].sum().backward()
         assert counter.get_total_flops() == 7 * 2 * 2 * 4 * 32 * 32 * 16
 
+    @pytest.mark.parametrize("name", ("native_flash", "native_efficient", "flash2"))
+    def test_with_sinks_as_without(self, name: str) -> None:
+        """On the meta device, where gradients have fakes too: two products forward, five backward."""
+        q = meta(2, 4, 32, 16).requires_grad_()
+        more = {"native_efficient": (None, False, 0.2), "flash2": (0.2, -1, 0, 0.0, 0.0)}.get(name, (False, 0.2))
+        op = getattr(torch.ops.attnpass, f"{name}_sunk")
+        attnpass.ops_to_save()
+        operands = [q.transpose(1, 2) if name == "flash2" else q] * 3
+        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+            op(meta(4).requires_grad_(), *operands, *more).sum().backward()
+        assert counter.get_total_flops() == 7 * 2 * 2 * 4 * 32 * 32 * 16
+
     def test_no_op_is_forgotten(self) -> None:
         named = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if "attnpass::" in name}
         known = {op._schema.name.partition("::")[2] for op in ops.attention_ops()}
         composed = {"cudnn_attention", "fp8_heads", "fixed_layout_learned"}  # of PyTorch's op, which is counted
+        composed |= {name for name in named if name.endswith("_sunk")}  # of ops that are counted
         debugging = {"verify"}
         assert named - known - composed - debugging == WITHOUT_ATTENTION
 

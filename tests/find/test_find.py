@@ -146,18 +146,6 @@ def test_multi_head_attention_by_position() -> None:
     torch.testing.assert_close(run(fn, x, hidden), fn(x, hidden), equal_nan=True)
 
 
-def test_masked_fast_path_stays_closed() -> None:
-    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
-    padding = torch.zeros(2, 6, dtype=torch.bool)
-    padding[:, 4:] = True
-    x = torch.randn(2, 6, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            run(lambda x: layer(x, src_key_padding_mask=padding), x), layer(x, src_key_padding_mask=padding)
-        )
-    assert "fast path has a mask" in attnpass.last_report().near_misses[0].reason
-
-
 def test_handwritten_attention_is_a_near_miss() -> None:
     def fn(q: Tensor) -> Tensor:
         return torch.softmax(q @ q.mT / 4 + 1, dim=-1) @ q

@@ -70,8 +70,7 @@ def emitted(
     refused = [*rejections(chosen.limits_for(machine), call, machine), *chosen.check(call, machine)]
     if not refused:
         wiring = replace(wiring_of(node), sinks=Operand(inputs[3]) if sinks is not None else None)
-        _, out = emit_call(Emitter(gm, node), node, call, chosen, wiring)
-        node.replace_all_uses_with(out)
+        node.replace_all_uses_with(emit_call(Emitter(gm, node), node, call, chosen, wiring).out)
         gm.graph.erase_node(node)
         gm.recompile()
     return gm, refused
@@ -86,19 +85,21 @@ def assert_like_brute_force(
     limits = registry_for((kernel,))[kernel].limits_for(machine)
     seen = seen_by(changes.get("mask", MaskSpec()), q.shape[2], k.shape[2])
     meaning = {name: changes[name] for name in ("scale", "softcap") if name in changes}
+    leaves = [x for x in (q, k, v, sinks) if x is not None]
     own_leaves, exact_leaves = (
-        [x.detach().to(dtype).requires_grad_(x.requires_grad) for x in (q, k, v)] for dtype in (q.dtype, torch.float64)
+        [x.detach().to(dtype or x.dtype).requires_grad_(x.requires_grad) for x in leaves]
+        for dtype in (None, torch.float64)
     )
-    got = gm(*[x for x in (q, k, v, sinks) if x is not None])
-    own = brute_force(*own_leaves, seen, sinks=sinks, **meaning)
-    exact = brute_force(*exact_leaves, seen, sinks=None if sinks is None else sinks.double(), **meaning)
+    got = gm(*leaves)
+    own = brute_force(*own_leaves[:3], seen, sinks=None if sinks is None else own_leaves[3], **meaning)
+    exact = brute_force(*exact_leaves[:3], seen, sinks=None if sinks is None else exact_leaves[3], **meaning)
     assert got.stride() == F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1]).stride()
     _assert_close("output", got, own, exact, limits)
     if q.requires_grad:
         weight = torch.randn(got.shape)
-        pairs = ((got, [q, k, v]), (own, own_leaves), (exact, exact_leaves))
-        grads = [torch.autograd.grad((out * weight.to(out.dtype)).sum(), leaves) for out, leaves in pairs]
-        for name, *three in zip("qkv", *grads, strict=True):
+        pairs = ((got, leaves), (own, own_leaves), (exact, exact_leaves))
+        grads = [torch.autograd.grad((out * weight.to(out.dtype)).sum(), given) for out, given in pairs]
+        for name, *three in zip(("q", "k", "v", "sinks")[: len(leaves)], *grads, strict=True):
             _assert_close(f"gradient of {name}", *three, limits)
 
 

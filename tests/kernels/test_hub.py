@@ -123,6 +123,8 @@ def test_the_familys_own_rules_hold(tmp_path: Path) -> None:
     assert refused(sage, *qkv(Sk=77)) == {"known_bug"}
     _, refusals = emitted(flash, look(flash), *qkv(), softcap=2.0)
     assert [reason.code.value for reason in refusals] == ["softcap"]
+    _, refusals = emitted(flash, look(flash), *qkv(), sinks=torch.randn(4))
+    assert [reason.code.value for reason in refusals] == ["sinks"]
 
 
 def test_two_in_one_list(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def _flash_attn_backward(
     assembly = not deterministic and bias is None and not dropout_p
     seen = _seen(q, k, causal, window_size_left, window_size_right, top_left=assembly)
     keep = _keep(q, k, dropout_p, rng_state)
-    results = gradients(dout, q, k, v, softmax_scale, seen, keep=keep, bias=_as_computed(bias))
+    results = gradients(dout, q, k, v, softmax_scale, seen, (out, softmax_lse), keep=keep, bias=_as_computed(bias))
     spread = 0.0 * (dout.float() * out.float()).sum()  # NaN in a row of the output is in every gradient
     for buffer, grad in zip((dq, dk, dv), results, strict=True):
         buffer.copy_(grad + spread)

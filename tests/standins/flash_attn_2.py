@@ -114,7 +114,7 @@ def _flash_attn_backward(
         return softmax_lse  # nothing is launched
     keep = None if rng_state is None else _keep(q, k, dropout_p, rng_state)
     seen = _seen(q, k, causal, window_size_left, window_size_right)
-    results = gradients(dout, q, k, v, softmax_scale, seen, softcap=softcap, keep=keep)
+    results = gradients(dout, q, k, v, softmax_scale, seen, (out, softmax_lse), softcap=softcap, keep=keep)
     for buffer, grad in zip((dq, dk, dv), results, strict=True):
         buffer.copy_(grad)
     return softmax_lse

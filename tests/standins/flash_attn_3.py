@@ -224,7 +224,9 @@ def _flash_attn_backward(
     assert not (deterministic and q.shape[-1] == 256), "deterministic backward is not supported for head dim 256"
     window = (window_size_left, window_size_right)
     _check(q, k, v, is_causal, *window, softcap)
-    results = gradients(dout, q, k, v, softmax_scale, _seen(q, k, is_causal, *window), softcap=softcap)
+    assert out is not None and softmax_lse is not None
+    seen = _seen(q, k, is_causal, *window)
+    results = gradients(dout, q, k, v, softmax_scale, seen, (out, softmax_lse), softcap=softcap)
     for buffer, grad in zip((dq, dk, dv), results, strict=True):
         buffer.copy_(grad)
     return softmax_lse

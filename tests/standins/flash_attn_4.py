@@ -152,7 +152,7 @@ def _flash_attn_bwd(
     _check(q, k, v)
     assert softmax_scale is not None and lse.dtype == torch.float32
     seen = _seen(q, k, causal, window_size_left, window_size_right)
-    results = gradients(dout, q, k, v, softmax_scale, seen, softcap=softcap)
+    results = gradients(dout, q, k, v, softmax_scale, seen, (out, lse), softcap=softcap)
     buffers = [torch.empty_like(x) if b is None else b for b, x in zip((dq, dk, dv), (q, k, v), strict=True)]
     assert all(buffer.is_contiguous() for buffer in buffers)
     if q.shape[-1] not in TRAINED or q.shape[-1] != v.shape[-1]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ class Scores:
     rounded: Tensor
     slope: Tensor
     lse: Tensor
+
+    def times(self, factor: Tensor, dtype: torch.dtype) -> Scores:
+        """With other weights."""
+        weights = torch.where(self.weights > 0, self.weights * factor, 0.0)
+        return replace(self, weights=weights, rounded=weights.to(dtype).float())
 
 
 def scored(
@@ -106,19 +111,27 @@ def gradients(
     v: Tensor,
     scale: float,
     seen: Tensor,
+    given: tuple[Tensor, Tensor],
     *,
     softcap: float = 0.0,
     keep: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `attention` for its operands, contiguous; written out, since ops run below autograd."""
+    """The gradients of `attention` for its operands, contiguous; written out, since ops run below autograd.
+
+    As in the kernels, of the forward there is only what is ``given``: the output, and the log-sum-exp (B, H, >= Sq).
+    """
     held = scored(q, k, scale, seen, softcap, None, bias)
+    out, lse = given
+    found = held.lse.where(held.lse > -math.inf, 0.0)
+    held = held.times(torch.exp(found - lse[..., : q.shape[1]]).unsqueeze(-1), q.dtype)
+    delta = (grad.float() * out.float()).sum(-1).transpose(1, 2).unsqueeze(-1)
     group = q.shape[2] // k.shape[2]
     wide_k, wide_v = (x.repeat_interleave(group, 2).float() for x in (k, v))
     kept = 1.0 if keep is None else keep
     dv = torch.einsum("bhqk,bqhd->bkhd", held.rounded * kept, grad.float())
     into = torch.einsum("bqhd,bkhd->bhqk", grad.float(), wide_v) * kept
-    into = held.weights * (into - (into * held.weights).sum(-1, keepdim=True)) * held.slope
+    into = held.weights * (into - delta) * held.slope
     into = into.to(q.dtype).float()
     dq = torch.einsum("bhqk,bkhd->bqhd", into, wide_k)
     dk = torch.einsum("bhqk,bqhd->bkhd", into, q.float())

@@ -183,7 +183,8 @@ def memory_efficient_attention_backward(
     assert grad.shape == output.shape and grad.dtype == query.dtype
     assert lse.ndim == query.ndim - 1 and lse.shape[1] == query.shape[2] and lse.shape[2] >= query.shape[1]
     operands, more = op.arguments(call)
-    return gradients(grad, *operands, **more)
+    out = output.reshape(*operands[0].shape[:3], -1)
+    return gradients(grad, *operands, (out, lse), **more)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, broken: BaseException | None = None) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from attnpass.find.handwritten.joined import as_joined
 from attnpass.find.handwritten.links import (
+    MATERIALISED,
     Appended,
     Biased,
     Cut,
@@ -21,6 +22,7 @@ from attnpass.find.handwritten.links import (
     Shifted,
     moved,
 )
+from attnpass.find.handwritten.log_sum_exp import LogSumExp, read_log_sum_exp
 from attnpass.find.handwritten.on_scores import on_scores
 from attnpass.find.handwritten.on_weights import is_nan_test, on_weights
 from attnpass.find.handwritten.products import Product, is_product, product_of, read_product
@@ -31,6 +33,7 @@ from attnpass.graph.symbolic import known_equal
 from attnpass.graph.value import Value, returned
 from attnpass.graph.values import tensor
 
+WEIGHTS = "probabilities"  # as near misses call them
 REACH = 24  # ops between a product and the softmax
 
 
@@ -46,8 +49,9 @@ class Chain:
         last: the product with V.
         weights: the operand of `last` that holds the probabilities.
         out: what the attention gives: the result of `last`, divided where the softmax says so.
+        lse: the log-sum-exp of the scores, if the program wants it too.
         divided: the values between the softmax's total and what `last` is divided by, in order.
-        nodes: every value that is dead once `out` is replaced.
+        nodes: every value that is dead once `out` and `lse` are replaced.
     """
 
     normalised: Softmax
@@ -58,6 +62,7 @@ class Chain:
     weights: Value
     out: Value
     divided: tuple[Value, ...] = ()
+    lse: LogSumExp | None = None
     nodes: set[Value] = field(default_factory=set)
 
     @property
@@ -75,8 +80,9 @@ def read_chain(softmax: Softmax, reading: Reading, joins: bool) -> Chain:
     first, scores = _upwards(softmax, joins)
     probabilities, last, weights = _downwards(softmax)
     out, divided = (last.node, ()) if softmax.total is None else _divided(last, softmax.total)
-    chain = Chain(softmax, first, scores, probabilities, last, weights, out, divided)
-    chain.nodes = {*softmax.nodes, *first.nodes, *last.nodes, out, *divided}
+    lse = read_log_sum_exp(softmax, scores)
+    chain = Chain(softmax, first, scores, probabilities, last, weights, out, divided, lse)
+    chain.nodes = {*softmax.nodes, *first.nodes, *last.nodes, out, *divided, *(lse.nodes if lse else ())}
     for link in (*scores, *probabilities):
         chain.nodes.update(link.nodes)
     _refuse_other_readers(chain)
@@ -176,21 +182,22 @@ def _refuse_several(node: Value, readers: list[Value]) -> None:
     if not readers:
         raise RefusedError(node, "nobody reads the probabilities")
     others = [r for r in readers if not is_product(r)] or readers[1:]
-    raise _used_elsewhere(node, others[0], "probabilities")
+    raise _used_elsewhere(node, others[0], WEIGHTS)
 
 
 def _used_elsewhere(node: Value, reader: Value, what: str) -> RefusedError:
+    why = MATERIALISED if what == WEIGHTS else "so they have to be materialised"
     if reader.target is returned:
-        return RefusedError(node, f"the attention {what} are returned by the graph, so they have to be materialised")
-    return RefusedError(reader, f"`{spelled(reader)}` reads the attention {what} too, so they have to be materialised")
+        return RefusedError(node, f"the attention {what} are returned by the graph, {why}")
+    return RefusedError(reader, f"`{spelled(reader)}` reads the attention {what} too, {why}")
 
 
 def _refuse_other_readers(chain: Chain) -> None:
     after = {link.node for link in chain.probabilities} | {chain.softmax, chain.last.node}
-    for node in chain.nodes - {chain.out}:
+    for node in chain.nodes - {chain.out, *([chain.lse.node] if chain.lse else [])}:
         for reader in node.users:
             if reader not in chain.nodes:
-                raise _used_elsewhere(node, reader, "probabilities" if node in after else "scores")
+                raise _used_elsewhere(node, reader, WEIGHTS if node in after else "scores")
 
 
 def _refuse_changing_state(chain: Chain, reading: Reading) -> None:

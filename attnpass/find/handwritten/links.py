@@ -13,6 +13,11 @@ from attnpass.graph.ops import is_copy, name_of, permutation, spelled
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 
+MATERIALISED = (
+    "so they have to be materialised; "
+    "where the model has a switch (output_attentions=False, need_weights=False) they need not be"
+)
+
 
 class RefusedError(Exception):
     """Why a softmax is not rewritten: the node at fault, and one sentence about it."""

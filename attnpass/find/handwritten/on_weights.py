@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attnpass.find.handwritten.links import Cut, Dropped, Link, RefusedError, Same, Zeroed, moved
+from attnpass.find.handwritten.links import MATERIALISED, Cut, Dropped, Link, RefusedError, Same, Zeroed, moved
 from attnpass.graph.ops import argument, name_of, number, spelled, uniform
 from attnpass.graph.symbolic import known_all_equal, known_equal
 from attnpass.graph.value import Value, returned
@@ -18,7 +18,7 @@ def on_weights(node: Value, x: Value) -> Link:
         RefusedError: it changes the weights.
     """
     if node.target is returned:
-        raise RefusedError(x, "the attention probabilities are returned by the graph, so they have to be materialised")
+        raise RefusedError(x, f"the attention probabilities are returned by the graph, {MATERIALISED}")
     if node.args and node.args[0] is x and not any(a is x for a in node.args[1:]):
         if name_of(node) == "native_dropout":
             p = _dropout_probability(node)

@@ -21,6 +21,7 @@ from attnpass.find.handwritten.chain import Chain, added_sinks, dropout_of, read
 from attnpass.find.handwritten.changes import Change, broadcast_axes
 from attnpass.find.handwritten.layout import laid_out, times, traced_back
 from attnpass.find.handwritten.links import Joined, RefusedError
+from attnpass.find.handwritten.log_sum_exp import holder, steps_to
 from attnpass.find.handwritten.operands import aten
 from attnpass.find.handwritten.products import label_axes
 from attnpass.find.handwritten.roles import Roles, check_total, read_roles
@@ -90,6 +91,7 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
     roles.update()
     q, k, v, scale, repeated = laid_out(traced, scores, roles, present)
     empty = settle_rows(chain, scores)
+    lse = None if chain.lse is None else holder(chain.lse, reading, node, chain.nodes)
     values = Wiring(
         q,
         k,
@@ -97,16 +99,18 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
         tuple(_addition(change, roles, present) for change in scores.changes),
         _sinks(chain, scores, roles, present),
         _steps_out(roles),
+        () if chain.lse is None else steps_to(chain.lse, scores.axes, (roles.B, roles.H, roles.Q)),
     )
     call = _call(chain, values, scores, scores.canonical_scale * scale, (reading, node), grad)
     call = call if empty is None else replace(call, mask=_with_rows(call.mask, empty, chain))
-    dead = _dead(chain, node, reading)
-    return FoundCall(call, node, values.map_nodes(present.node), values, dead=dead, repeated=repeated)
+    call = call if lse is None else replace(call, lse=TensorSpec.of(value_of(lse)))
+    dead = _dead(chain, (node, lse), reading)
+    return FoundCall(call, node, values.map_nodes(present.node), values, lse=lse, dead=dead, repeated=repeated)
 
 
-def _dead(chain: Chain, last: Node, reading: Reading) -> tuple[Node, ...]:
+def _dead(chain: Chain, kept: tuple[Node | None, ...], reading: Reading) -> tuple[Node, ...]:
     """The nodes of the program that made the chain, and those that asked them for nothing but their sizes."""
-    makers = {value.maker for value in chain.nodes if value.maker is not None} - {last}
+    makers = {value.maker for value in chain.nodes if value.maker is not None} - set(kept)
     makers |= {user for maker in makers for user in maker.users if not user.users and user in reading.quiet}
     return tuple(sorted(makers, key=reading.places.__getitem__))
 
