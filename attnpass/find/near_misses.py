@@ -16,10 +16,12 @@ from attnpass.find.handwritten.products import is_product, read_product
 from attnpass.find.handwritten.softmaxes import read_softmax
 from attnpass.graph.ops import name_of
 from attnpass.graph.reading import Reading
+from attnpass.graph.symbolic import known
 from attnpass.graph.value import Value
 from attnpass.graph.values import source_of, tensor
 
 REACH = 12  # nodes between the product of q and k and the softmax: mask, bias, scale, softcap and casts fit in
+HEADS = 16  # talking heads: a product with a weight that has no more rows or columns
 MIXING = {"linear", "native_layer_norm", "native_group_norm", "rms_norm", "embedding", "convolution", "addmm"}
 NORMALISERS = {
     "sigmoid": "sigmoid instead of softmax",
@@ -79,6 +81,14 @@ def _is_normaliser(node: Value) -> bool:
     return name_of(node) in NORMALISERS or name_of(node) in MIXING or read_softmax(node) is not None
 
 
+def _mixes(node: Value) -> bool:
+    """Does it make other features? A weight of a few rows mixes heads: those are scores or weights still."""
+    if name_of(node) not in MIXING:
+        return False
+    weights = [value for value in map(tensor, node.inputs[1:]) if value is not None and value.ndim >= 2]
+    return not any(all(known(size <= HEADS) for size in weight.shape) for weight in weights)
+
+
 def _inputs(node: Value) -> Iterable[Value]:
     return node.inputs
 
@@ -91,7 +101,7 @@ def _reaches(
     start: Value,
     step: Callable[[Value], Iterable[Value]],
     wanted: Callable[[Value], bool] = is_product,
-    stop: Callable[[Value], bool] = lambda node: name_of(node) in MIXING,
+    stop: Callable[[Value], bool] = _mixes,
 ) -> bool:
     """Is there a product within `REACH` steps, none of them through a node that stops the search?"""
     queue, seen = deque([(start, 0)]), {start}

@@ -1,8 +1,8 @@
 """How many attention calls does a program make? Counted as it runs, below autograd, without attnpass.
 
 A call is one of PyTorch's attention ops, or a softmax whose input comes from a product of two tensors that are computed
-(neither is a weight) and whose result goes into another such product. What lies between may change every number, mix heads,
-or cut and join: it may still be attention that no kernel computes. A softmax may be written as an exponential.
+(neither is a weight) and whose result goes into another such product. What lies between may change every number, mix
+heads, or cut and join: no kernel may be able to compute it. A softmax may be written as an exponential.
 """
 
 from __future__ import annotations
@@ -30,9 +30,39 @@ SOFTMAXES = {"_softmax", "_safe_softmax", "_log_softmax"}
 NORMS = {"native_layer_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "native_group_norm"}
 COPIES = {"clone", "_to_copy", "contiguous", "_unsafe_view", "copy", "copy_", "_reshape_copy", "lift_fresh"}
 REARRANGED = COPIES | {
-    *("cat", "stack", "constant_pad_nd", "index_select", "gather", "index", "index_put_", "index_put", "repeat", "roll"),
-    *("scatter", "scatter_", "native_dropout", "masked_fill", "masked_fill_", "where", "slice_scatter", "select_scatter"),
-    *("flip", "tril", "triu", "as_strided", "im2col", "fill_", "_unsafe_index", "_unsafe_masked_index", "repeat_interleave"),
+    *(
+        "cat",
+        "stack",
+        "constant_pad_nd",
+        "index_select",
+        "gather",
+        "index",
+        "index_put_",
+        "index_put",
+        "repeat",
+        "roll",
+    ),
+    *(
+        "scatter",
+        "scatter_",
+        "native_dropout",
+        "masked_fill",
+        "masked_fill_",
+        "where",
+        "slice_scatter",
+        "select_scatter",
+    ),
+    *(
+        "flip",
+        "tril",
+        "triu",
+        "as_strided",
+        "im2col",
+        "fill_",
+        "_unsafe_index",
+        "_unsafe_masked_index",
+        "repeat_interleave",
+    ),
 }
 HEADS = 16  # a weight that mixes the heads of scores has no more rows or columns
 
@@ -139,9 +169,11 @@ class AttentionCount(TorchDispatchMode):
     def _elementwise(self, given: list[Tensor], made: Tensor, marks: Marks) -> Marks:
         if any(map(self.is_weight, given)) or made.numel() <= min(x.numel() for x in given):
             return marks
-        softmaxes = frozenset().union(*(self._of(x).softmaxes for x in given))
-        larger = made.numel() > max(x.numel() for x in given) or bool(softmaxes)
-        return Marks(marks.scores, softmaxes, broadcast=True) if larger else marks
+        read = [x for x in given if self._of(x).softmaxes]
+        if read and made.numel() > read[0].numel():  # summed behind it, or not at all where there is one key
+            return self._product(given)
+        larger = made.numel() > max(x.numel() for x in given)
+        return Marks(marks.scores, marks.softmaxes, broadcast=True) if larger else marks
 
     def _has_weight(self, name: str, given: list[Tensor]) -> bool:
         return any(map(self.is_weight, given[1:] if name in ADDED else given))
@@ -154,4 +186,5 @@ class AttentionCount(TorchDispatchMode):
 
 
 def _memory(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()
+    """Where a tensor lies; 0 for one that is made of others, such as a nested one."""
+    return 0 if x.is_nested else x.untyped_storage().data_ptr()

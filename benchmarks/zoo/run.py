@@ -28,9 +28,10 @@ from benchmarks.environment import append, facts
 from benchmarks.zoo import stand_ins, trial
 from benchmarks.zoo.stranger import Stranger
 from benchmarks.zoo.strangers import STRANGERS
+from benchmarks.zoo.strangers.transformers_models import transformers_models
 
 KERNELS = "flex,native_flash,native_math"  # flex computes what was proved of a mask: a wrong proof shows
-SECONDS = 150
+SECONDS = 100
 
 
 def main() -> int:
@@ -41,8 +42,10 @@ def main() -> int:
     torch.set_num_threads(1)  # a process that has threads cannot be forked
     _warm_up()
     stand_ins.install()
-    chosen = [one for one in STRANGERS if not args.names or one.name.startswith(tuple(args.names))]
-    records = [_in_process(one, args) for one in chosen]
+    everybody = tuple(transformers_models()) if args.transformers else STRANGERS
+    chosen = [one for one in everybody if not args.names or one.name.startswith(tuple(args.names))]
+    part, parts = map(int, args.part.split("/"))
+    records = [_in_process(one, args) for one in chosen[part::parts]]
     print(f"{len(records)} strangers, {sum(bool(r.get('wrong')) for r in records)} wrong")
     return int(any(record.get("wrong") for record in records))
 
@@ -64,8 +67,11 @@ def _in_process(stranger: Stranger, args: argparse.Namespace) -> dict[str, Any]:
         _work(stranger, writing)
     os.close(writing)
     record = _received(reading, child) or {
-        "package": stranger.package, "what": stranger.what, "stage": "process", "problem": "died, or took too long"
-    }  # fmt: skip
+        "package": stranger.package,
+        "what": stranger.what,
+        "stage": "process",
+        "problem": "died, or took too long",
+    }
     record = {"benchmark": "zoo_strangers", **facts("cpu"), "kernel": args.kernel, **record}
     if args.out:
         append(args.out, record)
@@ -108,6 +114,8 @@ def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="beginnings of names such as vit-pytorch/ViT; default: all")
     parser.add_argument("--site", default="", help="the folder that the packages were installed into")
+    parser.add_argument("--transformers", action="store_true", help="every model type of transformers instead")
+    parser.add_argument("--part", default="0/1", help="of the chosen, the N-th of M: 0/2 and 1/2 are all")
     parser.add_argument("--kernel", default=KERNELS, help=f"ATTNPASS_KERNEL; default: {KERNELS}")
     parser.add_argument("--out", default="", help="file to which lines of JSON are added")
     return parser.parse_args(given)

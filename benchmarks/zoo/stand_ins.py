@@ -1,7 +1,7 @@
-"""What stands in the place of things that packages import and their attention does not need: data sets, sound files, tokens.
+"""What stands in the place of things that packages import and their attention does not need: data sets, sound files.
 
-torchvision's compiled ops belong to another build of PyTorch than the CPU's. Its Python parts, and so timm, can be imported
-once the ops exist that they describe.
+torchvision's compiled ops belong to another build of PyTorch than the CPU's. Its Python parts, and so timm, can be
+imported once the ops exist that they describe.
 """
 
 from __future__ import annotations
@@ -17,9 +17,36 @@ ABSENT = (
     *("torchaudio", "torchcodec", "librosa", "soundfile", "numba", "dac", "av", "sounddevice", "resampy"),
     *("datasets", "wandb", "tensorboard", "tensorboardX", "cv2", "trl", "gensim", "faiss", "h5py", "pyonmttok"),
     *("torchao", "pkg_resources", "fairseq", "taming", "webdataset", "pycocotools", "boto3", "botocore", "spacy"),
-    *("mlflow", "optuna", "ray", "xgboost", "lightgbm", "utilsforecast", "coreforecast", "apex", "deepspeed", "tensorflow"),
+    *(
+        "mlflow",
+        "optuna",
+        "ray",
+        "xgboost",
+        "lightgbm",
+        "utilsforecast",
+        "coreforecast",
+        "apex",
+        "deepspeed",
+        "tensorflow",
+    ),
     *("torchdata", "bitsandbytes", "gradio", "supervision", "colorlog", "rjieba", "ahocorasick", "autofaiss", "sh"),
-    *("vocos", "gdown", "num2words", "g2p_en", "pyfaidx", "ai4ts", "jaraco", "Bio", "rapidfuzz", "google", "segtok", "zstd", "fasthtml", "tsdb", "benchpots"),
+    *(
+        "vocos",
+        "gdown",
+        "num2words",
+        "g2p_en",
+        "pyfaidx",
+        "ai4ts",
+        "jaraco",
+        "Bio",
+        "rapidfuzz",
+        "google",
+        "segtok",
+        "zstd",
+        "fasthtml",
+        "tsdb",
+        "benchpots",
+    ),
     *("gym", "rdkit", "audiotools", "resize_right", "spmd_types", "polars", "statsmodels", "pypinyin", "jieba"),
 )
 TORCHVISION = (

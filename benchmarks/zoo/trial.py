@@ -1,4 +1,4 @@
-"""One stranger: its attention calls in eager, in the graphs that Dynamo captures of it, and what attnpass does with them."""
+"""One stranger: its attention calls in eager, in the graphs that Dynamo captures, and what attnpass does."""
 
 from __future__ import annotations
 
@@ -53,10 +53,9 @@ class Watch:
     def _calls(self, gm: Any, args: Any) -> int:
         """How many the graph makes, of the same definition as in eager, on copies of what it was called with."""
         kept = torch.get_rng_state()
-        with AttentionCount(self.weights) as count:
-            with torch.no_grad():
-                copies = [_copy(x, count) for x in args]
-                gm(*copies)
+        with AttentionCount(self.weights) as count, torch.no_grad():
+            copies = [_copy(x, count) for x in args]
+            gm(*copies)
         torch.set_rng_state(kept)
         return count.tally.total
 
@@ -145,6 +144,3 @@ def _weights(model: nn.Module) -> list[Tensor]:
 
 def _said(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split("\n\n")[0].split())[:300]
-
-
-

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from typing import Any
 
 import torch
 
-from benchmarks.zoo.stranger import TOKENS, Ready, Stranger, floats, get, method, padding, ready, tokens
+from benchmarks.zoo.stranger import TOKENS, Ready, Stranger, floats, get, padding, ready, tokens
+from benchmarks.zoo.strangers.long_texts import lm
 
 WORDS = {"num_tokens": TOKENS}
 SMALL = {"dim": 32, "depth": 2, "heads": 2}
@@ -25,7 +25,11 @@ def x_encoder(masked: bool = True, **options: Any) -> Ready:
 
 
 def x_translator(**options: Any) -> Ready:
-    sizes = {f"{side}_{key}": value for side in ("enc", "dec") for key, value in {**WORDS, "depth": 1, "heads": 2, "max_seq_len": 64, **options}.items()}
+    sizes = {
+        f"{side}_{key}": value
+        for side in ("enc", "dec")
+        for key, value in {**WORDS, "depth": 1, "heads": 2, "max_seq_len": 64, **options}.items()
+    }
     model = get("x_transformers.XTransformer")(dim=32, **sizes)
     return ready(model, tokens(), tokens(2, 16), mask=padding())
 
@@ -52,11 +56,22 @@ X: dict[str, dict[str, Any]] = {
     "forgetting": {"attn_data_dependent_alibi": True},
     "laser": {"attn_laser": True},
 }
-X_BOTH: dict[str, dict[str, Any]] = {"encoder": {}, "encoder_flash": {"attn_flash": True}, "encoder_alibi": {"alibi_pos_bias": True}}
+X_BOTH: dict[str, dict[str, Any]] = {
+    "encoder": {},
+    "encoder_flash": {"attn_flash": True},
+    "encoder_alibi": {"alibi_pos_bias": True},
+}
 
 
 def litgpt(**options: Any) -> Ready:
-    sizes = {"block_size": 64, "n_layer": 2, "n_embd": 32, "n_head": 2, "padded_vocab_size": TOKENS, "vocab_size": TOKENS}
+    sizes = {
+        "block_size": 64,
+        "n_layer": 2,
+        "n_embd": 32,
+        "n_head": 2,
+        "padded_vocab_size": TOKENS,
+        "vocab_size": TOKENS,
+    }
     return ready(get("litgpt.model.GPT")(get("litgpt.config.Config")(**sizes, **options)), tokens())
 
 
@@ -66,9 +81,14 @@ def palm() -> Ready:
 
 def old_bert(module: str, **renamed: Any) -> Ready:
     config = get(f"{module}.BertConfig")(
-        vocab_size_or_config_json_file=TOKENS, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size_or_config_json_file=TOKENS,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     return ready(get(f"{module}.BertModel")(config), tokens(), attention_mask=padding().long())
 
 
@@ -81,9 +101,20 @@ def old_gpt(name: str) -> Ready:
 
 def transfo_xl() -> Ready:
     config = get("pytorch_pretrained_bert.modeling_transfo_xl.TransfoXLConfig")(
-        TOKENS, cutoffs=[20, 40, 60], d_model=32, d_embed=32, n_head=2, d_head=16, d_inner=64, div_val=1, n_layer=2,
-        tgt_len=16, ext_len=0, mem_len=16, clamp_len=64,
-    )  # fmt: skip
+        TOKENS,
+        cutoffs=[20, 40, 60],
+        d_model=32,
+        d_embed=32,
+        n_head=2,
+        d_head=16,
+        d_inner=64,
+        div_val=1,
+        n_layer=2,
+        tgt_len=16,
+        ext_len=0,
+        mem_len=16,
+        clamp_len=64,
+    )
     return ready(get("pytorch_pretrained_bert.modeling_transfo_xl.TransfoXLModel")(config), tokens(2, 16))
 
 
@@ -118,9 +149,13 @@ def stackformer(name: str) -> Ready:
 
 def torchscale(kind: str, **options: Any) -> Ready:
     config = get(f"torchscale.architecture.config.{kind}Config")(
-        vocab_size=TOKENS, **{f"{kind.lower()}_{key}": value for key, value in {
-            "embed_dim": 32, "attention_heads": 2, "ffn_embed_dim": 64, "layers": 2}.items()}, **options,
-    )  # fmt: skip
+        vocab_size=TOKENS,
+        **{
+            f"{kind.lower()}_{key}": value
+            for key, value in {"embed_dim": 32, "attention_heads": 2, "ffn_embed_dim": 64, "layers": 2}.items()
+        },
+        **options,
+    )
     embed = torch.nn.Embedding(TOKENS, 32)
     model = get(f"torchscale.architecture.{kind.lower()}.{kind}")(config, embed_tokens=embed)
     return ready(model, tokens(), **({"encoder_padding_mask": ~padding()} if kind == "Encoder" else {}))
@@ -135,7 +170,13 @@ def multimodal(kind: str) -> Ready:
 
 def flamingo() -> Ready:
     model = get("flamingo_pytorch.FlamingoPaLM")(
-        **WORDS, **SMALL, dim_head=16, cross_attn_every=1, media_token_id=3, perceiver_num_latents=4, perceiver_depth=1,
+        **WORDS,
+        **SMALL,
+        dim_head=16,
+        cross_attn_every=1,
+        media_token_id=3,
+        perceiver_num_latents=4,
+        perceiver_depth=1,
         img_encoder=torch.nn.Identity(),
     )
     text = tokens()
@@ -156,24 +197,41 @@ def simple_translator() -> Ready:
     return ready(get("simple_transformer.Transformer")(TOKENS, TOKENS, 0, 0, 32, 2, 2, 2), tokens(), tokens(2, 16))
 
 
-LM = {**WORDS, **SMALL, "dim_head": 16, "max_seq_len": 64}
-
-
-def lm(path: str, *args: Any, **changed: Any) -> Ready:
-    sizes = {key: value for key, value in {**LM, **changed}.items() if value is not None}
-    return ready(get(path)(**sizes), *(args or (tokens(),)))
-
-
 LANGUAGE = (
     *(Stranger("x-transformers", name, lambda options=options: x_decoder(**options)) for name, options in X.items()),
-    *(Stranger("x-transformers", name, lambda options=options: x_encoder(**options)) for name, options in X_BOTH.items()),
+    *(
+        Stranger("x-transformers", name, lambda options=options: x_encoder(**options))
+        for name, options in X_BOTH.items()
+    ),
     Stranger("x-transformers", "translator", x_translator),
     Stranger("litgpt", "GPT-NeoX", litgpt),
-    Stranger("litgpt", "Llama, GQA", lambda: litgpt(n_query_groups=1, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", intermediate_size=64, bias=False, parallel_residual=False)),
-    Stranger("litgpt", "softcap and window", lambda: litgpt(attention_logit_softcapping=30.0, sliding_window_size=8, attention_scores_scalar=16, sliding_window_indices=[1, 0])),
+    Stranger(
+        "litgpt",
+        "Llama, GQA",
+        lambda: litgpt(
+            n_query_groups=1,
+            norm_class_name="RMSNorm",
+            mlp_class_name="LLaMAMLP",
+            intermediate_size=64,
+            bias=False,
+            parallel_residual=False,
+        ),
+    ),
+    Stranger(
+        "litgpt",
+        "softcap and window",
+        lambda: litgpt(
+            attention_logit_softcapping=30.0,
+            sliding_window_size=8,
+            attention_scores_scalar=16,
+            sliding_window_indices=[1, 0],
+        ),
+    ),
     Stranger("palm-pytorch", "PaLM", palm),
     Stranger("palm-rlhf-pytorch", "PaLM", lambda: lm("palm_rlhf_pytorch.PaLM", max_seq_len=None)),
-    Stranger("palm-rlhf-pytorch", "PaLM, flash", lambda: lm("palm_rlhf_pytorch.PaLM", max_seq_len=None, flash_attn=True)),
+    Stranger(
+        "palm-rlhf-pytorch", "PaLM, flash", lambda: lm("palm_rlhf_pytorch.PaLM", max_seq_len=None, flash_attn=True)
+    ),
     Stranger("pytorch-pretrained-bert", "BERT", lambda: old_bert("pytorch_pretrained_bert.modeling")),
     Stranger("pytorch-pretrained-bert", "OpenAI GPT", lambda: old_gpt("openai")),
     Stranger("pytorch-pretrained-bert", "GPT-2", lambda: old_gpt("gpt2")),
@@ -192,45 +250,11 @@ LANGUAGE = (
     Stranger("flamingo-pytorch", "PaLM", flamingo),
     Stranger("attn-res", "transformer", attn_res),
     Stranger("simple-transformer", "translator", simple_translator),
-    Stranger("grouped-query-attention-pytorch", "attention", lambda: ready(get("grouped_query_attention_pytorch.attention.MultiheadGQA")(32, 4, 2), *[floats(2, 16, 32)] * 3)),
-    Stranger("linformer", "LM", lambda: ready(get("linformer.LinformerLM")(TOKENS, 32, 32, 2, k=8, heads=2), tokens())),
-    Stranger("reformer-pytorch", "full attention", lambda: lm("reformer_pytorch.ReformerLM", use_full_attn=True, causal=True)),
-    Stranger("reformer-pytorch", "LSH", lambda: lm("reformer_pytorch.ReformerLM", bucket_size=8, n_hashes=2, causal=True)),
-    Stranger("routing-transformer", "LM", lambda: lm("routing_transformer.RoutingTransformerLM", window_size=8, local_attn_window_size=8, causal=True)),
-    Stranger("performer-pytorch", "LM", lambda: lm("performer_pytorch.PerformerLM", nb_features=16)),
-    Stranger("performer-pytorch", "local heads", lambda: lm("performer_pytorch.PerformerLM", nb_features=16, local_attn_heads=1, local_window_size=8)),
-    Stranger("memory-efficient-attention-pytorch", "attention", lambda: ready(get("memory_efficient_attention_pytorch.Attention")(dim=32, heads=2, dim_head=16, causal=True), floats(2, 32, 32))),
-    Stranger("memory-efficient-attention-pytorch", "cosine", lambda: ready(get("memory_efficient_attention_pytorch.CosineSimAttention")(dim=32, seq_len=32, heads=2, dim_head=16), floats(2, 32, 32), mask=padding())),
-    Stranger("memory-efficient-attention-pytorch", "in chunks", lambda: ready(get("memory_efficient_attention_pytorch.Attention")(dim=32, heads=2, dim_head=16, memory_efficient=True, q_bucket_size=16, k_bucket_size=16), floats(2, 32, 32))),
-    Stranger("local-attention", "transformer", lambda: lm("local_attention.LocalTransformer", local_attn_window_size=8)),
-    Stranger("block-recurrent-transformer-pytorch", "transformer", lambda: lm("block_recurrent_transformer_pytorch.BlockRecurrentTransformer", block_width=16, max_seq_len=32, num_state_vectors=8)),
-    Stranger("recurrent-memory-transformer-pytorch", "transformer", lambda: lm("recurrent_memory_transformer_pytorch.RecurrentMemoryTransformer", max_seq_len=None, seq_len=32, num_memory_tokens=4)),
-    Stranger("memorizing-transformers-pytorch", "attention", lambda: ready(get("memorizing_transformers_pytorch.memorizing_transformers_pytorch.Attention")(dim=32, heads=2, dim_head=16), floats(2, 32, 32))),
-    Stranger("compressive-transformer-pytorch", "transformer", lambda: lm("compressive_transformer_pytorch.CompressiveTransformer", dim_head=None, max_seq_len=None, seq_len=32, mem_len=32, cmem_len=8)),
-    Stranger("feedback-transformer-pytorch", "transformer", lambda: lm("feedback_transformer_pytorch.FeedbackTransformer", tokens(2, 4), max_seq_len=None, mem_len=8, seq_len=2)),
-    Stranger("fast-transformer-pytorch", "transformer", lambda: ready(get("fast_transformer_pytorch.FastTransformer")(**LM), tokens(), mask=padding())),
-    Stranger("h-transformer-1d", "transformer", lambda: lm("h_transformer_1d.HTransformer1D", block_size=8)),
-    Stranger("hourglass-transformer-pytorch", "LM", lambda: lm("hourglass_transformer_pytorch.HourglassTransformerLM", depth=(1, 1, 1), dim_head=None, shorten_factor=2)),
-    Stranger("infini-transformer-pytorch", "transformer", lambda: lm("infini_transformer_pytorch.InfiniTransformer", max_seq_len=None)),
-    Stranger("long-short-transformer", "transformer", lambda: lm("long_short_transformer.LongShortTransformer", window_size=8, segment_size=4, r=1)),
-    Stranger("megabyte-pytorch", "transformer", lambda: lm("MEGABYTE_pytorch.MEGABYTE", depth=(1, 1), dim=(32, 16), max_seq_len=(8, 4), dim_head=16)),
-    Stranger("multistream-transformers", "transformer", lambda: lm("multistream_transformers.MultistreamTransformer", num_streams=2)),
-    Stranger("simple-hierarchical-transformer", "transformer", lambda: lm("simple_hierarchical_transformer.HierarchicalTransformer", max_seq_len=None, seq_len=32, hierarchies=(1, 2), window_sizes=(8, None))),
-    Stranger("sinkhorn-transformer", "LM", lambda: lm("sinkhorn_transformer.SinkhornTransformerLM", dim_head=16, bucket_size=8)),
-    Stranger("tranception-pytorch", "transformer", lambda: lm("tranception_pytorch.Tranception", max_seq_len=None, heads=4)),
-    Stranger("titans-pytorch", "memory as context", lambda: lm("titans_pytorch.MemoryAsContextTransformer", max_seq_len=None, segment_len=8, num_persist_mem_tokens=2, num_longterm_mem_tokens=2, neural_memory_layers=())),
-    Stranger("native-sparse-attention-pytorch", "attention", lambda: ready(get("native_sparse_attention_pytorch.SparseAttention")(dim=32, dim_head=16, heads=2, sliding_window_size=4, compress_block_size=4, compress_block_sliding_stride=4, selection_block_size=4, num_selected_blocks=2), floats(2, 32, 32))),
-    Stranger("colt5-attention", "attention", lambda: ready(get("colt5_attention.ConditionalRoutedAttention")(dim=32, light_dim_head=16, light_heads=2, light_window_size=8, heavy_dim_head=16, heavy_heads=2, num_heavy_tokens_q=8, num_heavy_tokens_kv=8), floats(2, 32, 32))),
-    Stranger("flash-pytorch", "FLASH", lambda: ready(get("flash_pytorch.FLASHTransformer")(dim=32, num_tokens=TOKENS, depth=2, group_size=8, query_key_dim=16), tokens())),
-    Stranger("mega-pytorch", "Mega", lambda: ready(get("mega_pytorch.Mega")(dim=32, num_tokens=TOKENS, depth=2, ema_heads=4, attn_dim_qk=16, attn_dim_value=32), tokens())),
-    Stranger("agent-attention-pytorch", "transformer", lambda: ready(get("agent_attention_pytorch.AgentTransformer")(dim=32, num_agent_tokens=4, depth=1, heads=2, dim_head=16), floats(2, 32, 32))),
-    Stranger("nystrom-attention", "Nyströmformer", lambda: ready(get("nystrom_attention.Nystromformer")(dim=32, depth=1, heads=2, dim_head=16, num_landmarks=8, pinv_iterations=2), floats(2, 32, 32), mask=padding())),
-    Stranger("retro-pytorch", "RETRO", lambda: method(get("retro_pytorch.RETRO")(num_tokens=TOKENS, max_seq_len=32, enc_dim=32, enc_depth=1, dec_depth=2, dec_cross_attn_layers=(1, 2), heads=2, dec_dim=32, dim_head=48, chunk_size=8), "forward", tokens(2, 33), retrieved=tokens(2, 4, 2, 16))),
-    Stranger("transfusion-pytorch", "transformer", lambda: ready(get("transfusion_pytorch.transfusion.Transformer")(dim=32, depth=2, dim_head=16, heads=2), floats(2, 32, 32))),
-    Stranger("isab-pytorch", "ISAB", lambda: ready(get("isab_pytorch.ISAB")(dim=32, heads=2, num_latents=4, latent_self_attend=True), floats(2, 32, 32), mask=padding())),
-    Stranger("bidirectional-cross-attention", "transformer", lambda: ready(get("bidirectional_cross_attention.BidirectionalCrossAttentionTransformer")(dim=32, depth=1, context_dim=32, heads=2, dim_head=16), floats(2, 16, 32), floats(2, 32, 32), mask=padding(2, 16), context_mask=padding())),
-    Stranger("htm-pytorch", "attention", lambda: ready(get("htm_pytorch.HTMAttention")(dim=32, heads=2, topk_mems=2, mem_chunk_size=8, dim_head=16), floats(2, 4, 32), floats(2, 32, 32))),
-    Stranger("charformer-pytorch", "GBST", lambda: ready(get("charformer_pytorch.GBST")(num_tokens=TOKENS, dim=32, max_block_size=4, downsample_factor=4), tokens(), mask=padding())),
-    Stranger("aoa-pytorch", "attention on attention", lambda: ready(get("aoa_pytorch.AoA")(dim=32, heads=2, dim_head=16), floats(2, 32, 32))),
-    Stranger("area-attention", "multi-head", lambda: ready(get("area_attention.MultiHeadAreaAttention")(area_attention=get("area_attention.AreaAttention")(key_query_size=32, max_area_height=2, max_area_width=2, memory_height=4, memory_width=4, dropout_rate=0.0), num_heads=2, key_query_size=32, key_query_size_hidden=32, value_size=32, value_size_hidden=32), floats(2, 8, 32), floats(2, 16, 32), floats(2, 16, 32))),
+    Stranger(
+        "grouped-query-attention-pytorch",
+        "attention",
+        lambda: ready(
+            get("grouped_query_attention_pytorch.attention.MultiheadGQA")(32, 4, 2), *[floats(2, 16, 32)] * 3
+        ),
+    ),
 )
