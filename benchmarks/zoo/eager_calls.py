@@ -64,7 +64,7 @@ REARRANGED = COPIES | {
         "repeat_interleave",
     ),
 }
-HEADS = 16  # a weight that mixes the heads of scores has no more rows or columns
+HEADS = 8  # a weight that mixes the heads of scores has no more rows or columns
 
 
 @dataclass(slots=True)

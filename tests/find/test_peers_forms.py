@@ -66,11 +66,6 @@ def eager_with_repeated_kv(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @of("AutoDeploy")
-def eager_divided_by_the_root(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.softmax(q @ k.transpose(2, 3) / math.sqrt(D), dim=-1) @ v
-
-
-@of("AutoDeploy")
 def eager_with_the_mask_cut(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     mask = torch.full((1, 1, 2 * S, 2 * S), torch.finfo(q.dtype).min).triu(1)[:, :, :, : k.shape[-2]][:, :, :S]
     return F.softmax(q @ k.mT * 0.25 + mask, -1, dtype=torch.float32).to(v.dtype) @ v
@@ -129,11 +124,6 @@ def sliding_window_with_softcap(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def query_and_key_scaled_by_roots(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     root = math.sqrt(math.sqrt(D))
     return ((q / root) @ (k.permute(0, 1, 3, 2) / root) + additive(-3e38)).softmax(-1) @ v
-
-
-@of("onnxscript")
-def only_the_query_is_scaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return ((q * D**-0.5) @ k.permute(0, 1, 3, 2)).softmax(-1) @ v
 
 
 @of("onnxscript")
@@ -272,12 +262,6 @@ def nano_gpt(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def lit_gpt_grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     k, v = (few(x)[:, :, None].expand(B, 2, 2, S, D).reshape(B, 4, S, D) for x in (k, v))
     return F.scaled_dot_product_attention(rotated(q), rotated(k), v, is_causal=True, scale=1.0 / math.sqrt(D))
-
-
-@of("Thunder")
-def sdpa_of_strided(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (x.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 @of("Thunder")

@@ -184,15 +184,6 @@ def flamingo() -> Ready:
     return ready(model, text, embeds=floats(2, 1, 4, 32))
 
 
-def attn_res() -> Ready:
-    import inspect
-
-    config = get("attn_res.AttnResConfig")
-    known = set(inspect.signature(config).parameters)
-    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "vocab_size": TOKENS, "max_seq_len": 64}
-    return ready(get("attn_res.AttnResTransformer")(config(**{k: v for k, v in sizes.items() if k in known})), tokens())
-
-
 def simple_translator() -> Ready:
     return ready(get("simple_transformer.Transformer")(TOKENS, TOKENS, 0, 0, 32, 2, 2, 2), tokens(), tokens(2, 16))
 
@@ -248,7 +239,6 @@ LANGUAGE = (
     Stranger("torchmultimodal-nightly", "encoder", lambda: multimodal("encoder")),
     Stranger("torchmultimodal-nightly", "decoder", lambda: multimodal("decoder")),
     Stranger("flamingo-pytorch", "PaLM", flamingo),
-    Stranger("attn-res", "transformer", attn_res),
     Stranger("simple-transformer", "translator", simple_translator),
     Stranger(
         "grouped-query-attention-pytorch",
