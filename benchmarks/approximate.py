@@ -14,7 +14,7 @@ import attnpass
 from attnpass.ir.decision import Decision
 from attnpass.trials import verify
 from benchmarks.steps import backend, run_step
-from benchmarks.zoo import Subject
+from benchmarks.zoo.models import Subject
 
 
 def declared(decisions: Iterable[Decision]) -> float:

@@ -32,7 +32,7 @@ from benchmarks.steps import (
     relative_error,
     run_step,
 )
-from benchmarks.zoo import Subject, build
+from benchmarks.zoo.models import Subject, build
 
 RUNS = 3  # the first warms a CUDA graph up, the second records it, the third replays it
 LARGEST_RATIO = 2.0

@@ -36,7 +36,7 @@ from benchmarks.case import DTYPES, DYNAMIC, GRAPHS, Group, run_group
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
 from benchmarks.steps import FORWARD, TRAIN, BaselineError
-from benchmarks.zoo import MODELS
+from benchmarks.zoo.models import MODELS
 
 CUDA_KERNELS = ("auto", "native_cudnn", "flex", "native_flash", "native_efficient", "native_math")
 CPU_KERNELS = ("auto", "flex", "native_flash", "native_math")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import attnpass
 from benchmarks.timing import locked
-from benchmarks.zoo import Subject
+from benchmarks.zoo.models import Subject
 
 FORWARD, TRAIN = "forward", "train"
 TIMED_RUNS = 20

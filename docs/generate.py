@@ -2,7 +2,7 @@
 
 Run by ``conf.py`` before each build. The pages ``environment``, ``support_table`` and ``why_kept`` include what this
 writes, so that a new setting, kernel or rejection code cannot be forgotten there; ``performance`` includes what
-``measured`` makes of the committed results.
+``measured`` makes of the committed results, and ``zoo`` its tables.
 """
 
 from __future__ import annotations

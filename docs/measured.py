@@ -8,11 +8,13 @@ from benchmarks import roofline, summaries, tables
 from benchmarks.labels import PICTURES
 from benchmarks.records import Source, newest, provenance
 from benchmarks.tables import Table
+from benchmarks.zoo import summary as zoo
 
 FIGURES = Path(__file__).resolve().parent / "figures"
 H100, H200 = Source(), Source("h200")
 NOTHING = "*Nothing of this kind is committed yet.*\n"
 SETS = ("models",)
+ZOO = {"strangers": zoo.strangers, "missed": zoo.missed, "not_tried": zoo.not_tried}
 
 
 def fragments() -> dict[str, str]:
@@ -36,6 +38,8 @@ def fragments() -> dict[str, str]:
         **{f"measured_{name}.md": _or_nothing(table) for name, table in made.items()},
         **{f"figure_{name}.md": figure(name, alt) for name, alt in PICTURES.items()},
         "ceilings.md": ceilings(H100),
+        "zoo_sentence.md": zoo.sentence(),
+        **{f"zoo_{name}.md": _or_nothing(make()) for name, make in ZOO.items()},
     }
 
 

@@ -16,10 +16,12 @@ from attnpass.find.handwritten.products import PRODUCTS, is_product, read_produc
 from attnpass.find.handwritten.softmaxes import read_softmax
 from attnpass.graph.ops import is_weight, name_of
 from attnpass.graph.reading import Reading
+from attnpass.graph.symbolic import known
 from attnpass.graph.value import Value
 from attnpass.graph.values import source_of, tensor
 
 REACH = 12  # nodes between the product of q and k and the softmax: mask, bias, scale, softcap and casts fit in
+HEADS = 16  # talking heads: a product with a weight that has no more rows or columns
 MIXING = {"linear", "native_layer_norm", "native_group_norm", "rms_norm", "embedding", "convolution", "addmm"}
 NORMALISERS = {
     "sigmoid": "sigmoid instead of softmax",
@@ -77,6 +79,14 @@ def _ends(node: Value) -> bool:
     return name in NORMALISERS or name in MIXING or name in (*PRODUCTS, "mm") or read_softmax(node) is not None
 
 
+def _mixes(node: Value) -> bool:
+    """Does it make other features? A weight of a few rows mixes heads: those are scores or weights still."""
+    if name_of(node) not in MIXING:
+        return False
+    weights = [value for value in map(tensor, node.inputs[1:]) if value is not None and value.ndim >= 2]
+    return not any(all(known(size <= HEADS) for size in weight.shape) for weight in weights)
+
+
 def _inputs(node: Value) -> Iterable[Value]:
     return node.inputs
 
@@ -92,7 +102,7 @@ def _nearest(start: Value, step: Callable[[Value], Iterable[Value]]) -> Value | 
 
 def _reaches(start: Value, step: Callable[[Value], Iterable[Value]]) -> bool:
     """Is there a product within reach, and no layer in between?"""
-    return next(_found(start, step, is_product, lambda node: name_of(node) in MIXING), None) is not None
+    return next(_found(start, step, is_product, _mixes), None) is not None
 
 
 def _found(

@@ -14,7 +14,7 @@ from attnpass.kernels.sage import FP8_ERROR, SAGE
 from benchmarks import approximate
 from benchmarks.approximate import declared, with_each_call
 from benchmarks.steps import FORWARD
-from benchmarks.zoo import Subject
+from benchmarks.zoo.models import Subject
 from tests.helpers.compiled import decisions
 from tests.standins import pretend, sageattention_2
 

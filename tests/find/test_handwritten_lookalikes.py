@@ -194,3 +194,18 @@ def test_there_are_many_look_alikes() -> None:
 def test_what_nobody_takes_for_attention_is_no_near_miss(fn: Callable[..., Tensor]) -> None:
     run(fn, torch.randn(2, 5, 8), torch.randn(16, 8))
     assert not attnpass.last_report().near_misses
+
+
+def test_heads_that_are_mixed_get_a_sentence() -> None:
+    """Talking heads: a product with a small weight stands on both sides of the softmax."""
+    mix = torch.randn(4, 4, 1, 1)
+
+    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = torch.nn.functional.conv2d(q @ k.mT, mix).softmax(-1)
+        return torch.nn.functional.conv2d(weights, mix) @ v
+
+    with torch.no_grad():
+        run(model, *[torch.randn(2, 4, 8, 16) for _ in range(3)], kernel="native_math")
+    report = attnpass.reports()[-1]
+    assert not report.decisions
+    assert "conv2d" in report.near_misses[0].reason

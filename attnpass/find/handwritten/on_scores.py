@@ -171,7 +171,7 @@ def _appended(node: Value, is_scores: IsScores) -> Link:
     """``cat([scores, column], -1)``: attention sinks."""
     parts, dim = argument(node, 0), argument(node, 1, 0)
     if not isinstance(parts, (list, tuple)) or len(parts) != 2 or not isinstance(dim, int):
-        raise RefusedError(node, f"`{spelled(node)}` appends more than one column to the scores")
+        raise RefusedError(node, f"`{spelled(node)}` puts scores together of several parts")
     one, other = parts
     if isinstance(one, Value) and is_scores(one):
         return Appended(node, one, other, dim)
