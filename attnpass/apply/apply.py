@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from attnpass.apply.emit_call import Made, emit_call, operands_of
+from attnpass.apply.emit_call import Made, Site, emit_call, operands_of
 from attnpass.apply.place import Places
 from attnpass.apply.watcher import Outputs, Watcher, Written
 from attnpass.emit.emitter import COPIED_META, EmitRefusedError, Emitter, aten
@@ -115,7 +115,7 @@ def _emit(emitter: Emitter, node: Node, decided: tuple[FoundCall, Decision], ker
         cut = _without_gradient(emitter, mapped)
         meaning = found.meaning.map_nodes(cut, mapped if decision.call.bias_learns else cut)
     wiring = (decision.wiring or found.wiring).map_nodes(mapped)
-    made = emit_call(emitter, node, decision.asked, kernel, wiring, meaning, not found.changed)
+    made = emit_call(emitter, decision.asked, kernel, Site(node, wiring, meaning, not found.changed))
     if found.changed and decision.call.needs_grad:  # what an op saves for its backward must stay as it is
         made = replace(made, out=emitter(aten.clone.default, made.out))
     return made

@@ -39,33 +39,40 @@ class Made:
     lse: Node | None = None
 
 
-def emit_call(
-    emitter: Emitter,
-    node: Node,
-    call: AttentionCall,
-    kernel: Kernel,
-    wiring: Wiring[Node],
-    meaning: Meaning | None = None,
-    free: bool = True,
-) -> Made:
-    """Emit ``kernel`` in the place of ``node``: views and casts in, the kernel, views and the wanted layout out.
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a call stands in the graph.
 
-    Args:
-        emitter: inserts before ``node``.
-        node: the node whose value the call gives.
-        call: what is computed.
-        kernel: who computes it.
-        wiring: from what.
+    Attributes:
+        node: gives its value.
+        wiring: what it is computed from.
         meaning: what a proved mask means, for a kernel that computes it.
         free: may the result lie in another layout where its readers make the same of it?
+    """
+
+    node: Node
+    wiring: Wiring[Node]
+    meaning: Meaning | None = None
+    free: bool = True
+
+
+def emit_call(emitter: Emitter, call: AttentionCall, kernel: Kernel, site: Site) -> Made:
+    """Emit ``kernel`` in the place of a node: views and casts in, the kernel, views and the wanted layout out.
+
+    Args:
+        emitter: inserts before the node.
+        call: what is computed.
+        kernel: who computes it.
+        site: the node, and what stands around it.
 
     Returns:
-        What the kernel gives, and what takes the place of ``node``.
+        What the kernel gives, and what takes the place of the node.
     """
+    node, wiring = site.node, site.wiring
     wanted, args = emitter.spec(node), operands_of(emitter, call, wiring)
-    args = replace(args, meaning=meaning if args.mask is None else None)
+    args = replace(args, meaning=site.meaning if args.mask is None else None)
     by_hand = call.pattern is Pattern.HANDWRITTEN
-    free = free and by_hand
+    free = site.free and by_hand
     if kernel.stores_as_asked and not wiring.out and is_heads_first(wanted):
         args = replace(args, heads_first=not (free and takes_heads_last(emitter, node)))
     emitted, lse = kernel.emit(emitter, call, args), None

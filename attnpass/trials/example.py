@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.functional import scaled_dot_product_attention
 
-from attnpass.apply.emit_call import emit_call
+from attnpass.apply.emit_call import Site, emit_call
 from attnpass.emit.emitter import EmitRefusedError, Emitter
 from attnpass.graph.operand import Operand
 from attnpass.graph.tensor import TensorSpec
@@ -157,7 +157,7 @@ def _emitted(kernel: Kernel, call: AttentionCall, given: Mapping[str, Tensor]) -
     wiring = Wiring(operands["q"], operands["k"], operands["v"], additions, operands.get("sinks"))
     meaning = None if call.mask.spelled is None else _meaning(call.mask, nodes.get("mask"))
     gm = GraphModule(torch.nn.Module(), graph)
-    end.args = (emit_call(Emitter(gm, end), end, replace(call, lse=None), kernel, wiring, meaning).out,)
+    end.args = (emit_call(Emitter(gm, end), replace(call, lse=None), kernel, Site(end, wiring, meaning)).out,)
     gm.recompile()
     return gm
 

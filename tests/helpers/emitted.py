@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 
-from attnpass.apply.emit_call import emit_call
+from attnpass.apply.emit_call import Site, emit_call
 from attnpass.emit.emitter import Emitter
 from attnpass.find.find import find
 from attnpass.find.sdpa import wiring_of
@@ -70,7 +70,7 @@ def emitted(
     refused = [*rejections(chosen.limits_for(machine), call, machine), *chosen.check(call, machine)]
     if not refused:
         wiring = replace(wiring_of(node), sinks=Operand(inputs[3]) if sinks is not None else None)
-        node.replace_all_uses_with(emit_call(Emitter(gm, node), node, call, chosen, wiring).out)
+        node.replace_all_uses_with(emit_call(Emitter(gm, node), call, chosen, Site(node, wiring)).out)
         gm.graph.erase_node(node)
         gm.recompile()
     return gm, refused
