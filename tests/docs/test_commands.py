@@ -34,6 +34,7 @@ PROGRAMS |= {"policy_model.py": "policy_model"}
 NOT_RUN = {
     "pip install": ("install",),
     "make ": ("make",),
+    "python -m benchmarks.": ("minutes",),
     "python benchmarks/": ("GPU", "minutes", "anywhere", "how good"),
     "attnpass demo": ("needs", "demo"),  # tests/cli/test_cli_demo.py has it on a small model
     "ATTNPASS_KERNEL=hub:": ("Hub",),  # downloads; tests/kernels/test_hub.py has it on folders
@@ -143,6 +144,9 @@ def test_a_command_that_is_named_is_one(command: str, monkeypatch: pytest.Monkey
         if hasattr(script, "_arguments"):
             script._arguments()
         assert (ROOT / words[1]).exists()
+    elif words[:2] == ["python", "-m"]:
+        monkeypatch.setattr(sys, "argv", words[2:])
+        importlib.import_module(words[2])._arguments()
     elif words[0] == "python":
         assert (ROOT / words[1]).exists() or words[1] in PROGRAMS
     else:
