@@ -11,101 +11,38 @@ import torch
 from benchmarks.zoo.stranger import Ready, Stranger, padding
 
 LAYERS, HEADS, KV_HEADS, HEAD, WORDS, LENGTH = 2, 4, 2, 16, 128, 24
-SIZES: tuple[tuple[int, tuple[str, ...]], ...] = (
+SIZES = (
     (
         64,
-        (
-            *(
-                "hidden_size",
-                "d_model",
-                "n_embd",
-                "dim",
-                "embed_dim",
-                "embedding_size",
-                "word_embed_proj_dim",
-                "hidden_dim",
-            ),
-            *(
-                "encoder_hidden_size",
-                "decoder_hidden_size",
-                "projection_dim",
-                "adapter_hidden_size",
-                "d_embed",
-                "proj_dim",
-            ),
-            *(
-                "max_position_embeddings",
-                "n_positions",
-                "max_source_positions",
-                "max_target_positions",
-                "attention_hidden_size",
-            ),
-        ),
+        "hidden_size d_model n_embd dim embed_dim embedding_size word_embed_proj_dim hidden_dim "
+        "encoder_hidden_size decoder_hidden_size projection_dim adapter_hidden_size d_embed proj_dim "
+        "max_position_embeddings n_positions max_source_positions max_target_positions attention_hidden_size",
     ),
     (
         96,
-        (
-            *(
-                "intermediate_size",
-                "d_ff",
-                "ffn_dim",
-                "encoder_ffn_dim",
-                "decoder_ffn_dim",
-                "n_inner",
-                "d_inner",
-                "d_inner_hid",
-            ),
-            *("moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size", "mlp_hidden_size"),
-        ),
+        "intermediate_size d_ff ffn_dim encoder_ffn_dim decoder_ffn_dim n_inner d_inner d_inner_hid "
+        "moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size mlp_hidden_size",
     ),
     (
         LAYERS,
-        (
-            *(
-                "num_hidden_layers",
-                "n_layer",
-                "n_layers",
-                "num_layers",
-                "encoder_layers",
-                "decoder_layers",
-                "num_decoder_layers",
-            ),
-            *("num_encoder_layers", "depth", "num_blocks", "num_block", "n_block"),
-        ),
+        "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers "
+        "num_encoder_layers depth num_blocks num_block n_block",
     ),
     (
         HEADS,
-        (
-            *(
-                "num_attention_heads",
-                "n_head",
-                "n_heads",
-                "num_heads",
-                "encoder_attention_heads",
-                "decoder_attention_heads",
-            ),
-            *("num_experts", "num_local_experts", "n_routed_experts"),
-        ),
+        "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
+        "num_experts num_local_experts n_routed_experts",
     ),
-    (KV_HEADS, ("num_key_value_heads", "n_head_kv", "num_kv_heads", "num_experts_per_tok")),
+    (KV_HEADS, "num_key_value_heads n_head_kv num_kv_heads num_experts_per_tok"),
     (
         HEAD,
-        (
-            "head_dim",
-            "d_kv",
-            "d_head",
-            "attention_head_dim",
-            "qk_nope_head_dim",
-            "v_head_dim",
-            "kv_channels",
-            "rotary_dim",
-        ),
+        "head_dim d_kv d_head attention_head_dim qk_nope_head_dim v_head_dim kv_channels rotary_dim",
     ),
-    (8, ("qk_rope_head_dim", "patch_size", "sliding_window", "num_mel_bins", "num_queries", "num_query_tokens")),
-    (32, ("kv_lora_rank", "q_lora_rank", "image_size", "attention_window_size")),
-    (WORDS, ("vocab_size",)),
+    (8, "qk_rope_head_dim patch_size sliding_window num_mel_bins num_queries num_query_tokens"),
+    (32, "kv_lora_rank q_lora_rank image_size attention_window_size"),
+    (WORDS, "vocab_size"),
 )
-SMALL = {name: size for size, names in SIZES for name in names}
+SMALL = {name: size for size, names in SIZES for name in names.split()}
 NOT_GIVEN = ("model_type", "transformers_version", "architectures")
 DROPOUT = ("dropout", "drop_rate", "pdrop", "layerdrop", "drop_path", "dropout_rate", "attn_drop")
 
