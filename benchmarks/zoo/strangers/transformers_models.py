@@ -14,24 +14,32 @@ LAYERS, HEADS, KV_HEADS, HEAD, WORDS, LENGTH = 2, 4, 2, 16, 128, 24
 SIZES = (
     (
         64,
-        "hidden_size d_model n_embd dim embed_dim embedding_size word_embed_proj_dim hidden_dim "
-        "encoder_hidden_size decoder_hidden_size projection_dim adapter_hidden_size d_embed proj_dim "
-        "max_position_embeddings n_positions max_source_positions max_target_positions attention_hidden_size",
+        (
+            "hidden_size d_model n_embd dim embed_dim embedding_size word_embed_proj_dim hidden_dim "
+            "encoder_hidden_size decoder_hidden_size projection_dim adapter_hidden_size d_embed proj_dim "
+            "max_position_embeddings n_positions max_source_positions max_target_positions attention_hidden_size"
+        ),
     ),
     (
         96,
-        "intermediate_size d_ff ffn_dim encoder_ffn_dim decoder_ffn_dim n_inner d_inner d_inner_hid "
-        "moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size mlp_hidden_size",
+        (
+            "intermediate_size d_ff ffn_dim encoder_ffn_dim decoder_ffn_dim n_inner d_inner d_inner_hid "
+            "moe_intermediate_size shared_expert_intermediate_size ffn_hidden_size mlp_hidden_size"
+        ),
     ),
     (
         LAYERS,
-        "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers "
-        "num_encoder_layers depth num_blocks num_block n_block",
+        (
+            "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_decoder_layers "
+            "num_encoder_layers depth num_blocks num_block n_block"
+        ),
     ),
     (
         HEADS,
-        "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
-        "num_experts num_local_experts n_routed_experts",
+        (
+            "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
+            "num_experts num_local_experts n_routed_experts"
+        ),
     ),
     (KV_HEADS, "num_key_value_heads n_head_kv num_kv_heads num_experts_per_tok"),
     (
