@@ -89,8 +89,8 @@ def read_roles(chain: Chain, scores: Scores, first: Labelled) -> Roles:
     q, k = sides
     v, out, Dv = _second(chain, weights, K)
     only_q = _atoms(q[1]) - _atoms(k[1])
-    Q = next((leaves(axis) for axis in reversed(first.out) if set(leaves(axis)) <= only_q), None)
-    if Q is None:
+    Q = next((leaves(axis) for axis in reversed(first.out) if set(leaves(axis)) <= only_q), None if only_q else ())
+    if Q is None:  # it is part of a dimension that keys have too
         raise RefusedError(chain.first.node, "the product has no dimension of queries")
     parts = [_part(part, Q, K) for part in scores.parts]
     theirs = _atoms(k[1]).union(_atoms(v[1]), *(_atoms(part.k[1]) for part in parts))
