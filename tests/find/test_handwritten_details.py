@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attnpass
 from attnpass.ir.mask import EmptyRows
+from attnpass.report.record import calls_of
 from tests.helpers.compiled import assert_near, codes, decisions, kernels_used, run
 
 B, H, S, D = 2, 4, 9, 16
@@ -126,7 +127,7 @@ def test_no_kernel_takes_it() -> None:
     assert (decision.kernel, decision.rewritten, decision.reason.value) == ("native", True, "lowered")
     assert "scaled_dot_product_attention" in decision.note
     assert codes(decision, "native_flash") == {"value_dim"}
-    call = attnpass.last_report().to_dict()["calls"][0]
+    call = calls_of(attnpass.last_report().to_dict())[0]
     assert (call["rewritten"], call["pattern"], call["reason"]) == (True, "handwritten", "lowered")
 
 

@@ -192,7 +192,7 @@ def masked_calls(draw: st.DrawFn) -> tuple[tuple[int, ...], Mask, str]:
     return (draw(st.sampled_from((1, 3))), Sq, Sk), rule, draw(st.sampled_from(("bool", "ints", "lengths", "left")))
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(one=masked_calls(), seed=st.integers(0, 1 << 30))
 def test_any_band_and_padding(stand_in: None, one: tuple[tuple[int, ...], Mask, str], seed: int) -> None:
     """Rewritten as it is found, and computed by the stand-in: what is taken is right, blocks and all."""
