@@ -21,6 +21,7 @@ from attnpass.version import __version__
 
 SCHEMA = 2
 OWN = ("node", "module", "source")  # fields of a call that equal calls do not share
+LONG = ("rejections", "ms")  # those of nine tenths of the length, which stand once for all equal calls
 RENDERINGS: dict[str, Callable[[Report], str]] = {}  # "text" and "html": what renders a report says so itself
 
 
@@ -114,22 +115,23 @@ class Report:
 
 
 def _grouped(decisions: Iterable[Decision]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What is each call's own, with the number of its group; and the groups, in which everything else is equal."""
+    """The calls, each with the number of its group; and what is long of each group, in which all but `OWN` is equal."""
     calls: list[dict[str, Any]] = []
     numbers: dict[str, int] = {}
     groups: list[dict[str, Any]] = []
     for decision in decisions:
         told = _decision_to_dict(decision)
-        own = {name: told.pop(name) for name in OWN}
-        number = numbers.setdefault(json.dumps(told, default=str), len(groups))
+        key = json.dumps([value for name, value in told.items() if name not in OWN], default=str)
+        shared = {name: told.pop(name) for name in LONG}
+        number = numbers.setdefault(key, len(groups))
         if number == len(groups):
-            groups.append(told)
-        calls.append({**own, "group": number})
+            groups.append(shared)
+        calls.append({**told, "group": number})
     return calls, groups
 
 
 def calls_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The calls of a report's JSON form, each with what its group says of it."""
+    """The calls of a report's JSON form, each with what stands in its group."""
     return [{**call, **report["groups"][call["group"]]} for call in report["calls"]]
 
 
