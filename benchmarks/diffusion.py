@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import importlib.util
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -32,7 +30,7 @@ from torch import Tensor, nn
 import attnpass
 from attnpass.trials.clock import in_turns
 from benchmarks.diffusion_models import MODELS, Diffusion
-from benchmarks.end_to_end import INDUCTOR, KERNEL_LIBRARIES, PYTORCH_ONLY
+from benchmarks.end_to_end import INDUCTOR, PYTORCH_ONLY, check_libraries, first_output, relative, what_ran
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
 from benchmarks.timing import alone, preparing
@@ -62,7 +60,7 @@ def measured(case: Diffusion, way: str, compilers: list[str], device: str) -> It
         with torch.device(device):
             model = case.make().to(torch.bfloat16).eval()
         inputs = case.inputs(device)
-        wanted = _output(model, case, inputs)
+        wanted = first_output(getattr(model, case.method)(**inputs))
         if way == BLOCKS and not getattr(model, "_repeated_blocks", None):
             return
         made = {name: _tried(copy.deepcopy(model), case, way, name, inputs, wanted) for name in compilers}
@@ -88,8 +86,7 @@ def _compiled(
     model: nn.Module, case: Diffusion, way: str, compiler: str, inputs: dict[str, Any], wanted: Tensor
 ) -> tuple[Callable[[], object], dict[str, Any]]:
     """A step, warm, and what is known of it."""
-    if compiler == PYTORCH_ONLY and any(map(importlib.util.find_spec, KERNEL_LIBRARIES)):
-        raise RuntimeError(f"{PYTORCH_ONLY} is auto where no kernel library is installed")
+    check_libraries(compiler)
     attnpass.clear_reports()
     how: dict[str, Any] = {"backend": "inductor", "dynamic": False}
     if compiler != INDUCTOR:
@@ -102,24 +99,9 @@ def _compiled(
         call = torch.compile(call, **how)
     step = partial(call, **inputs)
     start = time.perf_counter()
-    got = _first(step())
-    record = {"first_s": round(time.perf_counter() - start, 1), "relative_to_eager": _relative(got, wanted)}
-    decisions = [decision for report in attnpass.reports() for decision in report.decisions]
-    chosen = Counter(f"{decision.kernel} ({decision.call.mask})" for decision in decisions)
-    return step, {**record, "calls": dict(chosen)}
-
-
-def _output(model: nn.Module, case: Diffusion, inputs: dict[str, Any]) -> Tensor:
-    return _first(getattr(model, case.method)(**inputs))
-
-
-def _first(out: Any) -> Tensor:
-    first: Tensor = out[0]
-    return first
-
-
-def _relative(got: Tensor, wanted: Tensor) -> float:
-    return round(float((got - wanted).float().norm() / wanted.float().norm()), 5)
+    got = first_output(step())
+    record = {"first_s": round(time.perf_counter() - start, 1), "relative_to_eager": relative(got, wanted)}
+    return step, {**record, **what_ran()}
 
 
 def _arguments() -> argparse.Namespace:

@@ -73,8 +73,7 @@ def measure(case: Case, compiler: str, device: str, train: bool) -> dict[str, An
         inputs.pop("attention_mask", None)
     torch._dynamo.reset()
     attnpass.clear_reports()
-    if compiler == PYTORCH_ONLY and any(map(importlib.util.find_spec, KERNEL_LIBRARIES)):
-        raise RuntimeError(f"{PYTORCH_ONLY} is auto where no kernel library is installed")
+    check_libraries(compiler)
     os.environ["ATTNPASS_KERNEL"] = "auto" if compiler in (BY_HAND, EAGER, INDUCTOR, PYTORCH_ONLY) else compiler
     call = (
         model
@@ -84,13 +83,13 @@ def measure(case: Case, compiler: str, device: str, train: bool) -> dict[str, An
     start = time.perf_counter()
     with torch.set_grad_enabled(train):
         got = _logits(call, inputs).detach()
-    record = {"ok": True, "compile_s": round(time.perf_counter() - start, 1), **_said()}
-    record["relative_to_eager"] = round(float((got - wanted).float().norm() / wanted.float().norm()), 5)
+    record = {"ok": True, "compile_s": round(time.perf_counter() - start, 1), **what_ran()}
+    record["relative_to_eager"] = relative(got, wanted)
     del got, wanted
 
     def step() -> None:
         with torch.set_grad_enabled(train):
-            out = _first(call(**inputs))
+            out = first_output(call(**inputs))
         if train:
             out.float().mean().backward()
             model.zero_grad(set_to_none=True)
@@ -113,17 +112,29 @@ def register_by_hand() -> None:
 
 
 def _logits(model: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
-    out: Tensor = _first(model(**inputs))
+    out: Tensor = first_output(model(**inputs))
     return out[:, -64:]
 
 
-def _first(out: Any) -> Tensor:
+def first_output(out: Any) -> Tensor:
     """The logits or hidden states, whatever the model wraps them in."""
     first: Tensor = out if isinstance(out, Tensor) else out[0]
     return first
 
 
-def _said() -> dict[str, Any]:
+def check_libraries(compiler: str) -> None:
+    """Raise where `PYTORCH_ONLY` is asked for beside a kernel library."""
+    if compiler == PYTORCH_ONLY and any(map(importlib.util.find_spec, KERNEL_LIBRARIES)):
+        raise RuntimeError(f"{PYTORCH_ONLY} is auto where no kernel library is installed")
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    """How far an output is from the wanted one, as norms."""
+    return round(float((got - wanted).float().norm() / wanted.float().norm()), 5)
+
+
+def what_ran() -> dict[str, Any]:
+    """The kernels of the reports so far, each with its mask and how often, and what the pass took."""
     decisions = [decision for report in attnpass.reports() for decision in report.decisions]
     ran = Counter(f"{decision.kernel} ({decision.call.mask})" for decision in decisions)
     return {"calls": dict(ran), "pass_ms": round(sum(report.pass_ms for report in attnpass.reports()), 1)}

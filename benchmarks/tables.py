@@ -134,7 +134,7 @@ def steps(source: Source = HERE) -> Table:
 
 def diffusion(source: Source = HERE) -> Table:
     """Diffusers' models: what each compiler gains over the Inductor that was timed in turns with it."""
-    lines = [{**line, "libraries": "flash-attn" in line} for line in source.read("diffusion")]
+    lines = [{**line, "libraries": "flash-attn" in line, "ok": "ms" in line} for line in source.read("diffusion")]
     found = newest(lines, "model", "way", "compiler", "libraries")
     rows = []
     for name, way in dict.fromkeys((name, way) for name, way, _, _ in found):
@@ -142,23 +142,13 @@ def diffusion(source: Source = HERE) -> Table:
         bare, ours, rough = (
             found.get((name, way, *key)) for key in (("auto_pytorch_only", False), ("auto", True), ("flash3_fp8", True))
         )
-        gains = [_gain(plain_, line) for plain_, line in ((alone, bare), (plain, ours), (plain, rough))]
+        gains = [_ratio(plain_, line) for plain_, line in ((alone, bare), (plain, ours), (plain, rough))]
         errors = " → ".join(_percent(line) for line in (plain or alone, rough))
         title = f"{DIFFUSION[name]}, {'block by block' if way == 'blocks' else 'whole'}"
-        rows.append([title, _ms(alone), *gains, errors, measured_on(alone, ours)])
+        rows.append([title, ms_of(alone), *gains, errors, measured_on(alone, ours)])
     order = list(DIFFUSION.values())
     head = ("model", "Inductor, ms", "no library", "with `flash3`", "`flash3_fp8`", "error in bf16 → fp8", "measured")
     return Table(head, sorted(rows, key=lambda row: (order.index(row[0].rpartition(", ")[0]), row[0])))
-
-
-def _gain(plain: Record | None, ours: Record | None) -> str:
-    if not plain or not ours or "ms" not in plain or "ms" not in ours:
-        return "not measured"
-    return f"{plain['ms'] / ours['ms']:.2f}×"
-
-
-def _ms(line: Record | None) -> str:
-    return "not measured" if line is None or "ms" not in line else f"{line['ms']:.1f}"
 
 
 def _percent(line: Record | None) -> str:

@@ -15,6 +15,7 @@ from attnpass.apply.watcher import Outputs, Watcher, Written
 from attnpass.emit.emitter import COPIED_META, EmitRefusedError, Emitter, aten
 from attnpass.find.found import Findings, FoundCall
 from attnpass.graph.copy import GraphCopy
+from attnpass.graph.lines import line
 from attnpass.graph.reading import Reading
 from attnpass.graph.values import value_of
 from attnpass.ir.decision import NATIVE, Answer, Decision, Reason
@@ -61,7 +62,7 @@ def apply(
         mapped = places.mapping(found)
         _erase(copied, findings.reading, found, mapped, made.lse)
         read_before += map(mapped, found.as_written().wiring.nodes()[1:])
-        done.append(replace(decision, emitted=tuple(emitter.made)))
+        done.append(replace(decision, emitted=tuple(map(line, emitter.made))))
     quiet = {copied.nodes[node] for node in findings.reading.quiet if node in copied.nodes}
     copied.erase_unread(read_before, quiet)  # masks that became rules, repeats that were undone
     return done

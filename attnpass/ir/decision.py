@@ -92,7 +92,7 @@ class Decision:
         wiring: the nodes that the call was read from, as it was decided; None outside of a graph.
         meaning: what was understood of its mask tensors; None where there are none.
         written: the nodes of the program that are the call, in its order; several of a chain written by hand.
-        emitted: the nodes that took their place, in the copy of the graph.
+        emitted: the lines of the nodes that took their place; reports that held the nodes would keep the copy alive.
     """
 
     call: AttentionCall
@@ -108,7 +108,7 @@ class Decision:
     wiring: Wiring[Node] | None = None
     meaning: Meaning | None = None
     written: tuple[Node, ...] = ()
-    emitted: tuple[Node, ...] = ()
+    emitted: tuple[str, ...] = ()
 
     @property
     def basis(self) -> Basis | None:

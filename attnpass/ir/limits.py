@@ -194,3 +194,8 @@ class Limits:
     exact: bool = True
     tolerance: float = 3.0
     relative_error: float | None = None
+
+    @property
+    def generations(self) -> str:
+        """Its NVIDIA GPU generations: ``sm_80 to sm_90``, or the one; "" for any."""
+        return " to ".join(dict.fromkeys(self.capabilities or ()))

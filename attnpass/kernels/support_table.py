@@ -87,7 +87,7 @@ def _devices(kinds: Iterable[str]) -> str:
 
 def _gpus(limits: Limits, kinds: Iterable[str]) -> str:
     """The GPU generations, as far as they matter on these kinds of machine."""
-    parts = [" to ".join(dict.fromkeys(limits.capabilities))] if limits.capabilities and "cuda" in kinds else []
+    parts = [limits.generations] if limits.capabilities and "cuda" in kinds else []
     parts += [", ".join(sorted(limits.gfx))] if limits.gfx and "rocm" in kinds else []
     return "; ".join(parts) or ("any" if {"cuda", "rocm"} & set(kinds) else "-")
 

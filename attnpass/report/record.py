@@ -84,7 +84,7 @@ class Report:
         return f'<iframe title="attnpass" sandbox width="100%" height="480" srcdoc="{page}"></iframe>'
 
     def to_dict(self) -> dict[str, Any]:
-        """The stable JSON form (``schema`` 2): calls, each with the number of the group that says all else of it.
+        """The stable JSON form (``schema`` 2): calls, each with the number of the group that has what is long of it.
 
         Equal calls are one group, since what 20 kernels answer is long; so is the graph's code, which is not in it.
         """

@@ -30,10 +30,7 @@ def _machine(limits: Limits, call: AttentionCall, machine: Machine) -> Iterator[
     if machine.kind not in limits.devices:
         yield Rejection(Code.DEVICE, "device", machine.kind, _one_of(limits.devices))
     elif machine.kind == "cuda" and limits.capabilities is not None and not machine.is_between(*limits.capabilities):
-        low, high = limits.capabilities
-        yield Rejection(
-            Code.CAPABILITY, "GPU", machine.capability or "unknown", " to ".join(dict.fromkeys((low, high)))
-        )
+        yield Rejection(Code.CAPABILITY, "GPU", machine.capability or "unknown", limits.generations)
     elif machine.kind == "rocm" and limits.gfx is not None and machine.capability not in limits.gfx:
         yield Rejection(Code.CAPABILITY, "GPU", machine.capability or "unknown", _one_of(limits.gfx))
     problem = machine.library_problem(limits.library)

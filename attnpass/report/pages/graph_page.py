@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from attnpass.graph.lines import line
 from attnpass.ir.decision import Decision
 from attnpass.ir.limits import Code
 from attnpass.report.groups import counted, group_calls, group_misses, short_source, told_answers
 from attnpass.report.pages.docs import reasons
 from attnpass.report.pages.mask_picture import picture, to_svg
-from attnpass.report.pages.node_lines import after, before
 from attnpass.report.record import RENDERINGS, Report
 from attnpass.report.text import advice, expected, mask_text, skipped_text, unmatched_text, verdict, why
 from attnpass.version import __version__
@@ -38,8 +38,7 @@ def to_html(report: Report) -> str:
         told=[text for text in (expected(report), *advice(report).values()) if text],
         mask_picture=_mask_picture,
         mask_text=mask_text,
-        nodes_before=before,
-        nodes_after=after,
+        line=line,
         skipped_text=skipped_text,
         told_answers=told_answers,
         unmatched=unmatched_text(report),

@@ -1,4 +1,4 @@
-"""One node of a graph as a line of Python: what a call was before the pass, and what became of it."""
+"""One node of a graph as a line of Python, as reports show it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,6 @@ from torch.fx import Node
 from attnpass.graph.symbolic import shown
 from attnpass.graph.tensor import dtype_name
 from attnpass.graph.values import tensor
-from attnpass.ir.decision import Decision
-
-
-def before(decision: Decision) -> list[str]:
-    """The call as the program has it, one line a node; a chain written by hand has several."""
-    return [line(node) for node in decision.written]
-
-
-def after(decision: Decision) -> list[str]:
-    """What took its place, without what calls share; nothing where the call stays, or where nothing was rewritten."""
-    return [line(node) for node in decision.emitted]
 
 
 def line(node: Node) -> str:
