@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor
 
 import attnpass
 from attnpass.report.text import block
+from attnpass.trials.clock import in_turns
 
 H, S, D = 8, 2048, 64  # on two cores: eager 246 ms, Inductor 116, attnpass 33
-TURNS = 5
+SECONDS = 3.0  # a form, beyond its first round
 
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -57,21 +57,10 @@ def measure(device: torch.device, compiler: str, say: Callable[[str], None]) -> 
         }
         with torch.no_grad():
             found = {run: call(*operands) for run, call in runs.items()}
-            times = _in_turns(runs, operands)
+            timed = in_turns({run: partial(call, *operands) for run, call in runs.items()}, device, SECONDS)
         for report in attnpass.reports():
             say(block(report))
         exact = form(*(x.double() for x in operands))
         error = {run: float((out.double() - exact).abs().max()) for run, out in found.items()}
-        rows.append({"form": name, "ms": times, "error": error})
+        rows.append({"form": name, "ms": {run: timing.ms for run, timing in timed.items()}, "error": error})
     return rows
-
-
-def _in_turns(runs: Mapping[str, Callable[..., Tensor]], operands: list[Tensor]) -> dict[str, float]:
-    """Median ms of each: one after the other, again and again, so that a busy moment falls on all of them."""
-    times: dict[str, list[float]] = {run: [] for run in runs}
-    for _ in range(TURNS):
-        for run, call in runs.items():
-            start = time.perf_counter()
-            call(*operands).flatten()[0].item()  # waits for the device
-            times[run].append((time.perf_counter() - start) * 1000)
-    return {run: statistics.median(each) for run, each in times.items()}

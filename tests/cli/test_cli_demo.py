@@ -51,7 +51,7 @@ def quick_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "INDUCTOR", "aot_eager")
     monkeypatch.setattr(demo, "RUNS", 1)
     monkeypatch.setattr(gains, "S", 64)
-    monkeypatch.setattr(gains, "TURNS", 1)
+    monkeypatch.setattr(gains, "SECONDS", 0.0)
     monkeypatch.setenv("ATTNPASS_COMPILER", "eager")
 
 
