@@ -30,7 +30,8 @@ from attnpass.trials.example import Example, Step, UnfitError, undisturbed
 from attnpass.trials.reference import difference, reference_attention
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
-from benchmarks.shapes import SETS, Shape
+from benchmarks.sets import SETS
+from benchmarks.shapes import Shape
 from benchmarks.timing import alone, preparing
 
 DEFAULT = "default"  # F.scaled_dot_product_attention as it comes

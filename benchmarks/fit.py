@@ -5,7 +5,7 @@
     python benchmarks/fit.py --write    # and writes the table
 
 Least absolute relative error with no negative term, a curve for each kernel, step, mask and head dim. The calls
-of the set ``held_out`` are never looked at: ``benchmarks/regret.py`` judges by them.
+of the sets ``held_out`` and ``drawn`` are never looked at: ``benchmarks/regret.py`` judges by them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ import torch
 
 from attnpass.select.costs import DECODING, TABLE, TERMS, Features, features
 from benchmarks.records import RESULTS, Source, newest
-from benchmarks.shapes import SETS
+from benchmarks.sets import SETS
 
 FITTED = ("sweep", "fit", "outside")
+JUDGED = ("held_out", "drawn")
 QUIET = "host"  # measured in a process that had the machine to itself: gives the host's times
 PROCESSORS = {"sm_90": 132}
 ITERATIONS = 20
@@ -59,7 +60,7 @@ def measured(source: Source) -> list[dict[str, Any]]:
 def by_machine(lines: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Measured lines of the fitted sets by the GPU's generation."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    judged = set(map(str, SETS["held_out"].values()))
+    judged = {str(shape) for which in JUDGED for shape in SETS[which].values()}
     for line in lines:
         if str(SETS[line["set"]][line["shape"]]) in judged:
             continue

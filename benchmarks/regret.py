@@ -3,6 +3,7 @@
 
     python benchmarks/regret.py                       # from results/costs_h100.jsonl, on any machine
     python benchmarks/regret.py --write               # and results/regret_h100.jsonl for the figure
+    python benchmarks/regret.py --gpu h200 --sets drawn     # calls drawn by lot
 
 ``auto`` is asked as the pass asks it (`attnpass.select`), about the machine that measured; nothing runs. A run costs
 what the slower of device and host takes; the host's time is that of the kernel's launches in a quiet process
@@ -32,9 +33,10 @@ from attnpass.select.select import select
 from attnpass.settings.config import Config
 from benchmarks.fit import LEFT_OUT, measured
 from benchmarks.records import RESULTS, Source, newest
-from benchmarks.shapes import SETS
+from benchmarks.sets import SETS
 from benchmarks.summaries import LIMITS, mean, share
 
+TABLE, CLOCK, UNKNOWN = "table", "clock", "unknown GPU"
 LIBRARIES = {"flash-attn": "flash-attn", "flash-attn-4": "flash-attn-4", "tokenspeed-fa3": "flash-attn-3"}
 CARRIED = ("date", "commit", "hardware", "torch", "triton", "flash-attn", "flash-attn-4", "tokenspeed-fa3")
 
@@ -43,16 +45,20 @@ def main() -> int:
     args = _arguments()
     lines = [line for line in measured(Source(args.gpu)) if line["set"] in args.sets]
     tuned = newest(Source(args.gpu).read("tuning"), "shape", "step")
-    choices = {key: line["chosen"] for key, line in tuned.items() if line["timed"] and not args.pytorch_only}
-    found = [*regrets(lines, args.pytorch_only), *regrets(lines, args.pytorch_only, choices)]
-    for one in sorted(found, key=lambda one: (one["tuned"], one["ratio"])):
+    judged = [] if args.pytorch_only else list(tuned.items())
+    choices = {
+        TABLE: None,
+        CLOCK: {key: line["chosen"] for key, line in judged if line["timed"]},
+        UNKNOWN: {key: line["unknown"] for key, line in judged if "unknown" in line},
+    }
+    found = [one for by, chosen in choices.items() for one in regrets(lines, args.pytorch_only, by, chosen)]
+    for one in sorted(found, key=lambda one: (one["by"], one["ratio"])):
         chosen, best = (f"{one[name]} {one[name + '_ms']:.3f}" for name in ("chosen", "best"))
-        how = "tuned" if one["tuned"] else "table"
-        print(f"{one['ratio']:.3f}  {how} {one['shape']:18} {one['step']:8} {chosen:24} {best}")
-    for how in (False, True):
-        ratios = [one["ratio"] for one in found if one["tuned"] is how]
+        print(f"{one['ratio']:.3f}  {one['by']:11} {one['shape']:18} {one['step']:8} {chosen:24} {best}")
+    for by in choices:
+        ratios = [one["ratio"] for one in found if one["by"] == by]
         if ratios:
-            print("tuned:" if how else "table:", summary(ratios))
+            print(f"{by}: {summary(ratios)}, at most {max(ratios):.2f}")
     if args.write:
         text = "".join(json.dumps(one) + "\n" for one in found)
         (RESULTS / f"regret_{args.gpu}.jsonl").write_text(text, encoding="utf-8")
@@ -60,14 +66,18 @@ def main() -> int:
 
 
 def regrets(
-    lines: list[dict[str, Any]], pytorch_only: bool = False, tuned: Mapping[Any, str] | None = None
+    lines: list[dict[str, Any]],
+    pytorch_only: bool = False,
+    by: str = TABLE,
+    timed: Mapping[Any, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """For each call and step: what ``auto`` takes, what would have been best, and the ratio of their times.
 
     Args:
         lines: those of `benchmarks.costs`.
         pytorch_only: as without any kernel library.
-        tuned: what the tuner chose, by shape and step; then only those calls are judged.
+        by: who chose: `TABLE`, `CLOCK` or `UNKNOWN`.
+        timed: what the clock chose, by shape and step; then only those calls are judged.
     """
     calls: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
@@ -75,7 +85,7 @@ def regrets(
         if line["kernel"] not in LEFT_OUT and ours:
             calls[line["set"], line["shape"], line["step"]].append(line)
     for (which, name, step), some in calls.items():
-        if tuned is not None and (name, step) not in tuned:
+        if timed is not None and (name, step) not in timed:
             continue
         machine = _machine(some[0], pytorch_only)
         call = SETS[which][name].call(step == "train", torch.device("cuda", 0))
@@ -83,7 +93,7 @@ def regrets(
         assert numbers is not None
         times = {one["kernel"]: _ms(one, numbers, machine) for one in some if "ms" in one}
         chosen = (
-            tuned[name, step] if tuned else select(call, registry(), machine, Config(), Learnt(_failed(some))).kernel
+            timed[name, step] if timed else select(call, registry(), machine, Config(), Learnt(_failed(some))).kernel
         )
         best = min(times, key=lambda kernel: times[kernel])
         if chosen not in times:  # a window that is no tensor here, which no kernel of PyTorch's but flex takes
@@ -97,7 +107,7 @@ def regrets(
             "chosen_ms": times[chosen],
             "best_ms": times[best],
             "ratio": round(times[chosen] / times[best], 4),
-            "tuned": tuned is not None,
+            "by": by,
             "pytorch_only": pytorch_only,
             **{key: some[0][key] for key in CARRIED if key in some[0]},
         }

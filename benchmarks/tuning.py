@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Does ``ATTNPASS_TUNE=1`` choose well, and how long does it take? Asked for calls with every kernel that is here.
+"""Does the clock choose well, and how long does it take? Asked for calls with every kernel that is here.
 
     python benchmarks/tuning.py --sets held_out                  # beside benchmarks/costs.py, whose times judge it
-    python benchmarks/tuning.py --sets held_out --part 0/4
+    python benchmarks/tuning.py --sets drawn --part 0/4
 
 Each call's kernels are compiled first, as a program's own first run would; the seconds are then those that the tuner
-takes to stage, warm and time them. Another tuner on the same cache folder is asked too: it must time nothing.
+takes to stage, warm and time them. Another tuner on the same cache folder is asked too: it must time nothing. The
+fields ``unknown`` say what happens unasked (without ``ATTNPASS_TUNE``) on a GPU that nobody measured: the cost table is
+taken away, and the clock has the seconds that a call then gets.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -51,7 +54,7 @@ def main() -> int:
             for kernel, found in one.measured().items():
                 append(args.costs, {**one.head, "kernel": kernel, **found, **facts(device.type)})
             with tempfile.TemporaryDirectory() as fresh, alone():
-                record = _asked(one, machine, Path(fresh), trials)
+                record = _asked(one, machine, Path(fresh), trials) | _unasked(one, machine, Path(fresh))
             append(args.out, {**one.head, "benchmark": "tuning", **record, **facts(device.type)})
             print(f"{one.name:18} {one.step:8} {record}", flush=True)
     return 0
@@ -71,6 +74,19 @@ def _asked(one: Prepared, machine: Machine, folder: Path, trials: Trials) -> dic
     if tuned is None:
         return {**record, "chosen": decision.kernel, "timed": {}}
     return {**record, "chosen": tuned.winner, "timed": dict(tuned.ms), "failed": dict(tuned.failed)}
+
+
+def _unasked(one: Prepared, machine: Machine, folder: Path) -> dict[str, Any]:
+    """What is chosen where nothing was measured before, by default."""
+    with mock.patch("attnpass.select.costs.table", dict):
+        decision = select(one.call, registry(), machine, Config())
+        trials = Trials(registry(), Validator(folder), Tuner(folder), thorough=False)
+        start = time.perf_counter()
+        timed = trials.fastest(decision, machine)
+        seconds = round(time.perf_counter() - start, 3)
+    by = "clock" if timed else "PyTorch's order"
+    chosen = timed.kernel if timed else decision.kernel
+    return {"unknown": chosen, "unknown_by": by, "unknown_seconds": seconds}
 
 
 def _arguments() -> argparse.Namespace:

@@ -17,13 +17,13 @@ NOISE = 1.03
 NAMED_FROM = 1.1
 NAMED = 3  # the worst calls have their names written
 STEPS = {"forward": "forward", "train": "forward and backward"}
-TUNED = {False: ("as installed", "o", "-"), True: ("tuned here", "D", "--")}
+LOOKS = {"table": ("as installed", "o", "-"), "clock": ("tuned here", "D", "--")}
 
 
 def draw(source: Source, theme: Theme) -> Figure:
     """One panel a step: the calls sorted by their ratio, the worst on the right."""
     lines = [r for r in source.read("regret") if r.get("ratio") is not None]
-    used = newest(lines, "shape", "sizes", "mask", "step", "tuned").values()
+    used = newest(lines, "shape", "sizes", "mask", "step", "by").values()
     steps = [step for step in STEPS if any(r["step"] == step for r in used)]
     if not steps:
         raise NothingToShowError(f"no ratio in {source.name('regret')}")
@@ -46,16 +46,16 @@ def draw(source: Source, theme: Theme) -> Figure:
 def _panel(axes: Axes, title: str, records: list[Record], theme: Theme) -> None:
     axes.axhspan(1.0, NOISE, color=theme.grid, alpha=0.6, linewidth=0)
     shown: dict[str, Any] = {}
-    for tuned, (label, marker, line) in TUNED.items():
-        ranked = sorted((r for r in records if bool(r.get("tuned")) == tuned), key=lambda r: float(r["ratio"]))
+    for by, (label, marker, line) in LOOKS.items():
+        ranked = sorted((r for r in records if r["by"] == by), key=lambda r: float(r["ratio"]))
         if not ranked:
             continue
         ratios = [float(r["ratio"]) for r in ranked]
         shares = [100 * (place + 1) / len(ratios) for place in range(len(ratios))]
-        colour = theme.faint if tuned else style.colour("auto")
+        colour = style.colour("auto") if by == "table" else theme.faint
         look: dict[str, Any] = {"color": colour, "linestyle": line, "marker": marker, "markersize": 3.2, "linewidth": 1}
         (shown[f"{label}: {summary(ratios)}"],) = axes.plot(shares, ratios, drawstyle="steps-pre", **look)
-        if not tuned:
+        if by == "table":
             _names(axes, ranked, shares)
     axes.set_title(title, loc="left", fontsize=style.SMALL, fontweight="bold", pad=10 + 11 * len(shown))
     axes.legend(list(shown.values()), list(shown), loc="lower left", bbox_to_anchor=(-0.02, 0.98), fontsize=style.TINY)

@@ -45,7 +45,7 @@ def results(tmp_path: Path) -> Path:
         ],
         "costs": sweep(),
         "regret": [
-            ratio | {"shape": s, "ratio": r, "tuned": t} for s in "ab" for r in (1.0, 1.5) for t in (False, True)
+            ratio | {"shape": s, "ratio": r, "by": t} for s in "ab" for r in (1.0, 1.5) for t in ("table", "clock")
         ],
     }
     lines["forms"][0] |= {"ok": False, "problem": "OutOfMemoryError", "ms": None}

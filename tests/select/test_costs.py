@@ -19,7 +19,8 @@ from attnpass.select.auto import auto_order
 from attnpass.select.costs import TILE, Features, features, host_ms, predicted_ms, seen_share
 from benchmarks import fit, regret
 from benchmarks.records import Source
-from benchmarks.shapes import FIT, HELD_OUT, HOST, MODELS, OUTSIDE, SWEEP, Shape
+from benchmarks.sets import FIT, HELD_OUT, HOST, MODELS, OUTSIDE, SWEEP
+from benchmarks.shapes import Shape
 
 H100 = KNOWN_MACHINES["h100"]
 CUDA = torch.device("cuda", 0)
