@@ -125,6 +125,8 @@ def measured(row: Ground, candidates: Sequence[Candidate], device: str, small: b
             each = Candidate(INDUCTOR, row.beside)
             made[each] = _tried(Subject(row, beside.model, subject.inputs), each, None)
         del exact
+        if device == "cuda":
+            torch.cuda.empty_cache()  # for those beside us
     steps = {f"{each.compiler} {each.way}": step for each, (step, _) in made.items() if step}
     with alone():
         times = in_turns(steps, torch.device(device))
