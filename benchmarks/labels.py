@@ -63,6 +63,34 @@ DIFFUSION = {
     "pixart": "PixArt, 2 × 16 × 4096 × 72, text padded",
 }
 
+# Of `benchmarks.ground`: models, and calls as B × heads × S × D.
+GROUND = {
+    "t5": "T5, 6 + 6 layers, 4 × 2048 and 512 tokens",
+    "swin": "Swin-B, windows of 7², 64 images",
+    "swin_v2": "Swin-v2-B, windows of 8², 64 images",
+    "beit": "BEiT-B, 64 images",
+    "llama_left": "Llama, 4 × 4096, padded on the left",
+    "causal_d128": "causal, 2 × 32/8 × 4096 × 128",
+    "window_d128": "causal window of 1024, 2 × 32/8 × 4096 × 128",
+    "documents_d128": "causal documents of 700, 2 × 32/8 × 4096 × 128",
+    "causal_d64": "causal, 8 × 16 × 2048 × 64",
+    "causal_4608": "causal, 1 × 24 × 4608 × 128",
+    "padding_d64": "padding, 8 × 16 × 2048 × 64",
+    "padding_d128": "padding, 3 × 20/5 × 3001 × 128",
+    "padding_d96": "padding, 2 × 16 × 3072 × 96",
+    "causal_right": "causal, padded on the right, 8 × 16 × 2048 × 64",
+    "causal_left": "causal, padded on the left, 8 × 16 × 2048 × 64",
+    "softcap_d128": "causal softcap, 2 × 32/16 × 2048 × 128",
+    "softcap_d256": "causal softcap, 2 × 8/4 × 4096 × 256",
+    "x_transformer": "x-transformers' decoder, 4 × 2048",
+    "x_transformer_train": "x-transformers' decoder, training",
+    "x_transformer_alibi": "x-transformers' decoder with ALiBi",
+    "whisper": "Whisper's encoder, eager, 8 × 1500",
+    "esm": "ESM-2, eager, 16 × 512, padded",
+    "conformer": "ESPnet's Conformer, 8 × 1500, padded",
+    "mla": "DeepSeek's MLA, 2 × 16 × 4096 × 192/128",
+}
+
 # The figures of `benchmarks.figures`, and what a reader who cannot see them is told.
 PICTURES = {
     "forms": "Bars: milliseconds and memory of one attention call in 13 spellings, plain Inductor beside attnpass",

@@ -62,7 +62,7 @@ def forms(source: Source = HERE) -> Table:
     for form, label in FORMS.items():
         lines = [found.get((form, compiler, "forward")) for compiler in (INDUCTOR, AUTO)]
         ours = lines[1] or {}
-        cells = [*map(ms_of, lines), *(_mib(line) for line in lines), _ratio(*lines)]
+        cells = [*map(ms_of, lines), *(_mib(line) for line in lines), ratio(*lines)]
         rows.append([f"`{label}`" if "=" in label or "@" in label else label, *cells, _code(ours), measured_on(*lines)])
     head = ("form", "Inductor, ms", "`auto`, ms", "Inductor, MiB", "`auto`, MiB", "gain", "kernel", "measured")
     return Table(head, rows)
@@ -74,8 +74,8 @@ def models(source: Source = HERE) -> Table:
     rows = []
     for name, step in model_steps(found):
         plain, hand, ours = (found.get((name, compiler, step)) for compiler in (INDUCTOR, BY_HAND, AUTO))
-        cells = [ms_of(plain), ms_of(hand) if hand else "–", ms_of(ours), _ratio(plain, ours)]
-        rows.append([model(name, step), *cells, _calls(ours or {}), measured_on(plain, ours)])
+        cells = [ms_of(plain), ms_of(hand) if hand else "–", ms_of(ours), ratio(plain, ours)]
+        rows.append([model(name, step), *cells, calls_of(ours or {}), measured_on(plain, ours)])
     head = ("model", "Inductor, ms", "mask out by hand, ms", "`auto`, ms", "gain", "calls", "measured")
     return Table(head, rows)
 
@@ -142,7 +142,7 @@ def diffusion(source: Source = HERE) -> Table:
         bare, ours, rough = (
             found.get((name, way, *key)) for key in (("auto_pytorch_only", False), ("auto", True), ("flash3_fp8", True))
         )
-        gains = [_ratio(plain_, line) for plain_, line in ((alone, bare), (plain, ours), (plain, rough))]
+        gains = [ratio(plain_, line) for plain_, line in ((alone, bare), (plain, ours), (plain, rough))]
         errors = " → ".join(_percent(line) for line in (plain or alone, rough))
         title = f"{DIFFUSION[name]}, {'block by block' if way == 'blocks' else 'whole'}"
         rows.append([title, ms_of(alone), *gains, errors, measured_on(alone, ours)])
@@ -209,8 +209,8 @@ def _timed(pair: tuple[Record | None, Record | None]) -> bool:
 
 
 def _no_gain_row(name: str, plain: Record, ours: Record) -> list[str]:
-    ran = _calls(ours) if "calls" in ours else _code(ours)
-    return [name, ms_of(plain), ms_of(ours), _ratio(plain, ours), ran, measured_on(plain, ours)]
+    ran = calls_of(ours) if "calls" in ours else _code(ours)
+    return [name, ms_of(plain), ms_of(ours), ratio(plain, ours), ran, measured_on(plain, ours)]
 
 
 def ms_of(record: Record | None) -> str:
@@ -225,7 +225,7 @@ def _mib(record: Record | None) -> str:
     return "–" if memory is None else f"{memory:.0f}"
 
 
-def _ratio(plain: Record | None, ours: Record | None) -> str:
+def ratio(plain: Record | None, ours: Record | None) -> str:
     if plain is None or ours is None or state(plain) or not has_time(ours):
         return "–"
     return f"{'≥ ' if state(ours) else ''}{plain['ms'] / ours['ms']:.2f}×"
@@ -235,7 +235,7 @@ def _code(record: Record) -> str:
     return f"`{record['ran']}`" if record.get("ran") else "–"
 
 
-def _calls(record: Record) -> str:
+def calls_of(record: Record) -> str:
     return ", ".join(f"{count} × {text}" for text, count in record.get("calls", {}).items()) or "–"
 
 
