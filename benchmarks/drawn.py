@@ -18,7 +18,7 @@ MOST_SCORES = 3 << 31  # B * H * Sq * Sk: some 8 ms forward at head dim 128
 MOST_MASK = 1 << 28  # elements of a mask tensor
 
 
-def drawn(number: int = 12, seed: int = 20261129) -> Shapes:
+def drawn(seed: int, number: int = 12) -> Shapes:
     """So many calls of each kind, those that must not be too large drawn anew until they are not."""
     lot = random.Random(seed)
     found: Shapes = {}
@@ -108,4 +108,3 @@ KINDS: dict[str, Callable[[random.Random], Shape]] = {
     "padding": _padding,
     "bias": _bias,
 }
-DRAWN = drawn()

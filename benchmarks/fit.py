@@ -5,7 +5,7 @@
     python benchmarks/fit.py --write    # and writes the table
 
 Least absolute relative error with no negative term, a curve for each kernel, step, mask and head dim. The calls
-of the sets ``held_out`` and ``drawn`` are never looked at: ``benchmarks/regret.py`` judges by them.
+of the sets ``held_out`` and ``drawn_anew`` are never looked at: ``benchmarks/regret.py`` judges by them.
 """
 
 from __future__ import annotations
@@ -24,32 +24,40 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from attnpass.select.costs import DECODING, TABLE, TERMS, Features, features
+from attnpass.select.costs import DECODING, TABLE, TERMS, Features, as_computed, features
 from benchmarks.records import RESULTS, Source, newest
 from benchmarks.sets import SETS
 
-FITTED = ("sweep", "fit", "outside")
-JUDGED = ("held_out", "drawn")
+FITTED = ("sweep", "fit", "outside", "drawn")
+JUDGED = ("held_out", "drawn_anew")
 QUIET = "host"  # measured in a process that had the machine to itself: gives the host's times
 PROCESSORS = {"sm_90": 132}
 ITERATIONS = 20
 NOISE = 0.02  # errors below this weigh alike
 LEFT_OUT = ("default", "sage")  # no kernel, and not exact
 SHORT_MS = 0.1  # calls that the host decides
+WIDTHS = (64, 96, 128, 192, 256)  # head dims of which curves are kept: kernels fill up to one of them
+FEWEST = 2  # points of a curve
+START = TERMS.index("start")
+LONGEST_START = {"forward": 0.05, "train": 0.1}  # ms; what is more stems from having no short call among the points
 Key = tuple[str, str, str, int]  # kernel, step, mask, D
 Point = tuple[Features, float]
 
 
 def main() -> int:
     args = _arguments()
-    files = [path.stem.removeprefix("costs_") for path in sorted(RESULTS.glob("costs_*.jsonl"))]
-    lines = [line for suffix in files for line in measured(Source(suffix))]
-    table = {name: fit_machine(name, of) for name, of in by_machine(lines).items()}
+    table = {name: fit_machine(name, of) for name, of in by_machine(everything()).items()}
     text = json.dumps(table, indent=1, sort_keys=True) + "\n"
     if args.write:
         TABLE.write_text(text, encoding="utf-8")
         print(f"wrote {TABLE.name}: {len(text)} bytes")
     return 0
+
+
+def everything() -> list[dict[str, Any]]:
+    """What was measured on any GPU."""
+    files = [path.stem.removeprefix("costs_") for path in sorted(RESULTS.glob("costs_*.jsonl"))]
+    return [line for suffix in files for line in measured(Source(suffix))]
 
 
 def measured(source: Source) -> list[dict[str, Any]]:
@@ -77,14 +85,16 @@ def fit_machine(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     quiet = {line["kernel"] for line in lines if line["set"] == QUIET}
     for line in lines:
         if line["set"] in FITTED:
-            call = _features(line)
-            points[line["kernel"], line["step"], call.mask, call.sizes[-1]].append((call, line["gpu_ms"]))
-        alone = line["set"] != "outside"  # measured beside other work of the host
+            call = as_computed(_features(line), line["kernel"])
+            points[line["kernel"], line["step"], call.mask, _width(call.sizes[-1])].append((call, line["gpu_ms"]))
+        alone = line["set"] not in ("outside", "drawn")  # which were measured beside other work of the host
         small = line["set"] == QUIET or (alone and line["kernel"] not in quiet and line["gpu_ms"] < SHORT_MS)
         if small and line["step"] == "forward":
             host[line["sizes"][1] != line["sizes"][2]][line["kernel"]].append(line["host_ms"])
     curves: dict[str, Any] = {}
     for (kernel, step, mask, D), some in sorted(points.items()):
+        if len(some) < FEWEST:
+            continue
         curve, errors = fit(some, processors)
         curves.setdefault(kernel, {}).setdefault(step, {}).setdefault(mask, {})[str(D)] = curve
         print(f"{kernel:17} {step:8} {mask:7} D{D:<4} {len(some):3} calls, {_error_text(errors)}")
@@ -107,7 +117,7 @@ def fit(points: list[Point], processors: int) -> tuple[dict[str, float], list[fl
             if needed not in chosen:
                 continue
             solution = _least_absolute(scaled[:, chosen])
-            if bool((solution < 0).any()):
+            if bool((solution < 0).any()) or (chosen[0] == START and solution[0] > LONGEST_START[points[0][0].step]):
                 continue
             errors = (scaled[:, chosen] @ solution - 1).tolist()
             loss = sum(map(abs, errors))
@@ -136,6 +146,10 @@ def _features(line: dict[str, Any]) -> Features:
     found = features(shape.call(line["step"] == "train", torch.device("cpu")))
     assert found is not None
     return found
+
+
+def _width(D: int) -> int:
+    return next(width for width in WIDTHS if width >= D)
 
 
 def _error_text(errors: list[float]) -> str:

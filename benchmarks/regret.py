@@ -36,7 +36,7 @@ from benchmarks.records import RESULTS, Source, newest
 from benchmarks.sets import SETS
 from benchmarks.summaries import LIMITS, mean, share
 
-TABLE, CLOCK, UNKNOWN = "table", "clock", "unknown GPU"
+TABLE, DEFAULT, CLOCK, UNKNOWN = "table", "default", "clock", "unknown GPU"
 LIBRARIES = {"flash-attn": "flash-attn", "flash-attn-4": "flash-attn-4", "tokenspeed-fa3": "flash-attn-3"}
 CARRIED = ("date", "commit", "hardware", "torch", "triton", "flash-attn", "flash-attn-4", "tokenspeed-fa3")
 
@@ -49,6 +49,7 @@ def main() -> int:
     choices = {
         TABLE: None,
         CLOCK: {key: line["chosen"] for key, line in judged if line["timed"]},
+        DEFAULT: {key: line["default"] for key, line in judged if "default" in line},
         UNKNOWN: {key: line["unknown"] for key, line in judged if "unknown" in line},
     }
     found = [one for by, chosen in choices.items() for one in regrets(lines, args.pytorch_only, by, chosen)]
@@ -76,12 +77,12 @@ def regrets(
     Args:
         lines: those of `benchmarks.costs`.
         pytorch_only: as without any kernel library.
-        by: who chose: `TABLE`, `CLOCK` or `UNKNOWN`.
+        by: who chose: `TABLE`, `DEFAULT`, `CLOCK` or `UNKNOWN`.
         timed: what the clock chose, by shape and step; then only those calls are judged.
     """
     calls: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
-        ours = line["kernel"].startswith(("native", "flex")) or not pytorch_only
+        ours = line["kernel"].startswith(("native", "flex", "flash_decoding")) or not pytorch_only
         if line["kernel"] not in LEFT_OUT and ours:
             calls[line["set"], line["shape"], line["step"]].append(line)
     for (which, name, step), some in calls.items():
@@ -95,7 +96,7 @@ def regrets(
         chosen = (
             timed[name, step] if timed else select(call, registry(), machine, Config(), Learnt(_failed(some))).kernel
         )
-        best = min(times, key=lambda kernel: times[kernel])
+        best = min(times, key=lambda kernel: times[kernel], default="")
         if chosen not in times:  # a window that is no tensor here, which no kernel of PyTorch's but flex takes
             print(f"not judged: {name}, {step}: auto chose {chosen}, which was not measured")
             continue
@@ -131,7 +132,8 @@ def _ms(line: dict[str, Any], call: Features, machine: Machine) -> float:
 
 def _machine(line: dict[str, Any], pytorch_only: bool) -> Machine:
     """The machine that measured, with the libraries that it had."""
-    versions = {key: line[package] for package, key in LIBRARIES.items() if package in line and not pytorch_only}
+    packages = {"triton": "triton"} | ({} if pytorch_only else LIBRARIES)
+    versions = {key: line[package] for package, key in packages.items() if package in line}
     gpu = line["hardware"]
     return Machine(
         "cuda",

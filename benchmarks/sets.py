@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.drawn import DRAWN
+from benchmarks.drawn import drawn
 from benchmarks.shapes import Shape, Shapes, Sizes
 
 TOKENS = 16384  # of the sweep, B * S, as in the papers on FlashAttention
@@ -148,5 +148,6 @@ SETS = {
     "fit": FIT,
     "outside": OUTSIDE,
     "held_out": HELD_OUT,
-    "drawn": DRAWN,
+    "drawn": drawn(20261129),  # fitted to, after it had shown where the table was wrong
+    "drawn_anew": drawn(42),
 }

@@ -6,8 +6,8 @@
 
 Each call's kernels are compiled first, as a program's own first run would; the seconds are then those that the tuner
 takes to stage, warm and time them. Another tuner on the same cache folder is asked too: it must time nothing. The
-fields ``unknown`` say what happens unasked (without ``ATTNPASS_TUNE``) on a GPU that nobody measured: the cost table is
-taken away, and the clock has the seconds that a call then gets.
+fields ``default`` say what happens unasked (without ``ATTNPASS_TUNE``), and ``unknown`` the same on a GPU that nobody
+measured: the curves of the cost table are taken away.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +27,7 @@ import torch
 
 from attnpass.kernels.registry import libraries, registry
 from attnpass.machine.machine import Machine
+from attnpass.select.costs import table
 from attnpass.select.select import select
 from attnpass.settings.config import Config
 from attnpass.trials.trials import Trials
@@ -77,16 +79,19 @@ def _asked(one: Prepared, machine: Machine, folder: Path, trials: Trials) -> dic
 
 
 def _unasked(one: Prepared, machine: Machine, folder: Path) -> dict[str, Any]:
-    """What is chosen where nothing was measured before, by default."""
-    with mock.patch("attnpass.select.costs.table", dict):
-        decision = select(one.call, registry(), machine, Config())
-        trials = Trials(registry(), Validator(folder), Tuner(folder), thorough=False)
-        start = time.perf_counter()
-        timed = trials.fastest(decision, machine)
-        seconds = round(time.perf_counter() - start, 3)
-    by = "clock" if timed else "PyTorch's order"
-    chosen = timed.kernel if timed else decision.kernel
-    return {"unknown": chosen, "unknown_by": by, "unknown_seconds": seconds}
+    """What is chosen by default, with the cost table and without its curves, and the seconds that it took."""
+    found: dict[str, Any] = {}
+    emptied = {name: {**known, "curves": {}} for name, known in table().items()}
+    for name, curves in ("default", table()), ("unknown", emptied):
+        with mock.patch("attnpass.select.costs.table", partial(dict, curves)):
+            decision = select(one.call, registry(), machine, Config())
+            trials = Trials(registry(), Validator(folder), Tuner(folder / name), thorough=False)
+            start = time.perf_counter()
+            timed = trials.fastest(decision, machine)
+            seconds = round(time.perf_counter() - start, 3)
+        chosen, clock = (timed.kernel, dict(timed.ms)) if timed else (decision.kernel, {})
+        found |= {name: chosen, f"{name}_timed": clock, f"{name}_seconds": seconds}
+    return found
 
 
 def _arguments() -> argparse.Namespace:

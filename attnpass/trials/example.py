@@ -63,7 +63,9 @@ class Example:
 
     Args:
         call: the call.
-        hides: does the padding hide keys? How many the program's own hides is not known.
+        hides: do padding and bool masks hide keys at random, as suits who looks for faults? If not, they are what a
+            program's own are like, of which no more is known, as suits a clock: padding hides none, of a bool mask the
+            last keys are hidden, and those behind a query.
     """
 
     def __init__(self, call: AttentionCall, hides: bool = False) -> None:
@@ -72,7 +74,9 @@ class Example:
         try:
             generator = torch.Generator(call.device if call.device.type == "cuda" else "cpu").manual_seed(0)
             self.tensors = {
-                name: _random(spec, generator, grad=call.needs_grad and name in "qkv")
+                name: _typical(spec)
+                if name == "mask" and spec.dtype == torch.bool and not hides
+                else _random(spec, generator, grad=call.needs_grad and name in "qkv")
                 for name, spec in zip(OPERANDS, specs, strict=True)
                 if spec is not None
             }
@@ -180,8 +184,28 @@ def _random(spec: TensorSpec, generator: torch.Generator, grad: bool = False) ->
         return held.as_strided(shape, stride).detach().requires_grad_(grad)
     held = torch.rand(reach, generator=generator, device=generator.device).to(spec.device) < SEEN
     mask = held.as_strided(shape, stride)
-    mask[tuple(slice(None, None if step else 1) for step in stride)][..., :1] = True
+    _once(mask)[..., :1] = True
     return mask
+
+
+def _typical(spec: TensorSpec) -> Tensor:
+    """A bool mask as models make them: causal where it has a row for each query, and some keys at the end are padding.
+
+    Kernels that leave out hidden blocks cost what the mask hides: random masks, that hide no block, are nobody's.
+    """
+    shape, stride = [int(size) for size in spec.shape], [int(step) for step in spec.stride]
+    mask = torch.empty_strided(shape, stride, dtype=torch.bool, device=spec.device)
+    Sq, Sk = shape[-2:]
+    last = torch.arange(Sq, device=spec.device)[:, None] + (Sk - Sq) if Sq > 1 else Sk
+    keys = torch.arange(Sk, device=spec.device)
+    _once(mask).copy_((keys <= last) & (keys < max(1, int(SEEN * Sk))))
+    _once(mask)[..., :1] = True
+    return mask
+
+
+def _once(mask: Tensor) -> Tensor:
+    """Each element of a tensor that may repeat some, once."""
+    return mask[tuple(slice(None, None if step else 1) for step in mask.stride())]
 
 
 def _padding(call: AttentionCall, generator: torch.Generator, hides: bool) -> Tensor:

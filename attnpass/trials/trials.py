@@ -5,6 +5,7 @@ One object for a graph: the evidence that a decision asks for, and the watcher t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,21 +13,25 @@ from pathlib import Path
 import torch
 from torch._guards import CompileContext
 
+from attnpass.graph.symbolic import hint
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.decision import Decision
 from attnpass.ir.limits import Rejection
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine, Machines
-from attnpass.select.auto import is_measured, only_if_named
+from attnpass.select.auto import only_if_named
+from attnpass.select.costs import cheapest
 from attnpass.select.evidence import Timed
 from attnpass.settings.config import Config
 from attnpass.trials.cache import cache_folder
-from attnpass.trials.tuner import EACH_SECONDS, Candidate, Tuner
+from attnpass.trials.tuner import HOPELESS, Candidate, Tuner
 from attnpass.trials.validate import Validator
 from attnpass.trials.verify import Verifier
 
-UNASKED_SECONDS = 0.3  # of measuring a call that nobody measured before
-GRAPH_SECONDS = 1.0  # for all such calls of one graph
+UNASKED_SECONDS = 0.3  # of measuring a call
+GRAPH_SECONDS = 1.0  # for all calls of one graph
+RUNS = 5  # of each kernel, which even the shortest measurement takes
+SLOWEST_FLOPS = 1e14  # a second: what a GPU that nobody measured may be slow as; an A100 reaches twice that
 _validators: dict[Path, Validator] = {}
 _tuners: dict[Path, Tuner] = {}
 
@@ -39,7 +44,7 @@ class Trials:
         kernels: by name.
         validator: tries a library's kernel before it is used, or None.
         tuner: times the kernels that take a call, or None.
-        thorough: is every call timed? If not, only those of which nothing was measured, and briefly.
+        thorough: is time no object? If not, calls are timed briefly, and by no kernel that compiles for seconds.
         verifier: compares rewritten calls with the program at run time, or None.
     """
 
@@ -70,18 +75,36 @@ class Trials:
         return self.validator.refusals(kernel, call, machine) if self.validator else ()
 
     def fastest(self, decision: Decision, machine: Machine) -> Timed | None:
-        if self.tuner is None or not (self.thorough or self._is_worth_a_look(decision, machine)):
+        if self.tuner is None:
             return None
-        candidates, seconds = self.candidates(decision, machine), EACH_SECONDS
+        candidates = self.candidates(decision, machine)
         if not self.thorough:
-            candidates, seconds = [each for each in candidates if not each.kernel.compiles], UNASKED_SECONDS
-        tuned = self.tuner.fastest(decision.call, candidates, machine, seconds)
+            return self._unasked(decision, candidates, machine)
+        tuned = self.tuner.fastest(decision.call, candidates, machine)
         return None if tuned is None else Timed(tuned.winner, tuned.ms)
 
-    def _is_worth_a_look(self, decision: Decision, machine: Machine) -> bool:
-        """Is a call to be timed unasked? Where a kernel that compiles is preferred, the rule stands."""
-        left = self.spent < GRAPH_SECONDS
-        return left and not self.kernels[decision.kernel].compiles and not is_measured(decision.call, machine)
+    def _unasked(self, decision: Decision, candidates: Sequence[Candidate], machine: Machine) -> Timed | None:
+        """Those that compile nothing are timed; of the others counts what the table says, or else the rule.
+
+        A CPU has one kernel; and a long call takes too long to be timed unasked.
+        """
+        assert self.tuner is not None
+        compiled = {each.kernel.name for each in candidates if each.kernel.compiles}
+        by_table = {name: ms for name, ms in decision.ms.items() if name in compiled}
+        quick = [each for each in candidates if each.kernel.name not in compiled]
+        short = _seconds(decision) * RUNS * len(quick) < UNASKED_SECONDS
+        if machine.kind == "cpu" or self.spent >= GRAPH_SECONDS or not short:
+            return None
+        if decision.kernel in compiled - set(by_table):
+            return None
+        hopeful = [decision.ms.get(each.kernel.name, 0.0) for each in quick]
+        if by_table and min(hopeful, default=0.0) > HOPELESS * min(by_table.values()):
+            return None
+        tuned = self.tuner.fastest(decision.call, quick, machine, UNASKED_SECONDS, least=1 if by_table else 2)
+        if tuned is None:
+            return None
+        best = cheapest((tuned.winner, *by_table), {tuned.winner: tuned.ms[tuned.winner], **by_table})
+        return Timed(best, tuned.ms, by_table)
 
     def candidates(self, decision: Decision, machine: Machine) -> list[Candidate]:
         """The exact kernels that take the call and proved themselves, in the order in which ``auto`` would try them."""
@@ -96,6 +119,15 @@ class Trials:
             if not self.refusals(kernel, replace(decision, kernel=kernel.name).asked, machine):
                 found.append(Candidate(kernel, answers[kernel.name].spelled))
         return found
+
+
+def _seconds(decision: Decision) -> float:
+    """What the fastest kernel takes, by the table or roughly; 0 where a size is not known."""
+    if decision.ms:
+        return min(decision.ms.values()) / 1000
+    call = decision.call
+    sizes = [hint(size) or 0 for size in (call.B, call.H, call.Sq, call.Sk, call.D)]
+    return 4 * math.prod(sizes) * (3.5 if call.needs_grad else 1.0) / SLOWEST_FLOPS
 
 
 def validator(config: Config) -> Validator | None:

@@ -26,6 +26,7 @@ from attnpass.version import __version__
 logger = logging.getLogger(__name__)
 EACH_SECONDS = 2.0  # of measuring a signature; compiling a candidate comes on top
 HOPELESS = 1.5  # times the best predicted cost: not worth a try
+SHORT_MS = 0.05  # nor what costs so much more than the best: of short calls the table knows no more than that
 NOISE = 0.01  # of kernels timed in turns; the table, which predicts, has 3 %
 IN_ALL = 120.0  # seconds of a process; what comes later is chosen by the table
 
@@ -83,7 +84,12 @@ class Tuner:
     spent: float = 0.0
 
     def fastest(
-        self, call: AttentionCall, candidates: Sequence[Candidate], machine: Machine, seconds: float = EACH_SECONDS
+        self,
+        call: AttentionCall,
+        candidates: Sequence[Candidate],
+        machine: Machine,
+        seconds: float = EACH_SECONDS,
+        least: int = 2,
     ) -> Tuned | None:
         """The outcome for this call's signature, timed now if it is not known yet.
 
@@ -92,13 +98,14 @@ class Tuner:
             candidates: kernels that take it, in the order in which they would be preferred untimed.
             machine: where.
             seconds: of measuring; a first round is always finished.
+            least: of how many candidates a time tells something.
 
         Returns:
-            None if nothing can be timed: fewer than two candidates, or a cost that depends on the program's data.
+            None if nothing can be timed: too few candidates, or a cost that depends on the program's data.
         """
         alone = signature(call)
         hopeful = [] if alone is None else promising(alone, candidates, machine)
-        if alone is None or len(hopeful) < 2:
+        if alone is None or len(hopeful) < least:
             return None
         key = key_of(alone, hopeful, machine) | ({} if seconds == EACH_SECONDS else {"seconds": f"{seconds:g}"})
         name = str(key)
@@ -147,7 +154,8 @@ class Tuner:
 def promising(call: AttentionCall, candidates: Sequence[Candidate], machine: Machine) -> list[Candidate]:
     """Those that the cost table does not rule out; one that it does not know may be the fastest."""
     costs = predicted(call, machine, {c.kernel.name: c.spelled for c in candidates})
-    limit = HOPELESS * min(costs.values(), default=0.0)
+    best = min(costs.values(), default=0.0)
+    limit = max(HOPELESS * best, best + SHORT_MS)
     return [c for c in candidates if costs.get(c.kernel.name, limit) <= limit]
 
 

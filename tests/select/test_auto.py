@@ -61,7 +61,7 @@ def test_auto_on_an_h100(S: int, terms: tuple[MaskTerm, ...], kernel: str, spell
     ("S", "terms", "kernel", "spelled"),
     [
         (4096, (PADDING,), "flash3", False),
-        (256, (PADDING,), "native_efficient", True),  # moving the keys would cost more
+        (256, (PADDING,), "native_cudnn", True),  # moving the keys would cost more
         (4096, (CAUSAL, PADDING), "flex", False),
     ],
 )

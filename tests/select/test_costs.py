@@ -19,7 +19,7 @@ from attnpass.select.auto import auto_order
 from attnpass.select.costs import TILE, Features, features, host_ms, predicted_ms, seen_share
 from benchmarks import fit, regret
 from benchmarks.records import Source
-from benchmarks.sets import FIT, HELD_OUT, HOST, MODELS, OUTSIDE, SWEEP
+from benchmarks.sets import MODELS, SETS
 from benchmarks.shapes import Shape
 
 H100 = KNOWN_MACHINES["h100"]
@@ -87,16 +87,17 @@ def test_nothing_is_known_of_other_machines_and_kernels() -> None:
     assert numbers is not None
     assert predicted_ms("native_cudnn", numbers, KNOWN_MACHINES["a100"]) is None
     assert predicted_ms("xformers", numbers, H100) is None
+    assert host_ms("native_cudnn", numbers, KNOWN_MACHINES["a100"]) == host_ms("native_cudnn", numbers, H100) > 0
     assert host_ms("xformers", numbers, H100) == host_ms("native_cudnn", numbers, KNOWN_MACHINES["cpu"]) == 0.0
 
 
 def test_launches_that_a_cuda_graph_replays_cost_nothing() -> None:
-    small = features(call(77))
+    small = features(call(256))
     assert small is not None
     replayed = replace(H100, cuda_graphs=True)
     alone, graphed = (predicted_ms("native_cudnn", small, machine) for machine in (H100, replayed))
     assert alone == host_ms("native_cudnn", small, H100) and graphed is not None and 0 < graphed < alone
-    assert auto_order(H100, call(77))[0] != "native_cudnn" == auto_order(replayed, call(77))[0]
+    assert auto_order(H100, call(256))[0] != "native_cudnn" == auto_order(replayed, call(256))[0]
 
 
 def test_longer_calls_cost_more_on_every_curve() -> None:
@@ -155,13 +156,12 @@ def test_a_fit_finds_the_curve_that_made_its_data_and_ignores_a_disturbed_line()
 
 def test_the_committed_table_is_the_fit_of_the_committed_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same predictions, not the same digits: another machine's linear algebra rounds elsewhere."""
-    lines = [line for of in fit.by_machine(fit.measured(Source())).values() for line in of]
+    lines = [line for of in fit.by_machine(fit.everything()).values() for line in of]
     made = {name: fit.fit_machine(name, of) for name, of in fit.by_machine(lines).items()}
 
     def predictions() -> list[float]:
         calls = [
-            (line["kernel"], {**SWEEP, **FIT, **OUTSIDE, **HOST}[line["shape"]].call(line["step"] == "train", CUDA))
-            for line in lines
+            (line["kernel"], SETS[line["set"]][line["shape"]].call(line["step"] == "train", CUDA)) for line in lines
         ]
         found = [predicted_ms(kernel, numbers, H100) for kernel, one in calls if (numbers := features(one))]
         return [ms for ms in found if ms is not None]
@@ -174,10 +174,10 @@ def test_the_committed_table_is_the_fit_of_the_committed_lines(monkeypatch: pyte
 
 
 def test_held_out_calls_are_not_fitted() -> None:
-    held_out = {str(shape) for shape in HELD_OUT.values()}
-    fitted = [line for lines in fit.by_machine(fit.measured(Source())).values() for line in lines]
-    assert len(held_out) >= 30 and fitted
-    assert not held_out & {str({**SWEEP, **FIT, **OUTSIDE, **HOST}[line["shape"]]) for line in fitted}
+    held_out = {str(shape) for which in fit.JUDGED for shape in SETS[which].values()}
+    fitted = [line for lines in fit.by_machine(fit.everything()).values() for line in lines]
+    assert len(held_out) >= 150 and fitted
+    assert not held_out & {str(SETS[line["set"]][line["shape"]]) for line in fitted}
     assert not held_out & {str(shape) for shape in MODELS.values()}
 
 
@@ -187,3 +187,20 @@ def test_auto_is_near_the_best_on_calls_that_the_fit_has_not_seen(pytorch_only: 
     ratios = [one["ratio"] for one in regret.regrets(lines, pytorch_only)]
     assert len(ratios) >= 60
     assert sum(ratio <= 1.10 for ratio in ratios) >= 0.9 * len(ratios), regret.summary(ratios)
+
+
+@pytest.mark.parametrize(
+    ("queries", "kernel", "same"), [(1, "native_cudnn", True), (4, "native_cudnn", False), (4, "flex", True)]
+)
+def test_several_queries_are_decoding_only_for_who_packs_them(queries: int, kernel: str, same: bool) -> None:
+    padded = Features((8, 32, 8, queries, 16384, 64), "decode_row", read=8 * 16384)
+    assert (costs.as_computed(padded, kernel) == padded) is same
+    assert same or costs.as_computed(padded, kernel).mask == "row"
+
+
+def test_beyond_the_largest_head_dim_that_was_measured_work_grows_as_it_does() -> None:
+    curves = costs.table()["sm_90"]["curves"]["native_cudnn"]["forward"]["tensor"]
+    largest = max(map(int, curves))
+    wide = Features((2, 16, 16, 4096, 4096, 256), "tensor", read=2 * 4096 * 4096)
+    curve = costs._curve({"tensor": curves}, wide)
+    assert largest < 256 and curve == {name: x * 256 / largest for name, x in curves[str(largest)].items()}

@@ -30,9 +30,10 @@ class TestJudgement:
         slow_host = Timing(device_ms=0.01, host_ms=5.0)
         h100 = KNOWN_MACHINES["h100"]
         assert 0.01 < cost_measured("native_cudnn", slow_host, call, h100) < 0.1
-        assert cost_measured("native_cudnn", slow_host, call, KNOWN_MACHINES["a100"]) == 5.0
+        assert cost_measured("native_cudnn", slow_host, call, KNOWN_MACHINES["a100"]) < 0.1  # no other launch there
+        assert cost_measured("xformers", slow_host, call, h100) == 5.0
         training = replace(call, needs_grad=True)
-        assert cost_measured("native_cudnn", slow_host, training, KNOWN_MACHINES["a100"]) == 0.01
+        assert cost_measured("xformers", slow_host, training, h100) == 0.01
 
     def test_the_table_rules_out_what_is_hopeless(self) -> None:
         shape, stride = (4, 16, 4096, 128), (16 * 4096 * 128, 128, 16 * 128, 1)
