@@ -55,10 +55,10 @@ class Call(nn.Module):
 
     def __init__(self, form: str) -> None:
         super().__init__()
-        self.form = getattr(self, form)
+        self.form = form  # a name, which Dynamo guards; of a bound method it guards nothing (PyTorch 2.11)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        out: Tensor = self.form(q, k, v, mask)
+        out: Tensor = getattr(self, self.form)(q, k, v, mask)
         return out
 
     def unmasked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

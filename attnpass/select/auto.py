@@ -31,6 +31,7 @@ FLEX = "flex"
 DECODING = "flash_decoding"
 MASK_FUNCTION = {FLEX: 1.1, "flash4": 1.3}  # what a mask that is computed score by score adds (S4096)
 READS_BIAS = 1.5  # `flex` on a bias that it reads: up to 3 times its curve at odd lengths or head dims (503, 72), H200
+READS_TABLE = 3.0  # `flex` on a bias that it computes: BEiT-B 4.37 ms, 3.63 with PyTorch's choice; by an index 2.5 times
 LISTS_MS = 0.3  # the host's time for the lists of its blocks, which all layers share: 0.26 to 0.31 in one call
 ORDER_MS = 0.2  # the host's time to put keys in order and move them: BERT of 3 layers took 0.6 ms more so
 IN_PLACE = {"flash3": 1.06}  # reads keys where they lie; what it adds to be told how many
@@ -61,12 +62,12 @@ def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Col
     installed = tuple(name for name, key in LIBRARIES.items() if key in machine.versions)
     if call is None:
         return (FLEX, *order, *installed, DECODING)
-    call = replace(call, mask=call.mask.as_counted())
-    read = call.mask.spelled is None and call.mask.tensor is not None
-    flex = (FLEX,) if call.softcap is not None or read or _hides_blocks(call, NARROW) else ()
-    flex = () if call.bias_learns else flex
+    counted = replace(call, mask=call.mask.as_counted())
+    read = counted.mask.spelled is None and counted.mask.tensor is not None
+    flex = (FLEX,) if call.softcap is not None or read or _hides_blocks(counted, NARROW) else ()
+    flex = () if counted.bias_learns else flex
     few = (DECODING,) if "triton" in machine.versions and known(call.Sq <= FEW) else ()
-    return _by_cost((*order, *flex, *installed, *few), machine, call, spelled) or _by_rule(order, installed, call)
+    return _by_cost((*order, *flex, *installed, *few), machine, call, spelled) or _by_rule(order, installed, counted)
 
 
 def pytorchs_order(machine: Machine) -> tuple[str, ...]:
@@ -91,6 +92,7 @@ def expected_ms(
     """
     if call.dtype.itemsize != 2 or machine.kind != "cuda":
         return {}
+    table = call.mask.bias is not None and call.mask.spelled is not None
     call = replace(call, mask=call.mask.as_counted())
     found = predicted(call, machine, {name: name in spelled for name in names})
     counted, alone = _is_counted(call), call.mask.is_only(Term.KEY_PADDING)
@@ -99,7 +101,7 @@ def expected_ms(
     if counted or (call.mask.spelled is not None and _reads_data(call)):
         found |= _with_functions(machine, found, {FLEX} if alone or counted else set(MASK_FUNCTION))
     if FLEX in found and (bias := features(call, FLEX in spelled)) is not None and bias.mask == "bias":
-        found[FLEX] *= READS_BIAS
+        found[FLEX] *= READS_TABLE if table and FLEX not in spelled else READS_BIAS
     if DECODING in found and (read := _read_by(call, DECODING in spelled)) is not None:
         found[DECODING] = max(found[DECODING] * HALF_FULL, host_ms(DECODING, read, machine))
     if alone:

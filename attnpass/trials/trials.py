@@ -90,7 +90,7 @@ class Trials:
         """
         assert self.tuner is not None
         compiled = {each.kernel.name for each in candidates if each.kernel.compiles}
-        by_table = {name: ms for name, ms in decision.ms.items() if name in compiled}
+        by_table = {name: ms for name, ms in decision.ms.items() if name in compiled and name in decision.tried}
         quick = [each for each in candidates if each.kernel.name not in compiled]
         short = _seconds(decision) * RUNS * len(quick) < UNASKED_SECONDS
         if machine.kind == "cpu" or self.spent >= GRAPH_SECONDS or not short:
