@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import overload
 
 import torch
@@ -114,11 +115,22 @@ def aligned_bias(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
     full = [emitter.size(args.q, 0), emitter.size(args.q, 1), emitter.size(args.q, 2), emitter.size(args.k, 2)]
     if known_equal(emitter.spec(bias).shape[-1], 1):
         bias = emitter(aten.expand.default, bias, [-1, -1, -1, full[3]])
-    if not known_multiple(call.Sk, BIAS_ALIGNMENT) or not known_equal(emitter.spec(bias).stride[-1], 1):
+    bias = dense_rows(emitter, bias)
+    if not known_multiple(call.Sk, BIAS_ALIGNMENT):
         padding = _padding(emitter, full[3])
         padded = with_zeros(emitter, bias, padding)
         bias = emitter(aten.slice.Tensor, padded, -1, 0, full[3])
     return emitter(aten.expand.default, bias, full)
+
+
+def dense_rows(emitter: Emitter, bias: Node) -> Node:
+    """A bias whose rows are dense, copied once for all calls: T5 makes its own with the heads last."""
+    spec = emitter.spec(bias)
+    if known_equal(spec.stride[-1], 1) or known_equal(spec.shape[-1], 1):
+        return bias
+    copy = partial(emitter, aten.clone.default, bias, memory_format=torch.contiguous_format)
+    dense: Node = emitter.once(("dense rows", bias, emitter.epoch), copy)
+    return dense
 
 
 def _padding(emitter: Emitter, size: int | Node) -> int | Node:

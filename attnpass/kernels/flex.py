@@ -21,6 +21,7 @@ from torch.torch_version import TorchVersion
 
 from attnpass.emit.emitter import Emitted, Emitter, Operands, aten
 from attnpass.emit.fixed_layout import fixed, own_buffers
+from attnpass.emit.layout import dense_rows
 from attnpass.emit.mask_blocks import BLOCK, block_lists
 from attnpass.emit.sinks import with_sinks
 from attnpass.graph.symbolic import hint, known, known_equal, shown
@@ -162,7 +163,7 @@ def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Capt
     """
     cap = call.softcap
     if args.mask is not None:
-        return _tensor_score(emitter, fixed(emitter, _dense_rows(emitter, args.mask)), cap)
+        return _tensor_score(emitter, fixed(emitter, dense_rows(emitter, args.mask)), cap)
     if mask.bias is None and mask.empty is None:
         return emitter.submodule("attnpass_score_mod", partial(_plain_score, cap), "none", cap), ()
     exprs = [each for each in (mask.bias, mask.empty) if each is not None]
@@ -188,16 +189,6 @@ def _tensor_score(emitter: Emitter, bias: Node, softcap: float | None) -> tuple[
     """``score + bias[b, h, q, k]``; dims of size 1 are read at 0."""
     single = tuple(known_equal(size, 1) for size in emitter.spec(bias).shape)
     return emitter.submodule("attnpass_score_mod", partial(_biased_score, single, softcap), single, softcap), (bias,)
-
-
-def _dense_rows(emitter: Emitter, bias: Node) -> Node:
-    """A bias whose rows are dense, copied once for all calls: T5 makes its own with the heads last."""
-    spec = emitter.spec(bias)
-    if known_equal(spec.stride[-1], 1) or known_equal(spec.shape[-1], 1):
-        return bias
-    copy = partial(emitter, aten.clone.default, bias, memory_format=torch.contiguous_format)
-    dense: Node = emitter.once(("dense rows", bias, emitter.epoch), copy)
-    return dense
 
 
 def _plain_score(softcap: float | None) -> GraphModule:

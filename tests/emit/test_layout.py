@@ -15,7 +15,7 @@ from attnpass.kernels.flash2 import FLASH_ATTN
 from attnpass.kernels.flash3 import FLASH_ATTN_3
 from attnpass.kernels.sage import SAGE
 from attnpass.kernels.xformers import XFORMERS
-from tests.helpers.compiled import kernels_used, qkv
+from tests.helpers.compiled import assert_right, kernels_used, qkv
 from tests.standins import flash_attn_2, flash_attn_3, pretend_all, sageattention_2, xformers
 
 pytestmark = pytest.mark.filterwarnings("ignore:dynamo_pgo")
@@ -124,3 +124,10 @@ def test_training_copies_nothing_either() -> None:
     assert "torch.ops.attnpass.flash2_train.default(" in forward and copies(forward) == []
     assert "torch.ops.attnpass.flash2_backward.default(" in backward
     assert len(copies(backward)) == 1, "the gradients of q, k and v, joined for the projection"
+
+
+@pytest.mark.parametrize("tokens", [64, 72, 77])
+def test_a_bias_with_the_heads_last_has_dense_rows_also_where_nothing_is_compiled(tokens: int) -> None:
+    """T5's own, at 2048 tokens on an H200, where the clock ran the kernel as it is: a misaligned address."""
+    bias = torch.randn(tokens, tokens, H, dtype=torch.bfloat16).permute(2, 0, 1)[None]
+    assert_right("xformers", *qkv(2, H, tokens, D), bias)
