@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.zoo.strangers.transformers_fields import (
     ALWAYS,
+    AREAS,
     CHOSEN,
     DEPTH,
     DROPOUT,
@@ -21,6 +22,7 @@ from benchmarks.zoo.strangers.transformers_fields import (
     IMAGES,
     KEPT,
     LONGEST,
+    MARKS,
     NOT_DEPTH,
     NOT_GIVEN,
     ONE,
@@ -69,6 +71,7 @@ class Way:
         self.ratio = self._ratio(dict(reversed(numbers))) if self.image else 1
         made = self._part(values)
         made.pop("model_type", None)
+        fit(made)
         return mended(made) if self.mended else made
 
     def _ratio(self, numbers: Mapping[str, int]) -> int:
@@ -124,6 +127,8 @@ class Way:
             if STAGES.fullmatch(name):
                 return [min(v, 2) if isinstance(v, int) else v for v in value]
             return [self._value(name, v) for v in value]
+        if value is None and MARKS.fullmatch(name):
+            return WORDS - 30 - "iav".index(name[0])
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return value
         if DROPOUT.fullmatch(name):
@@ -145,6 +150,8 @@ class Way:
             return min(value, 1 if name.endswith("offset") else 2)
         if IMAGES.fullmatch(name):
             return value // math.gcd(value, self.ratio)
+        if AREAS.fullmatch(name):
+            return value // math.gcd(value, self.ratio**2)
         if _counts(name, value):
             return min(value, self.layers or value)
         return self._width(name, value)
@@ -174,6 +181,14 @@ def _counts(name: object, value: object) -> bool:
     return (
         isinstance(name, str) and type(value) is int and bool(DEPTH.fullmatch(name)) and not NOT_DEPTH.fullmatch(name)
     )
+
+
+def fit(values: dict[str, Any]) -> None:
+    """Rows of images as wide as words: not all defaults have that."""
+    text, vision = values.get("text_config"), values.get("vision_config")
+    if isinstance(text, dict) and isinstance(vision, dict) and "hidden_size" in text:
+        for name in ("out_hidden_size", *(["hidden_size"] if "embed_dim" in vision else [])):
+            vision |= {name: text["hidden_size"]} if name in vision else {}
 
 
 def resnet(values: Mapping[str, Any]) -> Mapping[str, Any]:

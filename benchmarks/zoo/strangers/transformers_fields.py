@@ -44,6 +44,8 @@ DEPTH = re.compile(
 NOT_DEPTH = re.compile(
     r".*(lstm|conv|adapter|extract|prediction|mtp|nextn|residual|postnet|predictor|dense|head|hypernet|shared).*"
 )
+MARKS = re.compile(r"(image|audio|video)_token_(id|index)")
+AREAS = re.compile(r"mm_tokens_per_image|image_seq_length|num_image_tokens")
 IMAGES = re.compile(r".*image_size|image_embedding_size|.*feat(ure)?_sizes")
 STAGES = re.compile(r"depths|stage_numb_of_layers|stage_num_blocks")
 EXPERTS = re.compile(r"(.*_)?(num_experts|num_local_experts|n_routed_experts|moe_num_experts)")
@@ -59,12 +61,12 @@ STARTS = {"vision_start_token_id": 200, "vision_end_token_id": 201, "audio_start
 SPECIAL: dict[str, dict[str, Any]] = {  # by model type: what is missing in the default, and no rule can know
     "chameleon": {"vocabulary_map": {"<image>": 8}},
     "esm": {"pad_token_id": 1},
+    "gemma3": {"mm_tokens_per_image": 4},
     "emu3": {"vocabulary_map": {"<image>": 8, "<|extra_200|>": 9}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "dbrx": {"attn_config": {"kv_n_heads": 1, "clip_qkv": 8.0, "rope_theta": 10000.0}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     **{name: dict(SERIES) for name in ("autoformer", "informer", "time_series_transformer")},
-    **{name: {"image_token_index": WORDS - 1} for name in ("blip-2", "instructblip", "instructblipvideo")},
     **{name: dict(STARTS) for name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")},
 }
 UNSET = {

@@ -13,6 +13,7 @@ from benchmarks.zoo.strangers.transformers_fields import ORDINARY, WORDS
 
 B, LENGTH, PATCHES, FRAMES, SOUND = 2, 24, 4, 2, 3840
 LISTED = ("spatial_shapes", "pixel_position_ids")
+KINDS = ("image", "video", "audio")
 BANDS = ("feature_projection_input_dim", "num_mel_bins", "feature_size", "input_feat_size", "input_dim", "input_size")
 GRIDS = ("grid_thw", "image_grid_thw", "image_grid_hws", "grid_hw")
 
@@ -27,17 +28,18 @@ class Inputs:
 
     def __init__(self, model: Any, config: Any, turn: int) -> None:
         self.model, self.config, self.turn = model, config, turn
-        self.takes = inspect.signature(model.forward).parameters
+        self.takes = takes(model)
         longest = self.field("max_position_embeddings", default=LENGTH, part="text")
         self.length = min(LENGTH, longest) if longest > 0 else LENGTH
 
     def given(self, wanted: str) -> dict[str, Any]:
-        """The arguments: all that are known ("all"), the main ones ("main"), or what has no default ("needed")."""
+        """The arguments: "all" that are known, those that "most" models want, the "main" ones, or what is "needed"."""
         main = self.model.main_input_name
         main = [main] if isinstance(main, str) else list(main)
         needed = [n for n, p in self.takes.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        if wanted == "all":
-            names = [name for name in self.takes if name in MAKERS and (name in needed or name not in ONLY_NEEDED)]
+        if wanted in ("all", "most"):
+            left_out = NOT_ALWAYS if wanted == "most" else ()
+            names = [n for n in self.takes if n in needed or (n in MAKERS and n not in (*ONLY_NEEDED, *left_out))]
         else:
             names = [
                 *needed,
@@ -47,7 +49,7 @@ class Inputs:
         for name in names:
             if name in MAKERS and (name != "attention_mask" or "input_ids" in made or name in needed):
                 made[name] = MAKERS[name](self)
-        return self._with_images(made) if wanted == "all" else made
+        return self._with_images(made) if wanted in ("all", "most") else made
 
     def field(self, *names: str, default: Any = None, part: str = "") -> Any:
         """The first field that has one of the names, in the part of the configuration first that is called so."""
@@ -139,7 +141,7 @@ class Inputs:
         if ids is None or self.field("is_encoder_decoder", default=False):
             return made
         kinds = torch.zeros_like(ids)
-        for kind, name in enumerate(("image", "video", "audio"), 1):
+        for kind, name in enumerate(KINDS, 1):
             word = self.field(f"{name}_token_id", f"{name}_token_index")
             ask = getattr(self.model, f"get_{name}_features", None)
             if word is None or ask is None:
@@ -159,6 +161,17 @@ class Inputs:
             if name in made:
                 made[name] = mask(ids.shape[1]) if name == "attention_mask" else kinds
         return made
+
+
+def takes(model: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of forward, and those that it hands on to what reads images and sounds."""
+    own = dict(inspect.signature(model.forward).parameters)
+    if not any(one.kind is one.VAR_KEYWORD for one in own.values()):
+        return own
+    asks = [ask for ask in (getattr(model, f"get_{name}_features", None) for name in KINDS) if ask]
+    behind = {name: one for ask in asks for name, one in inspect.signature(ask).parameters.items()}
+    handed = {name: one.replace(default=None) for name, one in behind.items() if one.kind is one.POSITIONAL_OR_KEYWORD}
+    return {**handed, **own}
 
 
 def rows_of(features: Any) -> int:
@@ -185,6 +198,7 @@ def configs(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 BESIDE = ("attention_mask", "decoder_input_ids")
+NOT_ALWAYS = ("image_sizes", "pixel_attention_mask", "pixel_values_videos", "video_grid_thw")
 ONLY_NEEDED = {"inputs_embeds", "hidden_states", "inputs", "query_embeds", "latents", "image_position_ids"}
 MAKERS: dict[str, Callable[[Inputs], Any]] = {
     "input_ids": Inputs.words,
@@ -210,6 +224,7 @@ MAKERS: dict[str, Callable[[Inputs], Any]] = {
     "query_embeds": Inputs.embedded,
     "inputs": lambda self: torch.randn(B, self.length, int(self.field("d_model", default=64))),
     "action_embeds": Inputs.embedded,
+    "image_sizes": lambda self: torch.tensor([self.side()] * B),
     "merge_sizes": lambda _: torch.ones(B, dtype=torch.long),
     "task_inputs": lambda self: self.words(self.field("task_seq_len", default=LENGTH)),
     "prompt_pixel_values": Inputs.picture,

@@ -37,7 +37,7 @@ KINDS = {
     "has no attribute": "its default configuration is not whole",
     "NoneType": "its default configuration is not whole",
 }
-WANTED = tuple((wanted, turn) for wanted in ("all", "main", "needed") for turn in (0, 1, 2))
+WANTED = tuple((wanted, turn) for wanted in ("all", "most", "main", "needed") for turn in (0, 1, 2))
 
 
 class NotBuiltError(Exception):
