@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -46,14 +47,20 @@ def main() -> int:
     everybody = tuple(transformers_models()) if args.transformers else STRANGERS
     chosen = [one for one in everybody if not args.names or one.name.startswith(tuple(args.names))]
     part, parts = map(int, args.part.split("/"))
-    mine, records = chosen[part::parts], []
-    for one in mine:
-        if args.budget_seconds and time.monotonic() - start > args.budget_seconds:
-            break
-        records.append(_in_process(one, args))
+    mine = chosen[part::parts]
+    end = start + args.budget_seconds if args.budget_seconds else math.inf
+    records = [_in_process(one, args) for one in until(end, mine)]
     wrong, left = sum(bool(r.get("wrong")) for r in records), len(mine) - len(records)
     print(f"{len(records)} strangers, {wrong} wrong" + (f", {left} left: the time is spent" if left else ""))
     return int(any(record.get("wrong") for record in records))
+
+
+def until(end: float, strangers: Iterable[Stranger]) -> Iterator[Stranger]:
+    """Those that begin before ``end``, in seconds of the monotonic clock. The last one may take `SECONDS` more."""
+    for one in strangers:
+        if time.monotonic() >= end:
+            return
+        yield one
 
 
 def _warm_up() -> None:
