@@ -98,12 +98,12 @@ class Way:
         return made | SPECIAL.get(str(values.get("model_type")), {})
 
     def _left(self, values: Mapping[str, Any], depth: int) -> list[int]:
-        """The places of the layers that are left: the first of each kind, and at least `layers`."""
+        """The places of the layers that are left: the first of each kind, or the first few, and at least `layers`."""
         if not self.layers or depth <= self.layers:
             return []
         lists = [v for v in values.values() if isinstance(v, (list, tuple)) and len(v) == depth]
         kinds = list(zip(*[v for v in lists if isinstance(v[0], str)], strict=True)) or [()] * depth
-        firsts = [place for place, kind in enumerate(kinds) if kind not in kinds[:place]]
+        firsts = [place for place, kind in enumerate(kinds) if kinds[:place].count(kind) < self.layers // 2]
         others = [place for place in range(depth) if place not in firsts]
         return sorted(firsts + others[: max(0, self.layers - len(firsts))])
 
@@ -224,5 +224,6 @@ def ways() -> Iterator[Way]:
     yield Way("fixed", image=IMAGE, mended=True)
     yield Way("scaled")
     yield Way("kept", image=IMAGE)
+    yield Way("scaled", layers=4, image=IMAGE)
     yield Way("scaled", layers=0)
     yield Way("kept", layers=0)

@@ -29,7 +29,7 @@ WIDE = re.compile(
 SCALED = re.compile(
     r"(.*_)?(hidden_sizes?|intermediate_sizes?|intermediate_dim|dims?|channels?|width|lora_rank|d_model|n_embd|n_inner|d_inner|"
     r"d_ff|d_embed|embedding_size|units|output_size|input_size|feature_sizes?|proj_size|projection_size|channel_list|"
-    r"hidden_size_.*|embed_dim_.*|d_latents|upsample_groups|.*_dim_per_.*)"
+    r"hidden_size_.*|embed_dim_.*|d_latents|upsample_groups|mamba_headdim|.*_dim_per_.*)"
 )
 KEPT = re.compile(
     r".*head_dim|.*dim_head|head.*|in_channels|out_channels|feature_projection.*|num_.*|n_.*_head_dim|.*kernel.*|rotary_dim|conv_dim|audio_channels|d_kv|d_head|.*_conv_.*dim|patch_.*|query_dim"
@@ -46,7 +46,7 @@ NOT_DEPTH = re.compile(
 )
 MARKS = re.compile(r"(image|audio|video)_token_(id|index)")
 AREAS = re.compile(r"mm_tokens_per_image|image_seq_length|num_image_tokens")
-IMAGES = re.compile(r".*image_size|image_embedding_size|.*feat(ure)?_sizes")
+IMAGES = re.compile(r".*image_size|image_embedding_size|.*feat_sizes|.*feature_sizes")
 STAGES = re.compile(r"depths|stage_numb_of_layers|stage_num_blocks")
 EXPERTS = re.compile(r"(.*_)?(num_experts|num_local_experts|n_routed_experts|moe_num_experts)")
 CHOSEN = re.compile(r"(.*_)?(num_experts_per_tok(en)?|moe_topk|moe_k|top_?k_experts)")
@@ -56,16 +56,19 @@ WORD = re.compile(r".*(token_id|token_index|_token_ids)")
 ONE = {"n_group", "topk_group", "num_expert_group", "n_groups_of_experts"}
 ALWAYS = {"use_cache": False, "use_mamba_kernels": False, "use_timm_backbone": False, "use_pretrained_backbone": False}
 NOT_GIVEN = {"transformers_version", "architectures", "stage_names", "id2label", "label2id", "num_labels"}
+THIN = {"hidden_dim": 2560, "depth_coefficient": 0.1, "image_size": 64}
 SERIES = {"prediction_length": 8, "context_length": 16}
 STARTS = {"vision_start_token_id": 200, "vision_end_token_id": 201, "audio_start_token_id": 202}
 SPECIAL: dict[str, dict[str, Any]] = {  # by model type: what is missing in the default, and no rule can know
     "chameleon": {"vocabulary_map": {"<image>": 8}},
+    "align": {"projection_dim": 640},
     "esm": {"pad_token_id": 1},
     "gemma3": {"mm_tokens_per_image": 4},
     "emu3": {"vocabulary_map": {"<image>": 8, "<|extra_200|>": 9}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "dbrx": {"attn_config": {"kv_n_heads": 1, "clip_qkv": 8.0, "rope_theta": 10000.0}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    **{name: dict(THIN) for name in ("efficientnet", "align_vision_model")},
     **{name: dict(SERIES) for name in ("autoformer", "informer", "time_series_transformer")},
     **{name: dict(STARTS) for name in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")},
 }

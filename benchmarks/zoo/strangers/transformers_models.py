@@ -26,14 +26,15 @@ AUTO = (
 )
 OTHER = "sizes or inputs do not fit"
 PACKAGE, ATTENTION, FORWARD = "needs another package", "has no such attention", "has no forward"
-FOR_GOOD = (PACKAGE, ATTENTION, FORWARD)  # no other size helps
+INPUT = "needs an input that has no rule"
+FOR_GOOD = (PACKAGE, ATTENTION, FORWARD, INPUT)  # no other size helps
 KINDS = {
     "requires the ": PACKAGE,
     "No module named": PACKAGE,
     "does not support an attention implementation": ATTENTION,
     'missing the required "forward"': FORWARD,
     "million weights": "too large still",
-    "required positional argument": "needs an input that has no rule",
+    "forward() missing": INPUT,
     "has no attribute": "its default configuration is not whole",
     "NoneType": "its default configuration is not whole",
 }
@@ -90,7 +91,7 @@ def small(model_type: str, way: Way) -> Any:
     usual = transformers.CONFIG_MAPPING[model_type]()
     config = type(usual)(**way.shrunk(copy.deepcopy(usual.to_dict())))
     for _, one in configs(config):
-        one.architectures = one.architectures or []  # one mapping asks which of them it is
+        one.architectures = getattr(one, "architectures", None) or []  # one mapping asks which of them it is
         for name, value in ALWAYS.items():
             if hasattr(one, name):
                 setattr(one, name, value)
