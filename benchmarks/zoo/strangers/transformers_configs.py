@@ -225,5 +225,6 @@ def ways() -> Iterator[Way]:
     yield Way("scaled")
     yield Way("kept", image=IMAGE)
     yield Way("scaled", layers=4, image=IMAGE)
+    yield Way("scaled", layers=0, image=IMAGE)
     yield Way("scaled", layers=0)
     yield Way("kept", layers=0)

@@ -46,7 +46,7 @@ NOT_DEPTH = re.compile(
 )
 MARKS = re.compile(r"(image|audio|video)_token_(id|index)")
 AREAS = re.compile(r"mm_tokens_per_image|image_seq_length|num_image_tokens")
-IMAGES = re.compile(r".*image_size|image_embedding_size|.*feat_sizes|.*feature_sizes")
+IMAGES = re.compile(r"(?!pretrain).*image_size|image_embedding_size|.*feat_sizes|.*feature_sizes")
 STAGES = re.compile(r"depths|stage_numb_of_layers|stage_num_blocks")
 EXPERTS = re.compile(r"(.*_)?(num_experts|num_local_experts|n_routed_experts|moe_num_experts)")
 CHOSEN = re.compile(r"(.*_)?(num_experts_per_tok(en)?|moe_topk|moe_k|top_?k_experts)")
@@ -67,6 +67,7 @@ SPECIAL: dict[str, dict[str, Any]] = {  # by model type: what is missing in the 
     "emu3": {"vocabulary_map": {"<image>": 8, "<|extra_200|>": 9}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "dbrx": {"attn_config": {"kv_n_heads": 1, "clip_qkv": 8.0, "rope_theta": 10000.0}},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     **{name: dict(THIN) for name in ("efficientnet", "align_vision_model")},
     **{name: dict(SERIES) for name in ("autoformer", "informer", "time_series_transformer")},

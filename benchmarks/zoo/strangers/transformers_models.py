@@ -33,6 +33,7 @@ KINDS = {
     "No module named": PACKAGE,
     "does not support an attention implementation": ATTENTION,
     'missing the required "forward"': FORWARD,
+    "Unrecognized configuration": "has no class",
     "million weights": "too large still",
     "forward() missing": INPUT,
     "has no attribute": "its default configuration is not whole",
@@ -102,7 +103,8 @@ def built(config: Any, attention: str) -> Any:
     """The model, counted before it is made."""
     import transformers
 
-    auto = next(each for each in (getattr(transformers, name) for name in AUTO) if type(config) in each._model_mapping)
+    autos = [getattr(transformers, name) for name in AUTO]
+    auto = next((each for each in autos if type(config) in each._model_mapping), autos[0])
 
     def make(wanted: str | dict[str, str]) -> Any:
         return auto.from_config(copy.deepcopy(config), attn_implementation=wanted, dtype=torch.float32)
