@@ -4,6 +4,7 @@
     pip install --no-deps --target /tmp/zoo -r requirements/zoo.txt
     python -m benchmarks.zoo.run --site /tmp/zoo                     # all, one process each
     python -m benchmarks.zoo.run --site /tmp/zoo vit-pytorch hiera   # those whose names begin so
+    python -m benchmarks.zoo.run --transformers --part 3/16 --budget-seconds 420 --out lines-3.jsonl
 
 Each stranger runs once in eager and once compiled, in fp32 without gradients. No package is loaded with weights.
 """
@@ -13,12 +14,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -36,7 +38,7 @@ SECONDS = 100
 
 def main() -> int:
     """Run those that are asked for; the exit status is 1 if a number was wrong."""
-    args = _arguments()
+    args, start = _arguments(), time.monotonic()
     os.environ |= {"ATTNPASS_COMPILER": "aot_eager", "ATTNPASS_LOG": "warning", "ATTNPASS_KERNEL": args.kernel}
     sys.path.append(args.site)
     torch.set_num_threads(1)  # a process that has threads cannot be forked
@@ -45,9 +47,20 @@ def main() -> int:
     everybody = tuple(transformers_models()) if args.transformers else STRANGERS
     chosen = [one for one in everybody if not args.names or one.name.startswith(tuple(args.names))]
     part, parts = map(int, args.part.split("/"))
-    records = [_in_process(one, args) for one in chosen[part::parts]]
-    print(f"{len(records)} strangers, {sum(bool(r.get('wrong')) for r in records)} wrong")
+    mine = chosen[part::parts]
+    end = start + args.budget_seconds if args.budget_seconds else math.inf
+    records = [_in_process(one, args) for one in until(end, mine)]
+    wrong, left = sum(bool(r.get("wrong")) for r in records), len(mine) - len(records)
+    print(f"{len(records)} strangers, {wrong} wrong" + (f", {left} left: the time is spent" if left else ""))
     return int(any(record.get("wrong") for record in records))
+
+
+def until(end: float, strangers: Iterable[Stranger]) -> Iterator[Stranger]:
+    """Those that begin before ``end``, in seconds of the monotonic clock. The last one may take `SECONDS` more."""
+    for one in strangers:
+        if time.monotonic() >= end:
+            return
+        yield one
 
 
 def _warm_up() -> None:
@@ -116,6 +129,7 @@ def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--site", default="", help="the folder that the packages were installed into")
     parser.add_argument("--transformers", action="store_true", help="every model type of transformers instead")
     parser.add_argument("--part", default="0/1", help="of the chosen, the N-th of M: 0/2 and 1/2 are all")
+    parser.add_argument("--budget-seconds", type=float, default=0, help="begin no other after so long; 0: all")
     parser.add_argument("--kernel", default=KERNELS, help=f"ATTNPASS_KERNEL; default: {KERNELS}")
     parser.add_argument("--out", default="", help="file to which lines of JSON are added")
     return parser.parse_args(given)
