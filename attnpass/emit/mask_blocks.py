@@ -21,7 +21,7 @@ from torch.fx import Node
 from attnpass.emit.emitter import Emitter
 from attnpass.emit.fixed_layout import all_fixed
 from attnpass.emit.mask_values import along, bounds_of, number_of, symbols_of, values_of
-from attnpass.graph.symbolic import Size
+from attnpass.graph.symbolic import Size, known_multiple
 from attnpass.index.evaluate import Values, as_tensor, evaluate, outside_loads
 from attnpass.index.expr import AXES, B, Expr, H, K, Lin, NonNeg, Q, size_key
 from attnpass.index.logic import axes_of, loads_of
@@ -164,7 +164,7 @@ def _computed(
     places: dict[str, Tensor] = {}
     for axis in axes:
         index = torch.arange(lengths.get(axis, named[axis]), device=device)
-        if axis in lengths:
+        if axis in lengths and not known_multiple(named[axis], BLOCK):
             index = torch.clamp(index, max=named[axis] - 1)  # repeats the last element, which changes nothing
         places[axis] = along(axis, index)
     value = as_tensor(evaluate(part, values(places)), torch.bool, device)
@@ -174,13 +174,21 @@ def _computed(
         folded += [grid[axis].shape[0], BLOCK] if axis in axes else [1]
         reduced += [len(folded) - 1] if axis in axes else []
     value = value.expand([*shape, *(lengths[axis] if axis in axes else 1 for axis in (Q, K))]).reshape(folded)
-    some, every = value, value
-    for dim in reversed(reduced):
-        some, every = some.any(dim), every.all(dim)
-    return some, every
+    if not reduced:
+        return value, value
+    shown = value.sum(reduced, dtype=torch.int32)  # one reading: any and all by themselves took 41 us, this takes 8
+    return shown > 0, shown == BLOCK ** len(reduced)
 
 
 def _ordered(dense: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of each row are set, and the numbers of those that are, first."""
-    numbers = torch.argsort(dense.to(torch.int32), dim=-1, descending=True, stable=True)
-    return dense.sum(-1, dtype=torch.int32), numbers.to(torch.int32)
+    """How many blocks of each row are set, and the numbers of those that are, first; what follows them is any number.
+
+    The p-th is the first up to which p are set: a sum and a search. Triton compiled a sort of 32 in 1.4 s, in each of
+    four configurations (and of 64 in 2.7), a sum in 0.05 s: the first call of a Llama took 58 s with it, 24 s without
+    any mask of ours.
+    """
+    places = dense.to(torch.int32).cumsum(-1, dtype=torch.int32).contiguous()
+    blocks = places.shape[-1]
+    wanted = torch.arange(1, blocks + 1, dtype=torch.int32, device=dense.device).expand(places.shape).contiguous()
+    found = torch.searchsorted(places, wanted, out_int32=True)
+    return places[..., -1], found.clamp(max=blocks - 1)

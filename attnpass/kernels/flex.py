@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import flex_attention as flex
 from torch.torch_version import TorchVersion
 
@@ -41,7 +42,8 @@ LN2 = math.log(2)  # its log-sum-exp has base 2
 HOPPER = (9, 0)
 # PyTorch's own tiles, 128 x 128 at head dim 64 and 128 x 64 at 128, spill registers where a mask reads data: on an H100
 # (torch 2.11, S4096) causal & key_padding took 2.82 ms at head dim 64, and 0.81 ms so; 0.76 and 0.72 ms at 128; no mask
-# became slower by more than 5 %. Head dims between the two run as 128.
+# became slower by more than 5 %. Head dims between the two run as 128. But where the partly visible blocks of a tensor
+# are read, PyTorch's own is the faster at 128: 0.77 ms, 0.97 so (H200, causal, 2 x 32/8 x 4096).
 HOPPER_TILE = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4}
 TILED_DIMS = range(64, 129)
 DECODES = 128  # fewer queries go to another kernel of FlexAttention's, which has its own tiles
@@ -156,12 +158,33 @@ def _as_loaded(emitter: Emitter, mask: Node) -> Expr:
     return Load(mask, tuple(index), torch.bool)
 
 
+@dataclass(frozen=True, slots=True)
+class Softcap:
+    """``at * tanh(score / at)``; None leaves the scores.
+
+    Attributes:
+        at: the cap.
+        half: of half precision? Then by the sigmoid, whose parts a GPU has. It is off by 1e-7 of the cap, which in fp32
+            would show.
+    """
+
+    at: float | None
+    half: bool
+
+    def __call__(self, score: Tensor) -> Tensor:
+        if self.at is None:
+            return score
+        if not self.half:
+            return self.at * torch.tanh(score * (1 / self.at))
+        return (2 * self.at) * torch.sigmoid(score * (2 / self.at)) - self.at
+
+
 def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Captured) -> tuple[Node, tuple[Node, ...]]:
     """``score`` plus the bias, and 0 in a row that gives an average; or plus a bias that is no more than a tensor.
 
     The score is capped first, if there is a softcap.
     """
-    cap = call.softcap
+    cap = Softcap(call.softcap, call.dtype.itemsize == 2)
     if args.mask is not None:
         return _tensor_score(emitter, fixed(emitter, dense_rows(emitter, args.mask)), cap)
     if mask.bias is None and mask.empty is None:
@@ -169,8 +192,7 @@ def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Capt
     exprs = [each for each in (mask.bias, mask.empty) if each is not None]
 
     def make(value: Callable[..., Tensor], score: Tensor) -> Tensor:
-        if cap is not None:
-            score = cap * torch.tanh(score * (1 / cap))
+        score = cap(score)
         bias = None if mask.bias is None else value(mask.bias, torch.float32)
         if bias is not None:
             score = score + bias
@@ -181,35 +203,35 @@ def _score_mod(emitter: Emitter, call: AttentionCall, args: Operands, mask: Capt
             same = same + (score - score.detach())
         return torch.where(value(mask.empty, torch.bool), same, score)
 
-    name = "attnpass_score_mod" if cap is None else f"attnpass_score_mod_{cap}".replace(".", "_")
+    name = "attnpass_score_mod" if cap.at is None else f"attnpass_score_mod_{cap.at}_{cap.half}".replace(".", "_")
     return element_function(emitter, call, args.q, args.k, name, True, make, *exprs)
 
 
-def _tensor_score(emitter: Emitter, bias: Node, softcap: float | None) -> tuple[Node, tuple[Node, ...]]:
+def _tensor_score(emitter: Emitter, bias: Node, cap: Softcap) -> tuple[Node, tuple[Node, ...]]:
     """``score + bias[b, h, q, k]``; dims of size 1 are read at 0."""
     single = tuple(known_equal(size, 1) for size in emitter.spec(bias).shape)
-    return emitter.submodule("attnpass_score_mod", partial(_biased_score, single, softcap), single, softcap), (bias,)
+    return emitter.submodule("attnpass_score_mod", partial(_biased_score, single, cap), single, cap), (bias,)
 
 
-def _plain_score(softcap: float | None) -> GraphModule:
+def _plain_score(cap: Softcap) -> GraphModule:
     graph = Graph()
     score, *_ = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx"))
-    graph.output(_capped(graph, score, softcap))
+    graph.output(_capped(graph, score, cap))
     return GraphModule(torch.nn.Module(), graph)
 
 
-def _capped(graph: Graph, score: Node, softcap: float | None) -> Node:
-    """``softcap * tanh(score / softcap)``."""
-    if softcap is None:
+def _capped(graph: Graph, score: Node, cap: Softcap) -> Node:
+    """`Softcap` in a graph."""
+    if cap.at is None:
         return score
-    tanh = graph.call_function(aten.tanh.default, (graph.call_function(aten.mul.Tensor, (score, 1 / softcap)),))
-    return graph.call_function(aten.mul.Tensor, (tanh, softcap))
+    inner = make_fx(cap)(torch.empty((), dtype=torch.float32))
+    return cast(Node, graph.graph_copy(inner.graph, {next(iter(inner.graph.nodes)): score}))
 
 
-def _biased_score(single: tuple[bool, ...], softcap: float | None) -> GraphModule:
+def _biased_score(single: tuple[bool, ...], cap: Softcap) -> GraphModule:
     graph = Graph()
     score, *places, bias = (graph.placeholder(name) for name in ("score", "b", "h", "q_idx", "kv_idx", "bias"))
-    score = _capped(graph, score, softcap)
+    score = _capped(graph, score, cap)
     indices = [
         graph.call_function(aten.mul.Tensor, (place, 0)) if only_one else place
         for place, only_one in zip(places, single, strict=True)
@@ -274,7 +296,8 @@ def _kernel_options(emitter: Emitter, call: AttentionCall, args: Operands) -> di
 
 def tiles(call: AttentionCall) -> dict[str, Any]:
     """FlexAttention's ``kernel_options`` where its own tiles are not left as they are."""
-    measured = call.dtype.itemsize == 2 and call.D in TILED_DIMS and (hint(call.Sq) or 0) >= DECODES
+    dims = range(64, 65) if call.mask.has(Term.TENSOR) else TILED_DIMS
+    measured = call.dtype.itemsize == 2 and call.D in dims and (hint(call.Sq) or 0) >= DECODES
     return dict(HOPPER_TILE) if measured and _is_hopper(call.device) else {}
 
 

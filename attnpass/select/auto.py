@@ -31,9 +31,7 @@ FLEX = "flex"
 DECODING = "flash_decoding"
 MASK_FUNCTION = {FLEX: 1.1, "flash4": 1.3}  # what a mask that is computed score by score adds (S4096)
 READS_BIAS = 1.5  # `flex` on a bias that it reads: up to 3 times its curve at odd lengths or head dims (503, 72), H200
-READS_TABLE = (
-    3.0  # `flex` on a bias that it computes: BEiT-B took 4.37 ms so, 3.63 with PyTorch's choice
-)
+READS_TABLE = 3.0  # `flex` on a bias that it computes: BEiT-B took 4.37 ms so, 3.63 with PyTorch's choice
 LISTS_MS = 0.3  # the host's time for the lists of its blocks, which all layers share: 0.26 to 0.31 in one call
 ORDER_MS = 0.2  # the host's time to put keys in order and move them: BERT of 3 layers took 0.6 ms more so
 IN_PLACE = {"flash3": 1.06}  # reads keys where they lie; what it adds to be told how many

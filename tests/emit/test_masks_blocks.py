@@ -116,8 +116,8 @@ def test_blocks_cover_the_mask(name: str, lengths: tuple[int, int]) -> None:
 def _dense(counts: Tensor, indices: Tensor) -> Tensor:
     listed(counts, indices)
     taken = torch.arange(indices.shape[-1]) < counts[..., None]
-    dense = torch.zeros(indices.shape, dtype=torch.bool)
-    return dense.scatter(-1, indices.long(), taken)
+    dense = torch.zeros(indices.shape, dtype=torch.int32)
+    return dense.scatter_reduce(-1, indices.long(), taken.int(), "amax").bool()  # behind the listed ones is any number
 
 
 def test_linear_forms_print_as_people_write_them() -> None:
