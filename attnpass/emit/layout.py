@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Sequence
-from functools import partial
 from typing import overload
 
 import torch
@@ -124,12 +123,22 @@ def aligned_bias(emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
 
 
 def dense_rows(emitter: Emitter, bias: Node) -> Node:
-    """A bias whose rows are dense, copied once for all calls: T5 makes its own with the heads last."""
+    """A bias whose rows are dense, copied once for all calls; of what is expanded over batch or heads, one.
+
+    T5 makes its own with the heads last. cuDNN and CUTLASS read at misaligned addresses there, if nobody compiles the
+    graph: Inductor would lay it out for them (`sdpa_constraint`).
+    """
     spec = emitter.spec(bias)
     if known_equal(spec.stride[-1], 1) or known_equal(spec.shape[-1], 1):
         return bias
-    copy = partial(emitter, aten.clone.default, bias, memory_format=torch.contiguous_format)
-    dense: Node = emitter.once(("dense rows", bias, emitter.epoch), copy)
+
+    def copied() -> Node:
+        one = bias
+        for dim in (dim for dim in (0, 1) if known_equal(spec.stride[dim], 0)):
+            one = emitter(aten.slice.Tensor, one, dim, 0, 1)
+        return emitter(aten.clone.default, one, memory_format=torch.contiguous_format)
+
+    dense: Node = emitter.once(("dense rows", bias, emitter.epoch), copied)
     return dense
 
 

@@ -21,7 +21,7 @@ from torch.fx import Node
 from attnpass.emit.emitter import Emitter
 from attnpass.emit.fixed_layout import all_fixed
 from attnpass.emit.mask_values import along, bounds_of, number_of, symbols_of, values_of
-from attnpass.graph.symbolic import Size, known_multiple
+from attnpass.graph.symbolic import Size, known_equal, known_multiple
 from attnpass.index.evaluate import Values, as_tensor, evaluate, outside_loads
 from attnpass.index.expr import AXES, B, Expr, H, K, Lin, NonNeg, Q, size_key
 from attnpass.index.logic import axes_of, loads_of
@@ -189,6 +189,8 @@ def _ordered(dense: Tensor) -> tuple[Tensor, Tensor]:
     """
     places = dense.to(torch.int32).cumsum(-1, dtype=torch.int32).contiguous()
     blocks = places.shape[-1]
+    if known_equal(blocks, 1):  # Inductor 2.11 generates a search for a constant that does not compile
+        return places[..., -1], places * 0
     wanted = torch.arange(1, blocks + 1, dtype=torch.int32, device=dense.device).expand(places.shape).contiguous()
     found = torch.searchsorted(places, wanted, out_int32=True)
     return places[..., -1], found.clamp(max=blocks - 1)

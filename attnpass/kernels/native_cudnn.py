@@ -24,6 +24,7 @@ from torch.fx import Node
 
 from attnpass.emit import ops
 from attnpass.emit.emitter import Emitter, Operands, additive_mask, aten
+from attnpass.emit.layout import dense_rows
 from attnpass.graph.symbolic import known, shown
 from attnpass.ir.call import AttentionCall
 from attnpass.ir.limits import Code, Limits, Rejection
@@ -75,7 +76,7 @@ class NativeCudnn(Kernel):
             yield from _nan_in_backward(call)
 
     def emit(self, emitter: Emitter, call: AttentionCall, args: Operands) -> Node:
-        mask = None if args.mask is None else additive_mask(emitter, args.mask, call.dtype)
+        mask = None if args.mask is None else dense_rows(emitter, additive_mask(emitter, args.mask, call.dtype))
         if call.needs_grad:
             return emitter.item(emitter(_train, args.q, args.k, args.v, mask, call.is_causal, args.scale), 0)
         results = emitter(
