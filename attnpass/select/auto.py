@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import torch
 
-from attnpass.graph.symbolic import hint, known, known_equal
+from attnpass.graph.symbolic import hint, known, known_equal, known_multiple
 from attnpass.ir.call import AttentionCall, Pattern
 from attnpass.ir.mask import RULES, MaskSpec, Term
 from attnpass.machine.machine import Machine, sm_number
@@ -30,7 +30,8 @@ CPU = ("native_flash",)
 FLEX = "flex"
 DECODING = "flash_decoding"
 MASK_FUNCTION = {FLEX: 1.1, "flash4": 1.3}  # what a mask that is computed score by score adds (S4096)
-READS_BIAS = 1.5  # `flex` on a bias that it reads: up to 3 times its curve at odd lengths or head dims (503, 72), H200
+READS_BIAS = 1.5  # `flex` on a bias that it reads: 0.7 to 1.6 times its curve, by length and head dim (H200)
+ODD_BIAS = 3.0  # the same where its rows are not aligned: 2 to 3 times at 503, 669 and 1877 keys
 READS_TABLE = 3.0  # `flex` on a bias that it computes: BEiT-B took 4.37 ms so, 3.63 with PyTorch's choice
 LISTS_MS = 0.3  # the host's time for the lists of its blocks, which all layers share: 0.26 to 0.31 in one call
 ORDER_MS = 0.2  # the host's time to put keys in order and move them: BERT of 3 layers took 0.6 ms more so
@@ -44,6 +45,7 @@ LONG = 1024  # keys
 WIDE = 128  # head dim
 NARROW = 64  # from here on `flex` has tiles of its own, on Hopper
 SMALL = 64
+ALIGNED = 8  # elements of half precision that a GPU loads at once
 
 
 def auto_order(machine: Machine, call: AttentionCall | None = None, spelled: Collection[str] = ()) -> tuple[str, ...]:
@@ -101,7 +103,8 @@ def expected_ms(
     if counted or (call.mask.spelled is not None and _reads_data(call)):
         found |= _with_functions(machine, found, {FLEX} if alone or counted else set(MASK_FUNCTION))
     if FLEX in found and (bias := features(call, FLEX in spelled)) is not None and bias.mask == "bias":
-        found[FLEX] *= READS_TABLE if table and FLEX not in spelled else READS_BIAS
+        rows = READS_BIAS if known_multiple(call.Sk, ALIGNED) else ODD_BIAS
+        found[FLEX] *= READS_TABLE if table and FLEX not in spelled else rows
     if DECODING in found and (read := _read_by(call, DECODING in spelled)) is not None:
         found[DECODING] = max(found[DECODING] * HALF_FULL, host_ms(DECODING, read, machine))
     if alone:
@@ -183,11 +186,13 @@ def _hides_blocks(call: AttentionCall, narrowest: int = WIDE) -> bool:
 
 
 def _by_rule(order: tuple[str, ...], installed: tuple[str, ...], call: AttentionCall) -> tuple[str, ...]:
-    """Where the mask hides blocks, first who skips them: libraries that have such a mask, then FlexAttention.
+    """Where the mask hides blocks, or may, first who skips them: libraries that have such a mask, then FlexAttention.
 
     A window of an eighth of 7000 keys: flash-attn 2 and 3 take half and a third of FlexAttention's time (H200, D 128).
+    A tensor that hides nothing costs it no more than others, which read all of it.
     """
-    return (*installed, FLEX, *order) if _hides_blocks(call) and not call.needs_grad else order
+    skips = _hides_blocks(call) or _is_counted(call)
+    return (*installed, FLEX, *order) if skips and not call.needs_grad else order
 
 
 def only_if_named(kernel: str, call: AttentionCall) -> bool:

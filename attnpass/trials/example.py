@@ -30,6 +30,7 @@ from attnpass.ir.wiring import Addition, Wiring
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine
 from attnpass.select.checks import rejections
+from attnpass.select.costs import FEW
 
 OPERANDS = ("q", "k", "v", "mask", "sinks")
 SEEN = 0.7  # of the keys of a bool mask
@@ -64,8 +65,7 @@ class Example:
     Args:
         call: the call.
         hides: do padding and bool masks hide keys at random, as suits who looks for faults? If not, they are what a
-            program's own are like, of which no more is known, as suits a clock: padding hides none, of a bool mask the
-            last keys are hidden, and those behind a query.
+            program's own are like, of which no more is known, as suits a clock.
     """
 
     def __init__(self, call: AttentionCall, hides: bool = False) -> None:
@@ -74,7 +74,7 @@ class Example:
         try:
             generator = torch.Generator(call.device if call.device.type == "cuda" else "cpu").manual_seed(0)
             self.tensors = {
-                name: _typical(spec)
+                name: _typical(spec, int(call.Sq))
                 if name == "mask" and spec.dtype == torch.bool and not hides
                 else _random(spec, generator, grad=call.needs_grad and name in "qkv")
                 for name, spec in zip(OPERANDS, specs, strict=True)
@@ -188,18 +188,18 @@ def _random(spec: TensorSpec, generator: torch.Generator, grad: bool = False) ->
     return mask
 
 
-def _typical(spec: TensorSpec) -> Tensor:
-    """A bool mask as models make them: causal where it has a row for each query, and some keys at the end are padding.
+def _typical(spec: TensorSpec, queries: int) -> Tensor:
+    """A bool mask as models make them: causal where it has a row for each query, half a cache, or padding of one key.
 
     Kernels that leave out hidden blocks cost what the mask hides: random masks, that hide no block, are nobody's.
     """
     shape, stride = [int(size) for size in spec.shape], [int(step) for step in spec.stride]
     mask = torch.empty_strided(shape, stride, dtype=torch.bool, device=spec.device)
-    Sq, Sk = shape[-2:]
-    last = torch.arange(Sq, device=spec.device)[:, None] + (Sk - Sq) if Sq > 1 else Sk
-    keys = torch.arange(Sk, device=spec.device)
-    _once(mask).copy_((keys <= last) & (keys < max(1, int(SEEN * Sk))))
-    _once(mask)[..., :1] = True
+    rows, Sk = shape[-2:]
+    keys, last = (torch.arange(length, device=spec.device) for length in (Sk, rows))
+    shown = keys < (Sk // 2 if queries <= FEW else Sk - 1)
+    _once(mask).copy_(shown if rows == 1 else shown & (keys <= last[:, None] + (Sk - rows)))
+    _once(mask)[..., :1] = True  # no row without a key
     return mask
 
 

@@ -6,7 +6,7 @@ One object for a graph: the evidence that a decision asks for, and the watcher t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from attnpass.ir.decision import Decision
 from attnpass.ir.limits import Rejection
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine, Machines
-from attnpass.select.auto import only_if_named
+from attnpass.select.auto import only_if_named, pytorchs_order
 from attnpass.select.costs import cheapest
 from attnpass.select.evidence import Timed
 from attnpass.settings.config import Config
 from attnpass.trials.cache import cache_folder
-from attnpass.trials.tuner import HOPELESS, Candidate, Tuner
+from attnpass.trials.tuner import Candidate, Tuner, hopeless_above
 from attnpass.trials.validate import Validator
 from attnpass.trials.verify import Verifier
 
@@ -77,41 +77,53 @@ class Trials:
     def fastest(self, decision: Decision, machine: Machine) -> Timed | None:
         if self.tuner is None:
             return None
-        candidates = self.candidates(decision, machine)
         if not self.thorough:
-            return self._unasked(decision, candidates, machine)
-        tuned = self.tuner.fastest(decision.call, candidates, machine)
+            return self._unasked(decision, machine)
+        tuned = self.tuner.fastest(decision.call, self.candidates(decision, machine), machine)
         return None if tuned is None else Timed(tuned.winner, tuned.ms)
 
-    def _unasked(self, decision: Decision, candidates: Sequence[Candidate], machine: Machine) -> Timed | None:
+    def _unasked(self, decision: Decision, machine: Machine) -> Timed | None:
         """Those that compile nothing are timed; of the others counts what the table says, or else the rule.
 
         A CPU has one kernel; and a long call takes too long to be timed unasked.
         """
         assert self.tuner is not None
-        compiled = {each.kernel.name for each in candidates if each.kernel.compiles}
+        if machine.kind == "cpu" or self.spent >= GRAPH_SECONDS:
+            return None
+        compiled = {name for name, kernel in self.kernels.items() if kernel.compiles}
         by_table = {name: ms for name, ms in decision.ms.items() if name in compiled and name in decision.tried}
-        quick = [each for each in candidates if each.kernel.name not in compiled]
-        short = _seconds(decision) * RUNS * len(quick) < UNASKED_SECONDS
-        if machine.kind == "cpu" or self.spent >= GRAPH_SECONDS or not short:
+        quick = set(self._hopeful(decision, machine)) - compiled
+        if decision.kernel in compiled - set(by_table) or _seconds(decision) * RUNS * len(quick) > UNASKED_SECONDS:
             return None
-        if decision.kernel in compiled - set(by_table):
-            return None
-        hopeful = [decision.ms.get(each.kernel.name, 0.0) for each in quick]
-        if by_table and min(hopeful, default=0.0) > HOPELESS * min(by_table.values()):
-            return None
-        tuned = self.tuner.fastest(decision.call, quick, machine, UNASKED_SECONDS, least=1 if by_table else 2)
+        candidates = self.candidates(decision, machine, quick)
+        tuned = self.tuner.fastest(decision.call, candidates, machine, UNASKED_SECONDS, least=1 if by_table else 2)
         if tuned is None:
             return None
         best = cheapest((tuned.winner, *by_table), {tuned.winner: tuned.ms[tuned.winner], **by_table})
         return Timed(best, tuned.ms, by_table)
 
-    def candidates(self, decision: Decision, machine: Machine) -> list[Candidate]:
-        """The exact kernels that take the call and proved themselves, in the order in which ``auto`` would try them."""
+    def _hopeful(self, decision: Decision, machine: Machine) -> list[str]:
+        """Kernels that may be the fastest. What the table rules out, or does not know of a library, is not imported."""
+        accepted = [answer.kernel for answer in decision.answers if answer.accepted]
+        costs = {name: ms for name, ms in decision.ms.items() if name in accepted}
+        if not costs:
+            return accepted
+        limit = hopeless_above(costs.values())
+        unknown = set(pytorchs_order(machine)) - set(costs)
+        return [name for name in accepted if name in unknown or costs.get(name, math.inf) <= limit]
+
+    def candidates(self, decision: Decision, machine: Machine, names: Collection[str] | None = None) -> list[Candidate]:
+        """The exact kernels that take the call and proved themselves, in the order in which ``auto`` would try them.
+
+        Args:
+            decision: about the call.
+            machine: where.
+            names: only these; None for all.
+        """
         order = [*decision.tried, *(name for name in self.kernels if name not in decision.tried)]
         answers = {answer.kernel: answer for answer in decision.answers if answer.accepted}
         found = []
-        for kernel in (self.kernels[name] for name in order if name in answers):
+        for kernel in (self.kernels[name] for name in order if name in answers and (names is None or name in names)):
             if kernel.keeps or not kernel.candidate or not kernel.limits_for(machine).exact:
                 continue
             if only_if_named(kernel.name, decision.call):

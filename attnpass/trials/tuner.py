@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from attnpass.version import __version__
 logger = logging.getLogger(__name__)
 EACH_SECONDS = 2.0  # of measuring a signature; compiling a candidate comes on top
 HOPELESS = 1.5  # times the best predicted cost: not worth a try
-SHORT_MS = 0.05  # nor what costs so much more than the best: of short calls the table knows no more than that
+SHORT_MS = 0.1  # nor what costs so much more than the best: of short calls the table knows no more than that
 NOISE = 0.01  # of kernels timed in turns; the table, which predicts, has 3 %
 IN_ALL = 120.0  # seconds of a process; what comes later is chosen by the table
 
@@ -154,9 +154,14 @@ class Tuner:
 def promising(call: AttentionCall, candidates: Sequence[Candidate], machine: Machine) -> list[Candidate]:
     """Those that the cost table does not rule out; one that it does not know may be the fastest."""
     costs = predicted(call, machine, {c.kernel.name: c.spelled for c in candidates})
-    best = min(costs.values(), default=0.0)
-    limit = max(HOPELESS * best, best + SHORT_MS)
+    limit = hopeless_above(costs.values())
     return [c for c in candidates if costs.get(c.kernel.name, limit) <= limit]
+
+
+def hopeless_above(costs: Iterable[float]) -> float:
+    """The predicted cost above which nothing can be the fastest; 0 where nothing is predicted."""
+    best = min(costs, default=0.0)
+    return max(HOPELESS * best, best + SHORT_MS) if best else 0.0
 
 
 def cost_measured(kernel: str, timing: Timing, call: AttentionCall, machine: Machine) -> float:

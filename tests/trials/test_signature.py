@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor
 
 from attnpass.graph.tensor import TensorSpec
 from attnpass.ir.call import AttentionCall
+from attnpass.ir.mask import MaskSpec
 from attnpass.kernels.registry import registry
 from attnpass.machine.known import KNOWN_MACHINES
 from attnpass.trials.clock import Timing, in_turns
@@ -85,3 +87,19 @@ def test_the_clock_gives_every_step_a_turn() -> None:
     assert set(timings) == {"a", "b"} and runs.count("a") > 10
     late = in_turns({"a": lambda: None, "b": lambda: None}, CPU, seconds=0.0)
     assert set(late) == {"a", "b"}, "a step without a round has no time"
+
+
+@pytest.mark.parametrize(
+    ("queries", "rows", "keys", "last"),
+    [(20, 20, 20, 19), (20, 1, 9, 8), (64, 32, 64, 63), (64, 64, 32, 31), (1, 1, 64, 32), (4, 1, 64, 32), (1, 1, 1, 1)],
+)
+def test_a_bool_mask_is_timed_as_models_make_them(queries: int, rows: int, keys: int, last: int) -> None:
+    """Causal where each query has a row, counted from the end; padding of one key; a cache that is half full."""
+    x = TensorSpec((2, 4, queries, 16), (4 * queries * 16, queries * 16, 16, 1), torch.float32, CPU)
+    kv = replace(x, shape=(2, 4, keys, 16), stride=(4 * keys * 16, keys * 16, 16, 1))
+    mask = TensorSpec((2, 4, rows, keys), (0, 0, keys, 1), torch.bool, CPU)
+    made = Example(AttentionCall(q=x, k=kv, v=kv, out=x, mask=MaskSpec.from_tensor(mask))).tensors["mask"]
+    assert made.stride()[:2] == (0, 0)
+    for q in range(rows):
+        behind = q + keys - rows if rows > 1 else keys
+        assert made[1, 3, q].tolist() == [k == 0 or (k <= behind and k < last) for k in range(keys)]

@@ -60,8 +60,19 @@ def test_what_pytorch_would_choose_is_among_the_candidates() -> None:
 
 def test_a_gpu_that_was_measured_asks_it_too() -> None:
     """The table errs by up to a half at short calls: see `benchmarks.regret`."""
-    ((names, seconds),) = asked(LONG, H100)
-    assert {"native_flash", "native_cudnn"} < set(names) and seconds == UNASKED_SECONDS
+    short = call(512)
+    ((names, seconds),) = asked(short, H100)
+    assert set(names) == {"native_flash", "native_cudnn", "native_efficient"} and seconds == UNASKED_SECONDS
+
+
+def test_what_the_table_rules_out_and_a_library_that_it_does_not_know_are_left_alone() -> None:
+    machine = replace(H100, versions={**H100.versions, "xformers": "0.0.35", "flash-attn-3": "3.0.0"})
+    decision = select(LONG, registry(), machine, Config())
+    assert {"xformers", "native_efficient", "flash3"} <= {each.kernel for each in decision.answers if each.accepted}
+    ((names, _),) = asked(LONG, machine)
+    assert set(names) == {"native_cudnn", "flash3"}
+    ((names, _),) = asked(LONG, replace(machine, capability="sm_89"))  # nothing is ruled out where nobody measured
+    assert {"xformers", "native_efficient"} < set(names)
 
 
 @pytest.mark.parametrize(("S", "machine"), [(65536, H100), (16384, A100)])
