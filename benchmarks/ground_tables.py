@@ -14,9 +14,11 @@ YARDSTICKS = ("fused", "unmasked")  # forms that plain Inductor compiled, in tur
 def ground(*groups: str, source: Source = H200, ours: str = PYTORCH_ONLY) -> Table:
     """The rows of some groups (of all, if none is named): plain Inductor, ``ours``, and what the row is held to.
 
-    That is the same call without its mask or softcap, or for a model compiled layer by layer ``ours`` on all of it.
+    That is the same call without its mask or softcap, or for a model compiled layer by layer ``ours`` on all of it. The
+    times are the device's: other processes compiled beside, and kept the host.
     """
-    found = newest(filter(_counts, source.read("ground")), "row", "compiler", "way")
+    lines = [{**line, "ms": line.get("device_ms", line.get("ms"))} for line in filter(_counts, source.read("ground"))]
+    found = newest(lines, "row", "compiler", "way")
     there = {(row, way): line["group"] for (row, _, way), line in found.items() if way in (WHOLE, LAYERS)}
     order = list(GROUND)
     rows = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import roofline, summaries, tables
+from benchmarks import ground_tables, roofline, summaries, tables
 from benchmarks.labels import PICTURES
 from benchmarks.records import Source, newest, provenance
 from benchmarks.tables import Table
@@ -24,6 +24,10 @@ def fragments() -> dict[str, str]:
         "gains": summaries.gains(H100),
         "models": tables.models(H100),
         "regret": summaries.regret(H100),
+        "regret_drawn": summaries.regret(H200),
+        "ground_calls": ground_tables.ground("masks", "padding", "softcap"),
+        "ground_models": ground_tables.ground("bias", "regional", "written"),
+        "first_call": ground_tables.first_calls(),
         "tuning": summaries.tuning(H100),
         "padding": summaries.padding(H100),
         "decoding": tables.decoding(H100),

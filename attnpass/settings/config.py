@@ -99,8 +99,8 @@ class Config:
     tune: bool | None = _setting(
         None,
         "1: each new kind of call is timed once on this machine, by every exact kernel that takes it, and `auto` uses "
-        "the fastest. Unset: only calls and GPUs of which the committed measurements say nothing, by the kernels that "
-        "need no compilation, for at most 1 s a graph. What came out is remembered in the cache folder. 0: nothing.",
+        "the fastest. Unset: on NVIDIA GPUs, by the kernels that the table of costs leaves open and that need no "
+        "compilation, for at most 1 s a graph. What came out is remembered in the cache folder. 0: nothing.",
         "0 or 1",
         _flag,
     )
