@@ -42,7 +42,7 @@ def near_misses(reading: Reading) -> Iterator[NearMiss]:
     before, behind = ({_nearest(each.node, step) for each in softmaxes} for step in (_inputs, _users))
     for value in reading.values:
         node, name = value.maker, name_of(value)
-        if name not in NORMALISERS or node is None or node in said or value in told:
+        if name not in NORMALISERS or node is None or node in said or value in told or _squares(value):
             continue  # a norm of the output of one attention, or of the queries of the next, stands between two as well
         if _nearest(value, _inputs) not in {None, *behind} and _nearest(value, _users) not in {None, *before}:
             said.add(node)
@@ -76,7 +76,14 @@ def _of_activations(node: Value) -> bool:
 def _ends(node: Value) -> bool:
     """Does something of its own begin here: a layer, another product, or a normaliser?"""
     name = name_of(node)
+    if _squares(node) or any(map(_squares, node.users)):
+        return False
     return name in NORMALISERS or name in MIXING or name in (*PRODUCTS, "mm") or read_softmax(node) is not None
+
+
+def _squares(node: Value) -> bool:
+    """``relu(scores) ** 2``, which is told of as the relu."""
+    return name_of(node) == "pow" and any(name_of(value) == "relu" for value in node.inputs)
 
 
 def _mixes(node: Value) -> bool:

@@ -68,6 +68,11 @@ def scores(x: Tensor) -> Tensor:
 
 MISSES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "divided by their norm": (lambda x: l2(scores(x)) @ x, "a norm instead of softmax"),
+    "relu squared": (lambda x: scores(x).relu().pow(2) @ x, "relu instead of softmax"),
+    "relu squared and normalised": (
+        lambda x: ((r := scores(x).relu() ** 2) / (r.sum(-1, keepdim=True) + 1e-6)) @ x,
+        "relu instead of softmax",
+    ),
     "a power": (lambda x: scores(x).pow(2) @ x, "a power instead of softmax"),
     "sigmoid of masked scores": (lambda x: scores(x).tril().sigmoid() @ x, "sigmoid instead of softmax"),
     "beside a softmax of the same scores": (
@@ -84,3 +89,7 @@ MISSES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 def test_what_stands_for_a_softmax_is_told(name: str) -> None:
     program, reason = MISSES[name]
     assert [each.partition(" between")[0] for each in told(program)] == [reason]
+
+
+def test_a_layer_with_a_squared_relu_is_no_near_miss() -> None:
+    assert told(lambda x: (x @ W).relu().pow(2) @ W.T @ x.mT @ (x @ W).relu().pow(2)) == []
