@@ -65,11 +65,13 @@ class Missing:
     Attributes:
         kernel: its name.
         ms: what a run is expected to cost.
+        beside: what the chosen kernel is expected to cost, by the same table.
         install: the command.
     """
 
     kernel: str
     ms: float
+    beside: float
     install: str
 
 

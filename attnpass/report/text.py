@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from attnpass.find.found import NearMiss
-from attnpass.ir.decision import NATIVE, Answer, Decision, Reason
+from attnpass.ir.decision import NATIVE, Answer, Basis, Decision, Reason
 from attnpass.ir.limits import Code
 from attnpass.report.groups import (
     Group,
@@ -142,7 +142,9 @@ def expected(report: Report) -> str:
         return ""
     ours, theirs = sum(d.ms[d.kernel] for d in told), sum(d.ms[NATIVE] for d in told)
     gain = f"{theirs / ours:.2f} times faster" if ours < theirs * 0.99 else "no gain by the kernel alone"
-    return f"attention takes {ours:.3g} ms by the table, {theirs:.3g} ms as PyTorch would choose: {gain}"
+    clocked = [decision.basis is Basis.CLOCK for decision in told]
+    how = "the clock" if all(clocked) else "the clock and the table" if any(clocked) else "the table"
+    return f"attention takes {ours:.3g} ms by {how}, {theirs:.3g} ms as PyTorch would choose: {gain}"
 
 
 def advice(report: Report) -> dict[str, str]:
@@ -155,9 +157,8 @@ def advice(report: Report) -> dict[str, str]:
 
 
 def _advice(name: str, decisions: list[Decision]) -> str:
-    now = sum(decision.ms[decision.kernel] for decision in decisions)
-    then = sum(decision.missing.ms for decision in decisions if decision.missing)
-    install = next(decision.missing.install for decision in decisions if decision.missing)
+    found = [decision.missing for decision in decisions if decision.missing]
+    now, then, install = sum(one.beside for one in found), sum(one.ms for one in found), found[0].install
     calls = counted(len(decisions), "call")
     return (
         f"{name} is not installed: by the table {calls} would take {then:.3g} ms with it, {now:.3g} ms now "

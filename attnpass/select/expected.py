@@ -10,6 +10,7 @@ from attnpass.ir.limits import Code
 from attnpass.kernels.kernel import Kernel
 from attnpass.machine.machine import Machine
 from attnpass.select.auto import expected_ms, pytorchs_order
+from attnpass.select.evidence import Timed
 
 WORTH = 1.05  # times faster: from here on a library that is not there is named
 
@@ -32,15 +33,32 @@ def costs_of(answers: Sequence[Answer], call: AttentionCall, machine: Machine) -
     return dict(sorted(costs.items(), key=lambda one: one[1]))
 
 
-def missing(decision: Decision, kernels: Mapping[str, Kernel]) -> Missing | None:
+def with_clock(timed: Timed, costs: Mapping[str, float], call: AttentionCall, machine: Machine) -> Mapping[str, float]:
+    """What a clock said, and what ``native`` takes by it; by the table where PyTorch's choice was not timed as it is.
+
+    Args:
+        timed: what was timed.
+        costs: `costs_of` the call.
+        call: the call.
+        machine: where.
+    """
+    native = {NATIVE: costs[NATIVE]} if NATIVE in costs else {}
+    first = next((name for name in pytorchs_order(machine) if name in timed.timed), None)
+    if first is not None and call.mask.spelled is None and call.pattern is Pattern.SDPA:
+        native = {NATIVE: timed.timed[first]}
+    return dict(sorted({**timed.ms, **native}.items(), key=lambda one: one[1]))
+
+
+def missing(decision: Decision, kernels: Mapping[str, Kernel], costs: Mapping[str, float]) -> Missing | None:
     """The fastest kernel whose library is not installed, where ``auto`` chose and it would be faster by `WORTH`.
 
-    In inference only: what is on PyPI of FlashAttention-3 has no backward.
+    In inference only: what is on PyPI of FlashAttention-3 has no backward. ``costs`` are the table's, also where a clock
+    chose: the two are not compared.
     """
-    here = decision.ms.get(decision.kernel)
-    if decision.reason is not Reason.AUTO or here is None or decision.call.needs_grad:
+    here = costs.get(decision.kernel)
+    if decision.reason not in (Reason.AUTO, Reason.TUNED) or here is None or decision.call.needs_grad:
         return None
     absent = {each.kernel for each in decision.answers if [r.actual for r in each.rejections] == ["not installed"]}
-    found = [(ms, name) for name, ms in decision.ms.items() if name in absent and kernels[name].limits.exact]
+    found = [(ms, name) for name, ms in costs.items() if name in absent and kernels[name].limits.exact]
     ms, name = min(found, default=(here, ""))
-    return Missing(name, ms, kernels[name].limits.library.installation()) if ms * WORTH < here else None
+    return Missing(name, ms, here, kernels[name].limits.library.installation()) if ms * WORTH < here else None

@@ -18,7 +18,7 @@ from attnpass.machine.machine import SWITCHES, Machine
 from attnpass.select.auto import auto_order, faster_as_written
 from attnpass.select.checks import rejections
 from attnpass.select.evidence import NOTHING, Learnt
-from attnpass.select.expected import costs_of, missing
+from attnpass.select.expected import costs_of, missing, with_clock
 from attnpass.select.wishes import resolve_policy
 from attnpass.settings.config import KERNEL, Config
 from attnpass.settings.policy import Policy
@@ -46,7 +46,8 @@ def select(
     spelled = {answer.kernel for answer in answers if answer.spelled}
     timed = learnt.fastest
     order = _spelled_out(wishes, machine, call, spelled, timed.kernel if timed else "")
-    ms = timed.ms if timed else costs_of(answers, call, machine)
+    costs = costs_of(answers, call, machine)
+    ms = with_clock(timed, costs, call, machine) if timed else costs
     made = partial(
         Decision, call, tried=tuple(order), answers=answers, clause=chosen.clause, skipped=chosen.skipped, ms=ms
     )
@@ -63,7 +64,7 @@ def select(
         inexact = reason is Reason.AUTO and not kernels[name].limits_for(machine).exact
         if name == NATIVE or (name in accepted and not inexact):
             decision = made(name, reason, note=str(timed) if reason is Reason.TUNED else "")
-            return replace(decision, missing=missing(decision, kernels))
+            return replace(decision, missing=missing(decision, kernels, costs))
     if not order:
         return made(NATIVE, Reason.AUTO, note=f"auto leaves the choice to PyTorch on {machine.kind}")
     return made(NATIVE, Reason.NONE_ACCEPTED)

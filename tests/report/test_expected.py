@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attnpass.graph.tensor import TensorSpec
 from attnpass.ir.call import Pattern
 from attnpass.ir.decision import NATIVE, Basis, Decision, Reason
 from attnpass.ir.mask import MaskSpec
@@ -55,6 +56,29 @@ def test_the_clock_is_named_with_its_numbers() -> None:
     decision = decided(learnt=Learnt(fastest=Timed("native_flash", {"native_flash": 1.0, "native_cudnn": 2.0})))
     assert decision.reason is Reason.TUNED and decision.basis is Basis.CLOCK
     assert why(decision) == "timed here: native_flash 1 ms, native_cudnn 2 ms"
+
+
+def test_with_a_clock_the_gain_is_by_it_and_a_library_is_advised_by_the_table() -> None:
+    ms = {"native_flash": 1.0, "native_cudnn": 2.0}
+    decision = decided(learnt=Learnt(fastest=Timed("native_flash", ms)))
+    assert decision.ms == {**ms, NATIVE: 2.0}  # cuDNN is what PyTorch asks first
+    assert expected(report(decision)).startswith(
+        "attention takes 1 ms by the clock, 2 ms as PyTorch would choose: 2.00"
+    )
+    assert "by the clock and the table" in expected(report(decision, decided()))
+    by_table = decided()
+    assert decision.missing is not None and by_table.missing is not None
+    assert decision.missing.ms == by_table.missing.ms and decision.missing.beside != 1.0
+    assert "by the table 1 call would take" in advice(report(decision))["flash3"]
+
+
+def test_what_pytorch_would_read_as_a_tensor_is_not_what_was_timed() -> None:
+    spelled = TensorSpec((1, 1, 4096, 4096), (4096 * 4096, 4096 * 4096, 4096, 1), torch.bool, torch.device("cuda"))
+    call = Shape((2, 32, 8, 4096, 4096, 128), "causal").call(False, torch.device("cuda"))
+    call = replace(call, mask=replace(call.mask, spelled=spelled))
+    clock = Learnt(fastest=Timed("native_cudnn", {"native_cudnn": 0.4, "native_flash": 0.6}))
+    read, untimed = (select(call, registry(), H100, Config(), learnt) for learnt in (clock, NOTHING))
+    assert read.ms[NATIVE] == untimed.ms[NATIVE] > 2 * read.ms["native_cudnn"]
 
 
 def test_a_kernel_by_name_claims_nothing() -> None:
