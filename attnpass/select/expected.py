@@ -52,8 +52,8 @@ def with_clock(timed: Timed, costs: Mapping[str, float], call: AttentionCall, ma
 def missing(decision: Decision, kernels: Mapping[str, Kernel], costs: Mapping[str, float]) -> Missing | None:
     """The fastest kernel whose library is not installed, where ``auto`` chose and it would be faster by `WORTH`.
 
-    In inference only: what is on PyPI of FlashAttention-3 has no backward. ``costs`` are the table's, also where a clock
-    chose: the two are not compared.
+    In inference only: what is on PyPI of FlashAttention-3 has no backward. ``costs`` are the table's, where a clock
+    chose as well: the two are not compared.
     """
     here = costs.get(decision.kernel)
     if decision.reason not in (Reason.AUTO, Reason.TUNED) or here is None or decision.call.needs_grad:
