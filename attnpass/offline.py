@@ -17,12 +17,12 @@ from attnpass.kernels.registry import registry
 from attnpass.pipeline import Given, run_pass
 from attnpass.report import log
 from attnpass.report.history import new_report, publish
-from attnpass.report.record import Report
+from attnpass.report.record import Report, Reports
 from attnpass.select.machines import invented
 from attnpass.settings.config import Config
 
 
-def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report]:
+def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Reports:
     """What ``torch.compile(model, backend="attnpass")`` would do, one report per graph. Nothing is rewritten.
 
     The model runs once, uncompiled.
@@ -31,11 +31,13 @@ def explain(model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report
     >>> reports = attnpass.explain(torch.nn.TransformerEncoderLayer(32, 4), torch.randn(5, 2, 32))
     >>> len(reports[0].decisions)
     1
+    >>> print(reports)  # doctest: +ELLIPSIS
+    attnpass graph 0: 1 attention call, ...
     """
     return _explained(Given(dry_run=True), model, args, kwargs)
 
 
-def explain_on(machine: str, model: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Report]:
+def explain_on(machine: str, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Reports:
     """What the model would get on another machine, on which the library of every kernel is installed.
 
     The model runs once, here and uncompiled; ``ATTNPASS_KERNEL`` counts as it would there.
@@ -58,8 +60,8 @@ def explain_on(machine: str, model: Callable[..., Any], *args: Any, **kwargs: An
     return _explained(Given(dry_run=True, machine=invented(machine, registry())), model, args, kwargs)
 
 
-def _explained(given: Given, model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Report]:
-    found: list[Report] = []
+def _explained(given: Given, model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reports:
+    found = Reports()
 
     def dry(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         config = Config.load()

@@ -11,6 +11,7 @@ from attnpass.cli import model_file
 from attnpass.cli.explain import add_machine, explained
 from attnpass.cli.table import print_table
 from attnpass.errors import ConfigError
+from attnpass.report.groups import counted
 from attnpass.settings.decisions import DecisionsError, differences, load
 
 EXAMPLE = "attnpass lock model.py --out decisions.json"
@@ -49,7 +50,7 @@ def _write(args: argparse.Namespace) -> int:
     if args.json:
         print(path.read_text(encoding="utf-8"))
     else:
-        print(f"{path}: {len(calls)} calls; ATTNPASS_DECISIONS={path} holds a program to it")
+        print(f"{path}: {counted(len(calls), 'call')}; ATTNPASS_DECISIONS={path} holds a program to it")
     return 0
 
 

@@ -16,7 +16,7 @@ from attnpass.report import log
 from attnpass.report.log import say_once
 from attnpass.report.pages.graph_page import to_html
 from attnpass.report.pages.index_page import write_index
-from attnpass.report.record import Report
+from attnpass.report.record import Report, Reports
 from attnpass.settings.config import Config
 from attnpass.settings.decisions import dump
 from attnpass.version import __version__
@@ -35,9 +35,9 @@ def new_report(config: Config) -> Report:
     return Report(graph=next(_numbers), compile_id=str(compile_id or ""), config=config, rank=rank)
 
 
-def reports() -> list[Report]:
+def reports() -> Reports:
     """The reports of this process, oldest first (the last `REPORTS_KEPT`)."""
-    return list(_reports)
+    return Reports(_reports)
 
 
 def clear_reports() -> None:

@@ -72,7 +72,8 @@ class Report:
         return self.config.kernel.unmatched(modules) if modules else ()
 
     def __repr__(self) -> str:
-        calls = f"{len(self.decisions)} calls, {self.rewritten} rewritten"
+        number = len(self.decisions)
+        calls = f"{number} call{'s' * (number != 1)}, {self.rewritten} rewritten"
         return f"<attnpass.Report of graph {self.graph}: {calls}{', the pass failed' * bool(self.error)}>"
 
     def __str__(self) -> str:
@@ -112,6 +113,16 @@ class Report:
     def to_json(self, indent: int | None = 1) -> str:
         """The same as text."""
         return json.dumps(self.to_dict(), indent=indent, default=str)
+
+
+class Reports(list[Report]):
+    """The reports of several graphs; printed, and in a notebook, one below the other."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) or "no graph was captured"
+
+    def _repr_html_(self) -> str:
+        return "".join(report._repr_html_() for report in self)
 
 
 def _grouped(decisions: Iterable[Decision]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -138,5 +138,6 @@ def _by_call(locked: Locked) -> dict[str, str]:
     found = {}
     for entry in locked.entries:
         lengths = " ".join(f"{name}={entry[name]}" for name in LENGTHS)
-        found[f"{identity(entry)}, {lengths}"] = str(entry["kernel"])
+        call = identity({**entry, "module": entry["module"] or "(top level)"})
+        found[f"{call}, {lengths}"] = str(entry["kernel"])
     return found

@@ -11,6 +11,7 @@ import attnpass
 from attnpass.graph.values import source_of
 from attnpass.index.expr import Apply, Lin, axis, number, plus
 from attnpass.ir.mask import MaskSpec
+from attnpass.report.record import Reports
 from tests.helpers.compiled import decisions, qkv, run
 
 LESS = plus(axis("k"), Lin((), 1), -1)
@@ -84,9 +85,17 @@ def test_a_report_prints_as_its_block_and_shows_as_its_page() -> None:
     report = attnpass.last_report()
     assert report is not None
     assert str(report).startswith(f"attnpass graph {report.graph}: 1 attention call, 1 rewritten")
-    assert repr([report]) == f"[<attnpass.Report of graph {report.graph}: 1 calls, 1 rewritten>]"
+    assert repr([report]) == f"[<attnpass.Report of graph {report.graph}: 1 call, 1 rewritten>]"
     page = report._repr_html_()
     assert page.startswith("<iframe") and "&lt;!doctype html&gt;" in page and "<script" not in page
+
+
+def test_the_reports_of_a_dry_run_print_one_below_the_other() -> None:
+    found = attnpass.explain(F.scaled_dot_product_attention, *qkv())
+    assert str(found) == str(found[0]) and str(found).startswith("attnpass graph ") and isinstance(found, list)
+    both = Reports([*found, *found])
+    assert str(both).count("1 attention call") == 2 and both._repr_html_().count("<iframe") == 2
+    assert str(attnpass.explain(lambda x: x, torch.ones(2))) == "no graph was captured"
 
 
 def test_what_a_model_would_get_elsewhere() -> None:

@@ -146,7 +146,7 @@ def test_the_command_writes_and_compares(tmp_path: Path, capsys: pytest.CaptureF
     )
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     code, out, err = command(capsys, "lock", str(net), "--out", str(one))
-    assert (code, err) == (0, []) and out == [f"{one}: 1 calls; ATTNPASS_DECISIONS={one} holds a program to it"]
+    assert (code, err) == (0, []) and out == [f"{one}: 1 call; ATTNPASS_DECISIONS={one} holds a program to it"]
     two.write_text(one.read_text().replace("native_flash", "flex"))
     assert command(capsys, "lock", "--diff", str(one), str(one))[:2] == (0, ["the same kernels for the same calls"])
     code, out, _ = command(capsys, "lock", "--diff", str(one), str(two))
