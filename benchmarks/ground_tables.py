@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.labels import GROUND, INDUCTOR, PYTORCH_ONLY
-from benchmarks.records import Key, Record, Source, has_time, newest
+from benchmarks.records import Key, Record, Source, newest
 from benchmarks.tables import Table, calls_of, measured_on, ms_of, ratio
 
 H200 = Source("h200")
@@ -26,19 +26,7 @@ def ground(*groups: str, source: Source = H200, ours: str = PYTORCH_ONLY) -> Tab
         for row, way in sorted(there, key=lambda pair: (order.index(pair[0]), pair[1] == LAYERS))
         if not groups or there[row, way] in groups
     ]
-    head = (
-        "what",
-        "Inductor, ms",
-        "`auto`, ms",
-        "gain",
-        "held to, ms",
-        "times that",
-        "MiB",
-        "error",
-        "calls",
-        "measured",
-    )
-    return Table(head, rows)
+    return Table(("what", "Inductor, ms", "`auto`, ms", "gain", "held to", "MiB", "calls", "measured"), rows)
 
 
 def _row(found: dict[Key, Record], row: str, way: str, ours: str) -> list[str]:
@@ -48,8 +36,9 @@ def _row(found: dict[Key, Record], row: str, way: str, ours: str) -> list[str]:
         if (row, INDUCTOR, form) in found:
             held, name = found[row, INDUCTOR, form], form
     title = f"{GROUND[row]}, layer by layer" if way == LAYERS else GROUND[row]
-    cells = [ms_of(plain), ms_of(line), ratio(plain, line), f"{name} {ms_of(held)}" if held else "–", ratio(line, held)]
-    return [title, *cells, _memory(plain, line), _error(line), calls_of(line or {}), measured_on(plain, line)]
+    beside = f"{ratio(line, held)} {name} ({ms_of(held)})" if held else "–"
+    cells = [ms_of(plain), ms_of(line), ratio(plain, line), beside]
+    return [title, *cells, _memory(plain, line), calls_of(line or {}), measured_on(plain, line)]
 
 
 def first_calls(source: Source = H200, ours: str = PYTORCH_ONLY) -> Table:
@@ -74,11 +63,3 @@ def _counts(line: Record) -> bool:
 def _memory(plain: Record | None, line: Record | None) -> str:
     peaks = [one.get("memory_mib") if one else None for one in (plain, line)]
     return " → ".join("–" if mib is None else f"{mib:.0f}" for mib in peaks)
-
-
-def _error(line: Record | None) -> str:
-    """Of the output, and in training of the gradients: bf16 without a compiler, then ``ours``."""
-    if not has_time(line) or line is None:
-        return "–"
-    pairs = zip(line["eager_error"], line["relative_error"], strict=True)
-    return ", ".join(f"{100 * eager:.2f} → {100 * compiled:.2f} %" for eager, compiled in pairs)

@@ -156,7 +156,10 @@ def _percent(line: Record | None) -> str:
 
 
 def _microseconds(line: Record | None, field: str) -> str:
-    return "–" if line is None or line.get(field) is None else f"{line[field] * 1000:.3g}"
+    if line is None or line.get(field) is None:
+        return "–"
+    number = line[field] * 1000
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def costs_of_the_pass(source: Source = HERE) -> Table:
