@@ -66,6 +66,7 @@ def _be(monkeypatch: pytest.MonkeyPatch, machine: str, found: Mapping[Library, F
         builds={each.key: there.build for each, there in found.items() if there.build},
         **facts,
     )
+    monkeypatch.setenv("ATTNPASS_TUNE", "0")  # a clock would time this CPU
     monkeypatch.setattr(Machine, "look", classmethod(lambda *_, **__: here))
     monkeypatch.setattr(library, "version", lambda one: versions.get(one.key))
     monkeypatch.setattr(library, "at_least", inspect.unwrap(library.at_least))
