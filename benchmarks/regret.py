@@ -44,7 +44,7 @@ CARRIED = ("date", "commit", "hardware", "torch", "triton", "flash-attn", "flash
 def main() -> int:
     args = _arguments()
     lines = [line for line in measured(Source(args.gpu)) if line["set"] in args.sets]
-    tuned = newest(Source(args.gpu).read("tuning"), "shape", "step")
+    tuned = newest((line for line in Source(args.gpu).read("tuning") if line["set"] in args.sets), "shape", "step")
     judged = [] if args.pytorch_only else list(tuned.items())
     choices = {
         TABLE: None,

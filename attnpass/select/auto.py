@@ -30,7 +30,7 @@ CPU = ("native_flash",)
 FLEX = "flex"
 DECODING = "flash_decoding"
 MASK_FUNCTION = {FLEX: 1.1, "flash4": 1.3}  # what a mask that is computed score by score adds (S4096)
-READS_BIAS = 1.5  # `flex` on a bias that it reads: 0.7 to 1.6 times its curve, by length and head dim (H200)
+READS_BIAS = 1.5  # `flex` on a bias that it reads, where it fills up the head dim: 0.7 to 1.6 times its curve (H200)
 ODD_BIAS = 3.0  # the same where its rows are not aligned: 2 to 3 times at 503, 669 and 1877 keys
 READS_TABLE = 3.0  # `flex` on a bias that it computes: BEiT-B took 4.37 ms so, 3.63 with PyTorch's choice
 LISTS_MS = 0.3  # the host's time for the lists of its blocks, which all layers share: 0.26 to 0.31 in one call
@@ -45,6 +45,7 @@ LONG = 1024  # keys
 WIDE = 128  # head dim
 NARROW = 64  # from here on `flex` has tiles of its own, on Hopper
 SMALL = 64
+FILLED = (64, 128)  # head dims that `flex` has tiles for
 ALIGNED = 8  # elements of half precision that a GPU loads at once
 
 
@@ -103,7 +104,8 @@ def expected_ms(
     if counted or (call.mask.spelled is not None and _reads_data(call)):
         found |= _with_functions(machine, found, {FLEX} if alone or counted else set(MASK_FUNCTION))
     if FLEX in found and (bias := features(call, FLEX in spelled)) is not None and bias.mask == "bias":
-        rows = READS_BIAS if known_multiple(call.Sk, ALIGNED) else ODD_BIAS
+        rows = 1.0 if call.D in FILLED else READS_BIAS
+        rows = rows if known_multiple(call.Sk, ALIGNED) else ODD_BIAS
         found[FLEX] *= READS_TABLE if table and FLEX not in spelled else rows
     if DECODING in found and (read := _read_by(call, DECODING in spelled)) is not None:
         found[DECODING] = max(found[DECODING] * HALF_FULL, host_ms(DECODING, read, machine))

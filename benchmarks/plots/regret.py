@@ -17,7 +17,7 @@ NOISE = 1.03
 NAMED_FROM = 1.1
 NAMED = 3  # the worst calls have their names written
 STEPS = {"forward": "forward", "train": "forward and backward"}
-LOOKS = {"table": ("as installed", "o", "-"), "clock": ("tuned here", "D", "--")}
+LOOKS = {"table": ("the table alone", "o", "-"), "clock": ("timed here", "D", "--")}
 
 
 def draw(source: Source, theme: Theme) -> Figure:
