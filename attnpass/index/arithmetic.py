@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from attnpass.index.expr import Apply, Bool, Expr, Float, K, Lin, Load, Q, Where, as_number, number, plus, scaled
+from attnpass.index.expr import Apply, Bool, Expr, Float, Lin, Load, Where, as_number, number, plus, scaled
 from attnpass.index.interned import in_order, remembered
 from attnpass.index.logic import (
     all_of,
     any_of,
-    axes_of,
     dtype_of,
     is_boolean,
     is_constant,
@@ -27,6 +26,7 @@ from attnpass.index.logic import (
     negated,
     where,
 )
+from attnpass.index.rounding import brought_or_cast, may_be_cast, over_scores, refuse_rounded
 from attnpass.index.scalars import (
     Element,
     StopError,
@@ -110,7 +110,7 @@ def _count(expr: Expr) -> int:
 def _add(operands: Sequence[Element], dtype: torch.dtype, times: int = 1) -> Expr | None:
     if dtype == torch.bool:
         return any_of(each.expr for each in operands) if times == 1 else None
-    left, right = (brought(each, dtype) for each in operands)
+    left, right = brought_or_cast(operands, dtype)
     if isinstance(left, Lin) and isinstance(right, Lin):
         return None if is_float(dtype) else fitting(plus(left, right, times), dtype)
     if is_float(dtype):  # x + 0.0 is x but for the sign of -0.0; x + -0.0 is x
@@ -132,9 +132,9 @@ def _subtract(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
 def _multiply(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     if dtype == torch.bool:
         return all_of(each.expr for each in operands)
-    left, right = (brought(each, dtype) for each in operands)
+    left, right = brought_or_cast(operands, dtype)
     if is_float(dtype):
-        return _over_scores("mul", tuple(sorted((left, right), key=is_constant)), dtype)
+        return over_scores("mul", tuple(sorted((left, right), key=is_constant)), dtype)
     if not (isinstance(left, Lin) and isinstance(right, Lin)):
         return Apply("mul", (left, right), dtype)
     for one, other in ((left, right), (right, left)):
@@ -144,15 +144,6 @@ def _multiply(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
         if times is not None and not one.terms:
             return fitting(number(one.const * times), dtype)
     return None
-
-
-def _over_scores(op: str, args: tuple[Expr, ...], dtype: torch.dtype) -> Expr | None:
-    """Arithmetic on floats that are read, if it goes over queries and keys; a smaller result is read as it was made.
-
-    A kernel repeats it for each score, which saves a tensor of all scores and would not pay for a row of them.
-    """
-    goes_over = {Q, K} <= frozenset[str]().union(*map(axes_of, args))
-    return Apply(op, args, dtype) if goes_over else None
 
 
 def _divide(operands: Sequence[Element], dtype: torch.dtype, op: str = "floordiv") -> Expr | None:
@@ -168,18 +159,20 @@ def _divide(operands: Sequence[Element], dtype: torch.dtype, op: str = "floordiv
 
 
 def _sigmoid(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
-    return _over_scores("sigmoid", (brought(operands[0], dtype),), dtype)
+    return over_scores("sigmoid", (brought(operands[0], dtype),), dtype)
 
 
 def _negative(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     form = operands[0].expr
     if is_float(dtype):  # x * -1 is -x in each bit
-        return _over_scores("mul", (brought(operands[0], dtype), Float(-1.0, dtype)), dtype)
+        return over_scores("mul", (brought(operands[0], dtype), Float(-1.0, dtype)), dtype)
     return fitting(scaled(form, -1), dtype) if isinstance(form, Lin) else None
 
 
 def _absolute(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     form = operands[0].expr
+    if is_float(dtype):
+        return over_scores("abs", (brought(operands[0], dtype),), dtype)
     if not isinstance(form, Lin) or not dtype.is_signed:
         return form if isinstance(form, Lin) else None
     opposite = fitting(scaled(form, -1), dtype)
@@ -193,6 +186,8 @@ def _sides(left: Element, right: Element) -> tuple[Expr, Expr]:
         StopError: there are none.
     """
     common = common_dtype((left, right))
+    refuse_rounded(left.expr)
+    refuse_rounded(right.expr)
     if is_float(common):
         one, other = as_integer(left, common), as_integer(right, common)
         floats = [is_float(dtype_of(each.expr) or each.dtype) for each in (one, other)]
@@ -261,10 +256,11 @@ def cast(operands: Sequence[Element], dtype: torch.dtype) -> Expr | None:
     if dtype == torch.bool and isinstance(expr, Lin):
         return negated(is_zero(_computed(expr)))
     if dtype == torch.bool and isinstance(expr, (Load, Apply)):
+        refuse_rounded(expr)
         zero: Expr = Float(0.0, expr.dtype) if expr.dtype.is_floating_point else number(0)
         return negated(Apply("eq", (expr, zero), torch.bool))
     if is_float(dtype):
-        return _over_scores("cast", (expr,), dtype) if is_float(dtype_of(expr)) else None
+        return over_scores("cast", (expr,), dtype) if may_be_cast(expr, dtype) else None
     return fitting(expr, dtype) if isinstance(expr, Lin) else None
 
 

@@ -25,7 +25,7 @@ from attnpass.index.interned import bottom_up, in_order
 from attnpass.index.logic import children, dtype_of, loads_of, walk
 
 COMPARISONS = ("eq", "lt", "le")
-IN_DTYPE = ("add", "sub", "mul", "sigmoid", "cast")  # computed in a dtype that is said
+IN_DTYPE = ("add", "sub", "mul", "abs", "sigmoid", "cast")  # computed in a dtype that is said
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "eq": operator.eq,
     "lt": operator.lt,
@@ -35,6 +35,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "mul": operator.mul,
     "floordiv": operator.floordiv,
     "mod": operator.mod,
+    "abs": torch.abs,
     "sigmoid": torch.sigmoid,
     "cast": lambda value: value,  # brought into the dtype like every operand
 }

@@ -27,11 +27,12 @@ from dataclasses import dataclass
 
 import torch
 
+from attnpass.graph.computed import computed
 from attnpass.graph.ops import name_of, uniform
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor, value_of
-from attnpass.index.expr import Expr, Float
-from attnpass.index.logic import loads_of, walk
+from attnpass.index.expr import Apply, Expr, Float, Load, as_number
+from attnpass.index.interned import remembered
 from attnpass.ir.mask import EmptyRows
 
 HIDES = -1e8
@@ -95,13 +96,41 @@ def may_be_low(bias: Expr) -> bool:
 
     What is learned is as moderate as the scores themselves, and so is what is counted; any other tensor may be a mask.
     """
-    if any(isinstance(part, Float) and abs(part.value) >= -HIDES for part in walk(bias)):
-        return True
-    return any(load.dtype.is_floating_point and not is_moderate(load.node) for load in loads_of(bias))
+    waiting, seen = [bias], {bias}
+    while waiting:
+        part = waiting.pop()
+        if _vanishes(part):
+            continue
+        if isinstance(part, Float) and abs(part.value) >= -HIDES:
+            return True
+        if isinstance(part, Load) and part.dtype.is_floating_point and not is_moderate(part.node):
+            return True
+        fresh = [each for each in part.parts() if each not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return False
+
+
+def _vanishes(part: Expr) -> bool:
+    """Is it 0 or NaN whatever its tensors hold, as ALiBi is where a query meets its own key: ``slopes[h] * 0``?"""
+    return remembered(part, "vanishes", _is_nothing, lambda each: each.args if isinstance(each, Apply) else ())
+
+
+def _is_nothing(part: Expr) -> bool:
+    match part:
+        case Apply(op="mul"):
+            return any(map(_vanishes, part.args))
+        case Apply(op="sub"):
+            return part.args[0] == part.args[1] or all(map(_vanishes, part.args))
+        case Apply(op="add" | "cast" | "abs"):
+            return all(map(_vanishes, part.args))
+    return part.value == 0 if isinstance(part, Float) else as_number(part) == 0
 
 
 def is_moderate(value: Value, limit: float = -HIDES, infinite: bool = False) -> bool:
     """Is it computed from trainable parameters, integers and numbers of the program below ``limit`` alone?
+
+    What such numbers make by another op, as ALiBi's slopes by a quotient, is computed and looked at.
 
     ``infinite``: beside them, infinity may stand in the program; asked where the range is that of a narrow dtype.
     """
@@ -114,8 +143,12 @@ def is_moderate(value: Value, limit: float = -HIDES, infinite: bool = False) -> 
             return False
         if one.is_leaf and not _is_learned(one) and not _counts(one):
             return False
-        if not one.is_leaf and name_of(one) not in MODERATE | PROJECTIONS and not _is_power(one):
-            return False
+        if not one.is_leaf and name_of(one) not in MODERATE | PROJECTIONS:
+            known = computed(one)
+            if known is not None and bool((known.double().abs() < limit).all()):
+                continue
+            if known is not None or not _is_power(one):
+                return False
         if infinite and name_of(one) == "cumsum":  # of many numbers below a small limit
             return False
         if name_of(one) in PROJECTIONS and any(map(_is_learned, one.inputs)):

@@ -65,18 +65,23 @@ class Split:
         allowed: where the key takes part.
         bias: what is added there; None for nothing.
         lows: the numbers that hide the others.
+        mixed: is a bias added to one of these?
     """
 
     allowed: Expr
     bias: Expr | None = None
     lows: frozenset[Low] = frozenset()
+    mixed: bool = False
 
     def plus(self, other: Split, dtype: torch.dtype) -> Split:
-        """Both masks, added in ``dtype``."""
+        """Both masks, added in ``dtype``, ``other`` behind this one: what it writes stands over what this adds."""
+        over = all(low.written for low in other.lows)
+        mixed = bool((self.lows and other.bias) or (other.lows and self.bias and not over))
         bias = self.bias or other.bias
         if self.bias and other.bias:
             bias = Apply("add", (self.bias, other.bias), dtype)
-        return Split(all_of((self.allowed, other.allowed)), bias, self.lows | other.lows)
+        lows = self.lows | other.lows
+        return Split(all_of((self.allowed, other.allowed)), bias, lows, mixed or self.mixed or other.mixed)
 
 
 def taken_apart(expr: Expr) -> Split:
@@ -114,7 +119,7 @@ def _carried(expr: Apply) -> Split:
     if not all(hides(low.value, expr.dtype) for low in lows):
         raise StopError("a number that hides keys no longer, once it is scaled")
     bias = None if inner.bias is None else Apply(expr.op, (inner.bias, *rest), expr.dtype)
-    return Split(inner.allowed, bias, lows)
+    return Split(inner.allowed, bias, lows, inner.mixed)
 
 
 def _taken_apart(expr: Expr) -> Split:
@@ -129,7 +134,8 @@ def _taken_apart(expr: Expr) -> Split:
         allowed = yes.allowed
         if allowed != no.allowed:
             allowed = any_of((all_of((expr.test, allowed)), all_of((negated(expr.test), no.allowed))))
-        return Split(allowed, _chosen_bias(expr.test, yes, no), yes.lows | no.lows)
+        bias = _chosen_bias(expr.test, yes, no)
+        return Split(allowed, bias, yes.lows | no.lows, yes.mixed or no.mixed)
     if isinstance(expr, Apply) and expr.op == "add":
         left, right = (taken_apart(arg) for arg in expr.args)
         return left.plus(right, expr.dtype)
@@ -166,12 +172,13 @@ def prove(split: Split, sizes: Mapping[str, Size], by_hand: bool, spelled: Tenso
     bounds = Bounds.of(sizes)
     allowed = simplified(split.allowed, bounds)
     bias = None if split.bias is None else simplified(split.bias, bounds)
-    if bias is not None and may_be_low(bias) and any(_may_overflow(part) for part in walk(bias)):
+    low = bias if bias is not None and may_be_low(bias) else None
+    if low is not None and any(_may_overflow(part) for part in walk(low)):
         raise StopError("arithmetic in fp16 on what may be as low as its range")
     if allowed == FALSE:
         raise StopError("a mask that hides every key")
     empty = when_empty(split.lows, by_hand, several)
-    may_be_empty = _rows_may_be_empty(allowed, bounds, sizes) or (bias is not None and may_be_low(bias))
+    may_be_empty = _rows_may_be_empty(allowed, bounds, sizes, low)
     if may_be_empty and (empty is None or (empty is EmptyRows.RAW and bias is not None)):
         raise StopError("rows that may see no key, hidden by finite numbers in several places, or rounded ones")
     terms = tuple(_terms(conjuncts(allowed), sizes))
@@ -196,14 +203,18 @@ def _floats_of(bias: Expr) -> list[Load]:
     return [load for load in loads_of(bias) if load.dtype.is_floating_point]
 
 
-def _rows_may_be_empty(allowed: Expr, bounds: Bounds, sizes: Mapping[str, Size]) -> bool:
-    """May a row see no key? Not if all see the same one: the first, the last, or one on a diagonal."""
-    if allowed == TRUE:
+def _rows_may_be_empty(allowed: Expr, bounds: Bounds, sizes: Mapping[str, Size], low: Expr | None = None) -> bool:
+    """May a row see no key? Not if all see the same one: the first, the last, or one on a diagonal.
+
+    Beside a bias that may be as ``low`` as -inf it has to be a key where that may not, as ALiBi where q is k.
+    """
+    if allowed == TRUE and low is None:
         return False
     parts = sorted(conjuncts(allowed), key=written_out)  # a small one soon says no
     for key in list(dict.fromkeys(_witnesses(allowed, sizes)))[:MOST_WITNESSES]:
         inside = bounds.always(key) and bounds.always(plus(number(sizes[K] - 1), key, -1))
-        if inside and all(simplified(substituted(part, K, key), bounds) == TRUE for part in parts):
+        seen = inside and all(simplified(substituted(part, K, key), bounds) == TRUE for part in parts)
+        if seen and (low is None or not may_be_low(simplified(substituted(low, K, key), bounds))):
             return False
     return True
 

@@ -73,9 +73,11 @@ class Reader:
         spelled_mask = call.mask.tensor
         by_hand = call.pattern is Pattern.HANDWRITTEN and not call.mask.empty.is_zero  # as sinks leave it
         meaning = prove(split, sizes, by_hand, spelled_mask, several=hiding > 1)
-        if meaning.bias is not None and any(low.value > -math.inf for low in split.lows) and may_be_low(meaning.bias):
+        finite = [low for low in split.lows if low.value > -math.inf]
+        written = any(low.written for low in finite)
+        outdone = split.mixed or meaning.spec.rows_may_be_empty  # else each row sees a key where it is moderate
+        if finite and meaning.bias is not None and outdone and may_be_low(meaning.bias):
             return Meaning.unknown(call.mask, "a finite number hides keys beside a bias that may be as low")
-        written = any(low.written and low.value > -math.inf for low in split.lows)
         if written and meaning.bias is not None and meaning.spec.rows_may_be_empty:
             return Meaning.unknown(call.mask, "a hidden row reads its bias or not, by the order of both")
         meaning = replace(meaning, spec=_with_empty_rows(call, meaning, hides=bool(split.lows)))

@@ -64,6 +64,7 @@ BIASES: dict[str, tuple[Bias, tuple[tuple[int, ...], ...]]] = {
     "beside causal": (causal, ((2 * N, H),)),
     "two tables": (lambda t, u: heads_first(t[distance(t) + N]) + u[None, :, :1], ((2 * N, H), (H, N, N))),
     "slopes": (lambda s: s * -distance(s).abs(), ((H, 1, 1),)),
+    "slopes and floats": (lambda s: -(distance(s).float() - 0.5).abs() * s, ((H, 1, 1),)),
     "scaled": (lambda t: t * 0.5, ((H, N, N),)),
 }
 
