@@ -14,7 +14,13 @@ FIGURES = Path(__file__).resolve().parent / "figures"
 H100, H200 = Source(), Source("h200")
 NOTHING = "*Nothing of this kind is committed yet.*\n"
 SETS = ("models",)
-ZOO = {"strangers": zoo.strangers, "missed": zoo.missed, "not_tried": zoo.not_tried}
+ZOO = {
+    "strangers": zoo.strangers,
+    "missed": zoo.missed,
+    "not_tried": zoo.not_tried,
+    "transformers": zoo.transformers,
+    "transformers_missed": lambda: zoo.missed(benchmark=zoo.TRANSFORMERS),
+}
 
 
 def fragments() -> dict[str, str]:

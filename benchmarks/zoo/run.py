@@ -85,7 +85,8 @@ def _in_process(stranger: Stranger, args: argparse.Namespace) -> dict[str, Any]:
         "stage": "process",
         "problem": "died, or took too long",
     }
-    record = {"benchmark": "zoo_strangers", **facts("cpu"), "kernel": args.kernel, **record}
+    benchmark = "zoo_transformers" if args.transformers else "zoo_strangers"
+    record = {"benchmark": benchmark, **facts("cpu"), "kernel": args.kernel, **record}
     if args.out:
         append(args.out, record)
     shown = ("eager", "captured", "found", "rewritten", "ratio", "wrong", "problem", "near_misses", "errors", "seconds")

@@ -10,7 +10,7 @@ from benchmarks.records import Record, Source, newest
 from benchmarks.tables import Table, measured_on
 
 CPU = Source("cpu")
-BENCHMARK = "zoo_strangers"
+BENCHMARK, TRANSFORMERS = "zoo_strangers", "zoo_transformers"
 RIGHT = {  # what no kernel computes, whatever we read: the sentences that say so, and what they are about
     "so they have to be materialised": "scores or weights that are read elsewhere, or returned",
     "the attention weights are materialised": "scores or weights that are read elsewhere, or returned",
@@ -71,9 +71,9 @@ def meaning(reason: str) -> str:
     return next((about for part, about in RIGHT.items() if part in reason), "")
 
 
-def records(source: Source = CPU) -> list[Record]:
+def records(source: Source = CPU, benchmark: str = BENCHMARK) -> list[Record]:
     """The newest line of each stranger."""
-    return list(newest(source.read(BENCHMARK), "package", "what").values())
+    return list(newest(source.read(benchmark), "package", "what").values())
 
 
 def tallies(found: Iterable[Record]) -> Mapping[str, Tally]:
@@ -104,11 +104,26 @@ def strangers(source: Source = CPU) -> Table:
     return Table((*head, "measured"), rows)
 
 
-def missed(source: Source = CPU) -> Table:
+def transformers(source: Source = CPU) -> Table:
+    """One row for each attention that the model types of transformers can be asked for."""
+    found = records(source, TRANSFORMERS)
+    rows = []
+    for attention in ("sdpa", "eager"):
+        some = [record for record in found if str(record["what"]).endswith(f", {attention}")]
+        total = tallies(some)["**all**"]
+        if total.models:
+            rows.append(
+                [attention, str(len(some)), str(sum(map(tried, some))), *total.cells(), measured_on(*some[-1:])]
+            )
+    head = ("attention", "model types", "that run small", "with calls", "calls", "not captured", "found", "rewritten")
+    return Table((*head, "rightly left", "missed", "numbers", "measured"), rows)
+
+
+def missed(source: Source = CPU, benchmark: str = BENCHMARK) -> Table:
     """What a kernel could compute and is left, by its sentence."""
     rows = [
         [name, sentence, str(count)]
-        for name, tally in tallies(records(source)).items()
+        for name, tally in tallies(records(source, benchmark)).items()
         for sentence, count in tally.sentences.items()
         if not name.startswith("**")
     ]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.records import Source
+from benchmarks.zoo import summary
 from benchmarks.zoo.run import until
 from benchmarks.zoo.stranger import Stranger
 from benchmarks.zoo.strangers.transformers_configs import Way
@@ -93,3 +97,17 @@ def test_nothing_begins_after_the_end() -> None:
     some = [Stranger("a", "b", lambda: build("bert", "sdpa"))] * 3
     assert list(until(time.monotonic() + 1e6, some)) == some
     assert list(until(time.monotonic(), some)) == []
+
+
+def test_the_table_has_a_row_for_each_attention(tmp_path: Path) -> None:
+    ran = {"eager": 4, "captured": 4, "found": 3, "rewritten": 3, "wrong": [], "near_misses": {"`clamp` changes": 1}}
+    shared = {"benchmark": "zoo_transformers", "package": "transformers", "date": "2026-11-29", "commit": "abcdef0"}
+    lines: list[dict[str, Any]] = [{"what": "x, sdpa", **ran}, {"what": "y, sdpa", "problem": "no such attention"}]
+    lines += [{"what": "x, eager", **ran, "found": 4, "rewritten": 4, "near_misses": {}}]
+    text = "".join(json.dumps({**shared, **line}) + "\n" for line in lines)
+    (tmp_path / "zoo_transformers_cpu.jsonl").write_text(text)
+    source = Source("cpu", tmp_path)
+    sdpa, eager = summary.transformers(source).rows
+    assert sdpa[:10] == ["sdpa", "2", "1", "1", "4", "0", "3", "3", "0", "1"]
+    assert eager[:10] == ["eager", "1", "1", "1", "4", "0", "4", "4", "0", "0"]
+    assert summary.missed(source, summary.TRANSFORMERS).rows == [["transformers ", "`clamp` changes", "1"]]
