@@ -77,6 +77,8 @@ def _erase(copied: GraphCopy, reading: Reading, found: FoundCall, mapped: NodeMa
         copied.erase_dead(behind)
         theirs = mapped(found.lse)
         copied.replace(theirs, lse, [user for user in theirs.users if user in behind])  # a watcher reads the chain
+        for reader in map(mapped, reversed(found.sunk)):
+            lse.append(reader)
         dead = [each for each in dead if reading.places[each] < place]
     copied.erase_dead(list(map(mapped, dead)))
 

@@ -46,6 +46,7 @@ class FoundCall:
         values: its operands as values of the Reading; None inside a functorch transform, which none is read through.
         opened: the opaque layer that the node was found in, or None.
         lse: the node whose value is the log-sum-exp of the scores, if the program wants that too.
+        sunk: who reads that before ``node``, and is moved behind it.
         dead: the other nodes of a chain written by hand, which nobody needs once ``node`` and ``lse`` are replaced.
         repeated: k and v with their heads repeated, where the call reads them before that.
         meaning: what was understood of the mask tensors, or None where there are none.
@@ -59,6 +60,7 @@ class FoundCall:
     values: Wiring[Value] | None = None
     opened: Opened | None = None
     lse: Node | None = None
+    sunk: tuple[Node, ...] = ()
     dead: tuple[Node, ...] = ()
     repeated: tuple[Operand[Node], Operand[Node]] | None = None
     meaning: Meaning | None = None

@@ -74,7 +74,20 @@ def merged(q: Tensor, k: Tensor, v: Tensor) -> Pair:
     return sum(out * (each - lse).exp().unsqueeze(-1) for out, each in halves), lse  # type: ignore[return-value]
 
 
-PROGRAMS = [plain, causal_in_fp32, normalised_by_it, heads_folded, less_its_maximum, grouped, biased, merged]
+SINKS = torch.randn(H)
+
+
+def granite(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    """What the sinks take off is computed before the softmax, as GraniteSWA does."""
+    scores = q @ k.mT
+    lse = scores.logsumexp(-1)
+    left = (lse - SINKS.view(1, -1, 1)).float().sigmoid()
+    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    out = weights @ v
+    return out * left.unsqueeze(-1).to(out.dtype), lse
+
+
+PROGRAMS = [plain, causal_in_fp32, normalised_by_it, heads_folded, less_its_maximum, grouped, biased, merged, granite]
 
 
 def check(program: Program, *given_: Tensor, kernel: str = "native_flash", verify: bool = False) -> Report:
@@ -163,6 +176,27 @@ def written_to(q: Tensor, k: Tensor, v: Tensor) -> Pair:
     return out, lse.add_(1)
 
 
+def before_a_write(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    scores, sinks = q @ k.mT, SINKS.clone()
+    left = (scores.logsumexp(-1) - sinks.view(1, -1, 1)).sigmoid()
+    sinks.mul_(7)
+    out = scores.softmax(-1) @ v
+    return out * left.unsqueeze(-1), sinks
+
+
+def in_another_state(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    scores = q @ k.mT
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        left = (scores.logsumexp(-1).unsqueeze(-1) * 1.5).sigmoid()
+    return (scores.softmax(-1) @ v) * left, left
+
+
+def by_chance(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    scores = q @ k.mT
+    left = scores.logsumexp(-1).cumsum(-1)
+    return (scores.softmax(-1) @ v) * left.unsqueeze(-1), left
+
+
 SCORES = "`logsumexp` reads the attention scores too"
 LEFT: dict[str, tuple[Program, str]] = {
     "over queries": (over_queries, SCORES),
@@ -171,6 +205,9 @@ LEFT: dict[str, tuple[Program, str]] = {
     "of scores less their maximum": (of_the_rest, SCORES),
     "two of them": (of_two, "the attention scores too"),
     "in V": (into_v, "is read before the product with V"),
+    "before a write": (before_a_write, "is read before the product with V"),
+    "in another state": (in_another_state, "is read before the product with V"),
+    "by another op": (by_chance, "is read before the product with V"),
     "in place": (written_to, "is not what one node gives, unchanged"),
 }
 

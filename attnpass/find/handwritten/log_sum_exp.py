@@ -19,6 +19,9 @@ from attnpass.graph.reading import Reading
 from attnpass.graph.value import Value
 from attnpass.graph.values import tensor
 
+MOVABLE = frozenset({"add", "sub", "rsub", "mul", "div", "neg", "exp", "sigmoid", "to", "view", "expand", "clone"})
+MOST = 12  # nodes that are moved behind the attention
+
 
 @dataclass(frozen=True, slots=True)
 class LogSumExp:
@@ -72,9 +75,36 @@ def holder(found: LogSumExp, reading: Reading, place: Node, within: Collection[V
     node = reading.result_of(found.node)
     if node is None or node.graph is not place.graph or reading.written_behind(node):
         raise RefusedError(found.node, "the log-sum-exp of the scores is not what one node gives, unchanged")
-    if not reading.is_read_behind(node, place, {value.maker for value in within}):
+    if sunk_readers(node, place, reading, within) is None:
         raise RefusedError(found.node, "the log-sum-exp of the scores is read before the product with V")
     return node
+
+
+def sunk_readers(node: Node, place: Node, reading: Reading, within: Collection[Value]) -> tuple[Node, ...] | None:
+    """Who reads ``node`` in front of ``place`` and may as well do so behind it, in order; None if somebody may not.
+
+    Granite computes what its sinks take off, ``sigmoid(lse - sink)``, before the softmax. That is arithmetic on a few
+    tensors which nobody writes to, in the same state of the program, and ``place`` does not read it.
+    """
+    chain, found = {value.maker for value in within}, set[Node]()
+    waiting = [user for user in node.users if user not in chain]
+    while waiting:
+        one = waiting.pop()
+        if one in found or one.op == "output" or reading.places.get(one, -1) > reading.places[place]:
+            continue
+        alike = one.graph is place.graph and reading.regions.get(one) == reading.regions.get(place)
+        if one is place or one in chain or not alike or not _is_movable(one, reading) or len(found) == MOST:
+            return None
+        found.add(one)
+        waiting += one.users
+    return tuple(sorted(found, key=reading.places.__getitem__))
+
+
+def _is_movable(node: Node, reading: Reading) -> bool:
+    """Arithmetic that gives the same later on: nobody writes to what it reads."""
+    value = reading.result(node)
+    plain = value is not None and name_of(value) in MOVABLE and node in reading.quiet
+    return plain and not any(map(reading.written_behind, node.all_input_nodes))
 
 
 def steps_to(found: LogSumExp, axes: Axes, rows: Sequence[tuple[Atom, ...]]) -> tuple[Step, ...]:

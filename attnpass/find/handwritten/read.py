@@ -21,7 +21,7 @@ from attnpass.find.handwritten.chain import Chain, added_sinks, dropout_of, read
 from attnpass.find.handwritten.changes import Change, broadcast_axes
 from attnpass.find.handwritten.layout import laid_out, times, traced_back
 from attnpass.find.handwritten.links import Joined, RefusedError
-from attnpass.find.handwritten.log_sum_exp import holder, steps_to
+from attnpass.find.handwritten.log_sum_exp import holder, steps_to, sunk_readers
 from attnpass.find.handwritten.operands import aten
 from attnpass.find.handwritten.products import label_axes
 from attnpass.find.handwritten.roles import Roles, check_total, read_roles
@@ -92,6 +92,7 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
     q, k, v, scale, repeated = laid_out(traced, scores, roles, present)
     empty = settle_rows(chain, scores)
     lse = None if chain.lse is None else holder(chain.lse, reading, node, chain.nodes)
+    sunk = () if lse is None else sunk_readers(lse, node, reading, chain.nodes)
     values = Wiring(
         q,
         k,
@@ -105,7 +106,8 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
     call = call if empty is None else replace(call, mask=_with_rows(call.mask, empty, chain))
     call = call if lse is None else replace(call, lse=TensorSpec.of(value_of(lse)))
     dead = _dead(chain, (node, lse), reading)
-    return FoundCall(call, node, values.map_nodes(present.node), values, lse=lse, dead=dead, repeated=repeated)
+    at = values.map_nodes(present.node)
+    return FoundCall(call, node, at, values, lse=lse, sunk=sunk or (), dead=dead, repeated=repeated)
 
 
 def _dead(chain: Chain, kept: tuple[Node | None, ...], reading: Reading) -> tuple[Node, ...]:
