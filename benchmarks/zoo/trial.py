@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import sysconfig
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -143,4 +145,6 @@ def _weights(model: nn.Module) -> list[Tensor]:
 
 
 def _said(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split("\n\n")[0].split())[:300]
+    """The first words, without where packages lie here."""
+    text = f"{type(error).__name__}: {error}".replace(f"{sysconfig.get_path('purelib')}{os.sep}", "")
+    return " ".join(text.split("\n\n")[0].split())[:300]
