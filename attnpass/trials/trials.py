@@ -85,10 +85,11 @@ class Trials:
     def _unasked(self, decision: Decision, machine: Machine) -> Timed | None:
         """Those that compile nothing are timed; of the others counts what the table says, or else the rule.
 
-        A CPU has one kernel; and a long call takes too long to be timed unasked.
+        Only where ``auto`` has several to choose from: a CPU has one kernel, elsewhere PyTorch chooses. And a long call
+        takes too long to be timed unasked.
         """
         assert self.tuner is not None
-        if machine.kind == "cpu" or self.spent >= GRAPH_SECONDS:
+        if machine.kind != "cuda" or self.spent >= GRAPH_SECONDS:
             return None
         compiled = {name for name, kernel in self.kernels.items() if kernel.compiles}
         by_table = {name: ms for name, ms in decision.ms.items() if name in compiled and name in decision.tried}

@@ -121,7 +121,8 @@ def test_unset_is_neither_0_nor_1() -> None:
     assert ("ATTNPASS_TUNE", "unset", "default") in Config().rows()
 
 
-def test_a_cpu_has_nothing_to_time() -> None:
-    x = replace(LONG.q, device=torch.device("cpu"), dtype=torch.float32)
+@pytest.mark.parametrize(("name", "device"), [("cpu", "cpu"), ("mi300", "cuda"), ("ascend", "cpu"), ("tpu", "cpu")])
+def test_a_cpu_has_nothing_to_time_and_where_pytorch_chooses_nobody_times(name: str, device: str) -> None:
+    x = replace(call(512).q, device=torch.device(device))
     one = AttentionCall(q=x, k=x, v=x, out=x)
-    assert asked(one, KNOWN_MACHINES["cpu"]) == []
+    assert asked(one, KNOWN_MACHINES[name]) == []
