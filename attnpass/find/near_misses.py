@@ -76,9 +76,9 @@ def _of_activations(node: Value) -> bool:
 def _ends(node: Value) -> bool:
     """Does something of its own begin here: a layer, another product, or a normaliser?"""
     name = name_of(node)
-    if _squares(node) or any(map(_squares, node.users)):
-        return False
-    return name in NORMALISERS or name in MIXING or name in (*PRODUCTS, "mm") or read_softmax(node) is not None
+    if name in NORMALISERS:
+        return not (_squares(node) or any(map(_squares, node.users)))
+    return name in MIXING or name in (*PRODUCTS, "mm") or read_softmax(node) is not None
 
 
 def _squares(node: Value) -> bool:

@@ -64,10 +64,10 @@ def _of(scores: Value, softmax: Softmax) -> Iterator[LogSumExp]:
                 yield LogSumExp(user, (*before, user), softmax.dim % value.ndim, bool(argument(user, 2, False)))
 
 
-def holder(found: LogSumExp, reading: Reading, place: Node, within: Collection[Value]) -> Node:
+def holder(found: LogSumExp, reading: Reading, place: Node, within: Collection[Value]) -> tuple[Node, tuple[Node, ...]]:
     """The node of the program that gives the log-sum-exp and is replaced together with ``place``, the attention.
 
-    ``within`` are the values of the chain, which may read it before that.
+    And who reads it before that, and has to be moved behind. ``within`` are the values of the chain, which may stay.
 
     Raises:
         RefusedError: it cannot be.
@@ -75,12 +75,13 @@ def holder(found: LogSumExp, reading: Reading, place: Node, within: Collection[V
     node = reading.result_of(found.node)
     if node is None or node.graph is not place.graph or reading.written_behind(node):
         raise RefusedError(found.node, "the log-sum-exp of the scores is not what one node gives, unchanged")
-    if sunk_readers(node, place, reading, within) is None:
+    sunk = _sunk_readers(node, place, reading, within)
+    if sunk is None:
         raise RefusedError(found.node, "the log-sum-exp of the scores is read before the product with V")
-    return node
+    return node, sunk
 
 
-def sunk_readers(node: Node, place: Node, reading: Reading, within: Collection[Value]) -> tuple[Node, ...] | None:
+def _sunk_readers(node: Node, place: Node, reading: Reading, within: Collection[Value]) -> tuple[Node, ...] | None:
     """Who reads ``node`` in front of ``place`` and may as well do so behind it, in order; None if somebody may not.
 
     Granite computes what its sinks take off, ``sigmoid(lse - sink)``, before the softmax. That is arithmetic on a few

@@ -21,7 +21,7 @@ from attnpass.find.handwritten.chain import Chain, added_sinks, dropout_of, read
 from attnpass.find.handwritten.changes import Change, broadcast_axes
 from attnpass.find.handwritten.layout import laid_out, times, traced_back
 from attnpass.find.handwritten.links import Joined, RefusedError
-from attnpass.find.handwritten.log_sum_exp import holder, steps_to, sunk_readers
+from attnpass.find.handwritten.log_sum_exp import holder, steps_to
 from attnpass.find.handwritten.operands import aten
 from attnpass.find.handwritten.products import label_axes
 from attnpass.find.handwritten.roles import Roles, check_total, read_roles
@@ -91,8 +91,7 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
     roles.update()
     q, k, v, scale, repeated = laid_out(traced, scores, roles, present)
     empty = settle_rows(chain, scores)
-    lse = None if chain.lse is None else holder(chain.lse, reading, node, chain.nodes)
-    sunk = () if lse is None else sunk_readers(lse, node, reading, chain.nodes)
+    lse, sunk = (None, ()) if chain.lse is None else holder(chain.lse, reading, node, chain.nodes)
     values = Wiring(
         q,
         k,
@@ -107,7 +106,7 @@ def _assembled(chain: Chain, scores: Scores, roles: Roles, reading: Reading, gra
     call = call if lse is None else replace(call, lse=TensorSpec.of(value_of(lse)))
     dead = _dead(chain, (node, lse), reading)
     at = values.map_nodes(present.node)
-    return FoundCall(call, node, at, values, lse=lse, sunk=sunk or (), dead=dead, repeated=repeated)
+    return FoundCall(call, node, at, values, lse=lse, sunk=sunk, dead=dead, repeated=repeated)
 
 
 def _dead(chain: Chain, kept: tuple[Node | None, ...], reading: Reading) -> tuple[Node, ...]:
