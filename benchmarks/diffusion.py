@@ -30,7 +30,14 @@ from torch import Tensor, nn
 import attnpass
 from attnpass.trials.clock import in_turns
 from benchmarks.diffusion_models import MODELS, Diffusion
-from benchmarks.end_to_end import INDUCTOR, PYTORCH_ONLY, check_libraries, first_output, relative, what_ran
+from benchmarks.end_to_end import (
+    INDUCTOR,
+    check_libraries,
+    compile_arguments,
+    first_output,
+    relative,
+    what_ran,
+)
 from benchmarks.environment import append, facts
 from benchmarks.records import RESULTS
 from benchmarks.timing import alone, preparing
@@ -88,10 +95,7 @@ def _compiled(
     """A step, warm, and what is known of it."""
     check_libraries(compiler)
     attnpass.clear_reports()
-    how: dict[str, Any] = {"backend": "inductor", "dynamic": False}
-    if compiler != INDUCTOR:
-        kernel = "auto" if compiler == PYTORCH_ONLY else compiler
-        how |= {"backend": "attnpass", "options": {"attnpass.kernel": kernel}}
+    how = compile_arguments(compiler)
     call = getattr(model, case.method)
     if way == BLOCKS:
         model.compile_repeated_blocks(fullgraph=True, **how)  # type: ignore[operator]

@@ -122,9 +122,22 @@ def first_output(out: Any) -> Tensor:
     return first
 
 
+def has_libraries() -> bool:
+    """Is a kernel library installed that `PYTORCH_ONLY` is without?"""
+    return any(map(importlib.util.find_spec, KERNEL_LIBRARIES))
+
+
+def compile_arguments(compiler: str) -> dict[str, Any]:
+    """What ``torch.compile`` is given for plain Inductor, `PYTORCH_ONLY`, or a kernel of attnpass by its name."""
+    if compiler == INDUCTOR:
+        return {"backend": INDUCTOR, "dynamic": False}
+    kernel = "auto" if compiler == PYTORCH_ONLY else compiler
+    return {"backend": "attnpass", "dynamic": False, "options": {"attnpass.kernel": kernel}}
+
+
 def check_libraries(compiler: str) -> None:
     """Raise where `PYTORCH_ONLY` is asked for beside a kernel library."""
-    if compiler == PYTORCH_ONLY and any(map(importlib.util.find_spec, KERNEL_LIBRARIES)):
+    if compiler == PYTORCH_ONLY and has_libraries():
         raise RuntimeError(f"{PYTORCH_ONLY} is auto where no kernel library is installed")
 
 

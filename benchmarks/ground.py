@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +31,15 @@ from torch import Tensor, nn
 
 import attnpass
 from attnpass.trials.clock import Timing, in_turns
-from benchmarks.end_to_end import INDUCTOR, KERNEL_LIBRARIES, PYTORCH_ONLY, check_libraries, first_output, what_ran
+from benchmarks.end_to_end import (
+    INDUCTOR,
+    PYTORCH_ONLY,
+    check_libraries,
+    compile_arguments,
+    first_output,
+    has_libraries,
+    what_ran,
+)
 from benchmarks.environment import append, facts
 from benchmarks.ground_calls import CALLS, Ground
 from benchmarks.ground_first import FIRST_CALL, first_calls
@@ -98,7 +105,7 @@ def main() -> int:
 
 
 def _records(name: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    compilers = args.compilers or [INDUCTOR, _auto()]
+    compilers = args.compilers or [INDUCTOR, "auto" if has_libraries() else PYTORCH_ONLY]
     if name == FIRST_CALL:
         with alone():
             yield from first_calls(compilers, args.device, args.small)
@@ -179,10 +186,7 @@ def _tried(
 
 
 def _compiled(subject: Subject, candidate: Candidate) -> Callable[..., Any]:
-    how: dict[str, Any] = {"backend": INDUCTOR, "dynamic": False}
-    if candidate.compiler != INDUCTOR:
-        kernel = "auto" if candidate.compiler == PYTORCH_ONLY else candidate.compiler
-        how |= {"backend": "attnpass", "options": {"attnpass.kernel": kernel}}
+    how = compile_arguments(candidate.compiler)
     if candidate.way != LAYERS:
         compiled: Callable[..., Any] = torch.compile(subject.model, **how)
         return compiled
@@ -198,10 +202,6 @@ def _spent(timing: Timing) -> dict[str, float]:
 
 def _problem(error: Exception) -> dict[str, Any]:
     return {"ok": False, "problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-
-
-def _auto() -> str:
-    return "auto" if any(map(importlib.util.find_spec, KERNEL_LIBRARIES)) else PYTORCH_ONLY
 
 
 def _arguments() -> argparse.Namespace:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.end_to_end import INDUCTOR, PYTORCH_ONLY, check_libraries, what_ran
+from benchmarks.end_to_end import check_libraries, compile_arguments, what_ran
 from benchmarks.ground_models import MODELS
 from benchmarks.timing import LOCK
 
@@ -63,15 +63,11 @@ def main() -> int:
     with torch.device(args.device):
         model, inputs = MODELS[MODEL].built(args.device, args.small)
     model = model.to(torch.bfloat16).eval()
-    how: dict[str, Any] = {"backend": INDUCTOR, "dynamic": False}
-    if args.compiler != INDUCTOR:
-        kernel = "auto" if args.compiler == PYTORCH_ONLY else args.compiler
-        how |= {"backend": "attnpass", "options": {"attnpass.kernel": kernel}}
     with torch.no_grad():
         model(**inputs)  # cuBLAS and the kernels of eager are loaded
         _wait(args.device)
         start = time.perf_counter()
-        torch.compile(model, **how)(**inputs)
+        torch.compile(model, **compile_arguments(args.compiler))(**inputs)
         _wait(args.device)
     print(json.dumps({"ok": True, "seconds": round(time.perf_counter() - start, 2), **what_ran()}))
     return 0

@@ -134,8 +134,9 @@ def dense_rows(emitter: Emitter, bias: Node) -> Node:
 
     def copied() -> Node:
         one = bias
-        for dim in (dim for dim in (0, 1) if known_equal(spec.stride[dim], 0)):
-            one = emitter(aten.slice.Tensor, one, dim, 0, 1)
+        for dim in (0, 1):
+            if known_equal(spec.stride[dim], 0):
+                one = emitter(aten.slice.Tensor, one, dim, 0, 1)
         return emitter(aten.clone.default, one, memory_format=torch.contiguous_format)
 
     dense: Node = emitter.once(("dense rows", bias, emitter.epoch), copied)
